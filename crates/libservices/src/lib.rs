@@ -1,0 +1,16 @@
+//! Libservices: stackable storage functions behind one trait.
+//!
+//! A libservice knows nothing of doors or channels. Start reading at [`Libservice`].
+
+pub mod capabilities;
+pub mod error;
+pub mod libservice;
+pub mod name;
+pub mod stack;
+pub mod types;
+
+pub use capabilities::{Capabilities, Coherence};
+pub use error::{Attempt, Errno, Error, Result};
+pub use libservice::{Change, Libservice, Observer};
+pub use name::Name;
+pub use types::*;
