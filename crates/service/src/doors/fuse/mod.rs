@@ -1,0 +1,1 @@
+//! The FUSE door: the kernel's FUSE protocol, spoken directly on `/dev/fuse`.

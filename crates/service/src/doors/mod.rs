@@ -1,0 +1,3 @@
+//! The ways into a service.
+
+pub mod fuse;
