@@ -24,7 +24,7 @@ class StorageError(PolytropoError):
 
 
 _ADVICE = {
-    errno.ENOSPC: "the filesystem of {where} is full; free some space (see `polytropo system prune`), try again",
+    errno.ENOSPC: "the filesystem of {where} is full; free some space (`polytropo system prune`)",
     errno.EDQUOT: "the disk quota at {where} is used up; free some space and try again",
     errno.EROFS: "{where} is read-only; mount it writable or set POLYTROPO_HOME to another directory",
     errno.EACCES: "{where} may not be used by this user; run as its owner or set POLYTROPO_HOME",
