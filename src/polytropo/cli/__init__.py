@@ -1,0 +1,1 @@
+"""The command line: one module a family of commands, loaded when one of them is used."""

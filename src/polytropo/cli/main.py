@@ -1,0 +1,138 @@
+"""The command `polytropo`: finds the module of a command, and turns every failure into one sentence."""
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from polytropo import __version__
+from polytropo.errors import PolytropoError
+
+PROGRAM = "polytropo"
+COMPLETE_VARIABLE = "_POLYTROPO_COMPLETE"
+
+# Where each command lives. Only the module of the command that was asked for is imported.
+COMMANDS = {
+    "completion": "polytropo.cli.completion:completion",
+    "tenant": "polytropo.cli.tenant:tenant",
+    "volume": "polytropo.cli.volume:volume",
+}
+ALIASES = frozenset({"umount"})  # work, but are not listed
+
+# Commands that answer with a program's status: failures of ours get one of their own, as with podman.
+_RUN_FAMILY = frozenset({"run", "exec", "on"})
+_RUN_FAMILY_STATUS = 125
+_INTERRUPTED_STATUS = 130
+_TERMINATED_STATUS = 143
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported at use."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted(COMMANDS.keys() - ALIASES)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        place = COMMANDS.get(name)
+        if place is None:
+            return None
+        module, _, attribute = place.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(context, arguments)
+        context.find_root().meta["polytropo.command"] = name
+        return name, command, rest
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name=PROGRAM)
+@click.option("--debug", is_flag=True, envvar="POLYTROPO_DEBUG", help="Show tracebacks of failures.")
+def cli(debug: bool) -> None:
+    """Containers on storage services of their own, one service a tenant.
+
+    \b
+    Example:
+      polytropo image bootstrap debian
+      polytropo run -it debian bash
+    """
+
+
+def main() -> NoReturn:
+    """The entry point: runs the command line of this process and exits with its status."""
+    signal.signal(signal.SIGTERM, _terminated)
+    status = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+    sys.exit(status)
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command line and returns the status for the shell; failures are told on stderr."""
+    context_meta: dict[str, Any] = {}
+    debug = _debug_wanted(arguments)
+    try:
+        with cli.make_context(PROGRAM, _completed(arguments)) as context:
+            context_meta = context.meta
+            cli.invoke(context)
+            return 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _INTERRUPTED_STATUS
+    except BrokenPipeError:
+        _drop_output()
+        return 0
+    except PolytropoError as error:
+        return _failure(error, str(error), debug, context_meta)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".replace("\n", " ")
+        sentence = f"an error in polytropo itself, {what}; run it again with --debug and report what it shows"
+        return _failure(error, sentence, debug, context_meta)
+
+
+def _failure(error: Exception, sentence: str, debug: bool, meta: dict[str, Any]) -> int:
+    if debug:
+        traceback.print_exception(error)
+    click.echo(f"{PROGRAM}: {sentence}", err=True)
+    return _RUN_FAMILY_STATUS if meta.get("polytropo.command") in _RUN_FAMILY else 1
+
+
+def _debug_wanted(arguments: list[str]) -> bool:
+    """Whether --debug stands before the command; asked early, for failures before it is parsed."""
+    before = arguments[: next((i for i, word in enumerate(arguments) if not word.startswith("-")), None)]
+    return "--debug" in before or os.environ.get("POLYTROPO_DEBUG", "") not in ("", "0")
+
+
+def _completed(arguments: list[str]) -> list[str]:
+    """The arguments, unless a shell asks for completions: then these are printed and that was all."""
+    if instruction := os.environ.get(COMPLETE_VARIABLE):
+        from click.shell_completion import shell_complete
+
+        raise click.exceptions.Exit(shell_complete(cli, {}, PROGRAM, COMPLETE_VARIABLE, instruction))
+    return arguments
+
+
+def _drop_output() -> None:
+    # Whoever read our output has gone; Python's own flush at exit must not complain about it.
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    # Unwinds, so that temporary directories and locks are given back.
+    raise SystemExit(_TERMINATED_STATUS)

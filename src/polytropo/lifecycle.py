@@ -1,0 +1,72 @@
+"""What ends and removes whole tenants, across containers, service, control group and files."""
+
+import importlib
+from pathlib import Path
+from typing import Protocol, cast
+
+from polytropo import mounts, service, tenants, volumes
+from polytropo.errors import PolytropoError
+from polytropo.state import State
+
+
+class ContainerHooks(Protocol):
+    """What `polytropo.containers.hooks` offers to commands that deal with whole tenants."""
+
+    def of_tenant(self, state: State, tenant_name: str) -> list[str]:
+        """The names of the tenant's containers, running or not."""
+
+    def using_volume(self, state: State, tenant_name: str, volume_name: str) -> list[str]:
+        """The names of the tenant's containers that mount the volume, running or not."""
+
+    def stop_tenant(self, state: State, tenant_name: str) -> list[str]:
+        """Stops the tenant's running containers and returns their names."""
+
+    def remove_tenant(self, state: State, tenant_name: str) -> None:
+        """Removes the tenant's containers with their writable layers."""
+
+    def prune(self, state: State) -> int:
+        """Clears what killed commands left of containers; returns how many things that were."""
+
+
+def container_hooks() -> ContainerHooks | None:
+    """The hooks of the container engine."""
+    if not (Path(__file__).parent / "containers" / "hooks.py").exists():
+        return None
+    return cast(ContainerHooks, importlib.import_module("polytropo.containers.hooks"))
+
+
+def stop_tenant(state: State, tenant_name: str, *, force: bool = False) -> None:
+    """Stops the tenant's containers, then its service. Raises PolytropoError."""
+    if hooks := container_hooks():
+        hooks.stop_tenant(state, tenant_name)
+    service.stop(state, tenant_name, force=force)
+
+
+def remove_tenant(state: State, tenant_name: str, *, force: bool = False) -> None:
+    """Stops and removes a tenant; one that has containers or volumes only with `force`."""
+    hooks = container_hooks()
+    if not force:
+        owned = hooks.of_tenant(state, tenant_name) if hooks else []
+        kept = [f"the container {name}" for name in owned]
+        kept += [f"the volume {volume.name}" for volume in volumes.list_volumes(state, tenant_name)]
+        if kept:
+            raise PolytropoError(
+                f"the tenant {tenant_name} still has {', '.join(kept)};"
+                " remove them first, or everything with --force"
+            )
+    stop_tenant(state, tenant_name, force=force)
+    if hooks:
+        hooks.remove_tenant(state, tenant_name)
+    mounts.clear_dead_mounts(state.home)
+    tenants.remove_tenant_files(state, tenant_name)
+
+
+def remove_volume(state: State, tenant_name: str, name: str) -> None:
+    """Removes a volume that neither a container nor a mounted stack uses. Raises PolytropoError."""
+    hooks = container_hooks()
+    users = hooks.using_volume(state, tenant_name, name) if hooks else []
+    if users:
+        raise PolytropoError(
+            f"the volume {name} is used by the container {', '.join(users)}; remove that first"
+        )
+    volumes.remove_volume(state, tenant_name, name)

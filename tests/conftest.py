@@ -1,0 +1,125 @@
+"""What the tests share: a machine of their own inside the machine, gone when the test ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polytropo.cgroups import Group
+from polytropo.service import service_binary
+from polytropo.state import State
+from polytropo.tenants import group_parent
+from polytropo.trees import remove_tree
+
+POLYTROPO = str(Path(sys.executable).parent / "polytropo")
+COMMAND_TIMEOUT_S = 120.0
+_UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+class Isolated:
+    """A private mount and process namespace with a state directory of its own.
+
+    Whatever a test starts or mounts in it ends with it, also when the test dies.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.home = directory / "home"
+        self.environment = {
+            "HOME": str(directory),
+            "LC_ALL": "C.UTF-8",
+            "PATH": os.environ["PATH"],
+            "POLYTROPO_HOME": str(self.home),
+            "POLYTROPO_SERVICE_BIN": str(service_binary()),
+        }
+        # Its first process ignores SIGCHLD, so that the kernel collects orphans.
+        self._first = subprocess.Popen(
+            [*_UNSHARE, "sh", "-c", "trap '' CHLD; echo ready; exec sleep infinity"],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        assert self._first.stdout is not None
+        assert self._first.stdout.readline() == "ready\n", "unshare failed"
+        children = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children").read_text()
+        self._first_pid = int(children)
+
+    @property
+    def state(self) -> State:
+        return State.open(self.home)
+
+    def command(self, *command: str | Path) -> list[str]:
+        """The command line that runs `command` in here; for `subprocess.Popen`."""
+        return ["nsenter", f"--target={self._first_pid}", "--mount", "--pid", "--", *map(str, command)]
+
+    def run(
+        self,
+        *command: str | Path,
+        check: bool = True,
+        stdin: str | None = None,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+        environment: dict[str, str] | None = None,
+    ) -> "subprocess.CompletedProcess[str]":
+        """Runs a program in here; with `check` its failure is the test's, with all that it said."""
+        done = subprocess.run(
+            self.command(*command),
+            input="" if stdin is None else stdin,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=timeout_s,
+            env=self.environment | (environment or {}),
+            check=False,
+        )
+        if check and done.returncode != 0:
+            pytest.fail(f"{command} ended with status {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def polytropo(self, *arguments: str | Path, **options: Any) -> "subprocess.CompletedProcess[str]":
+        """Runs the command line in here."""
+        return self.run(POLYTROPO, *arguments, **options)
+
+    def refused(self, *arguments: str | Path, status: int = 1, **options: Any) -> str:
+        """Runs a command line that has to fail with one clean sentence, and returns that sentence."""
+        done = self.polytropo(*arguments, check=False, **options)
+        assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.stderr.startswith("polytropo: "), done.stderr
+        assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+        return done.stderr.removeprefix("polytropo: ").rstrip("\n")
+
+    def json(self, *arguments: str | Path, **options: Any) -> Any:
+        """Runs a command line with --json and returns what it printed."""
+        return json.loads(self.polytropo(*arguments, "--json", **options).stdout)
+
+    def close(self) -> None:
+        os.kill(self._first.pid, signal.SIGKILL)
+        self._first.wait()
+        if self._first.stdout is not None:
+            self._first.stdout.close()
+        if self.home.exists():
+            group = Group(group_parent(State(self.home)))
+            group.kill()
+            group.remove()
+            remove_tree(self.home)
+
+
+@pytest.fixture
+def isolated(tmp_path: Path) -> Iterator[Isolated]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root for a private mount namespace")
+    # The state directory must be reachable for the ids that programs in containers run under.
+    for parent in [tmp_path, *tmp_path.parents]:
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    place = Isolated(tmp_path)
+    try:
+        yield place
+    finally:
+        place.close()
