@@ -3,6 +3,7 @@
 //! A libservice knows nothing of doors or channels. Start reading at [`Libservice`].
 
 pub mod capabilities;
+pub mod dir;
 pub mod error;
 pub mod libservice;
 pub mod name;

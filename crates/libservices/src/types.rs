@@ -22,7 +22,7 @@ impl NodeId {
 pub struct HandleId(pub u64);
 
 /// Time since 1970, UTC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp {
     pub seconds: i64,
     pub nanoseconds: u32,

@@ -1,0 +1,146 @@
+//! Attributes: reading and changing them.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::fs::{self, AtFlags, Gid, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+
+use super::nodes::{Node, Privileges};
+use super::{Dir, sys};
+use crate::error::{Attempt, Errno, Result};
+use crate::types::*;
+
+impl Dir {
+    pub(super) fn attributes(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attr> {
+        if let Some(file) = handle.and_then(|handle| self.files.get(handle).ok()) {
+            let attr = self.stat_fd(&*file.host).attempt("look at an open file")?.attr;
+            self.note_privileges(&file.node, &attr);
+            return Ok(attr);
+        }
+        let node = self.node(node)?;
+        let attr = self.stat_node(&node)?.attr;
+        self.note_privileges(&node, &attr);
+        Ok(attr)
+    }
+
+    /// statx by the cached descriptor, else by name (no descriptor is made for it), else by reaching it.
+    fn stat_node(&self, node: &Arc<Node>) -> Result<sys::Stat> {
+        if node.descriptor().is_none() {
+            if let Some(seen) = node.sighting() {
+                let parent = self.reach(&seen.parent)?;
+                match self.stat_name(&*parent, &seen.name) {
+                    Ok(stat) if stat.key == node.key => return Ok(stat),
+                    _ => {} // moved or gone: `reach` finds out
+                }
+            }
+        }
+        let fd = self.reach(node)?;
+        self.stat_fd(&*fd).attempt("look at a node")
+    }
+
+    pub(super) fn set_attributes(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        handle: Option<HandleId>,
+        changes: &SetAttr,
+    ) -> Result<Attr> {
+        self.writable()?;
+        let node = self.node(node)?;
+        let file = handle.and_then(|handle| self.files.get(handle).ok());
+        if let Some(size_bytes) = changes.size_bytes {
+            match &file {
+                Some(file) if file.flags.contains(OpenFlags::WRITE) => truncate(&*file.host, size_bytes)?,
+                _ => truncate(self.open_host(&node, OFlags::WRONLY)?, size_bytes)?,
+            }
+        }
+        let attr = match &file {
+            Some(file) => self.change(&node, file.host.as_fd(), changes)?,
+            None => self.change(&node, self.reach(&node)?.as_fd(), changes)?,
+        };
+        self.notices.inode(caller, node.id);
+        Ok(attr)
+    }
+
+    // Owner before mode, since the kernel drops setuid and setgid bits when the owner changes.
+    fn change(&self, node: &Arc<Node>, fd: BorrowedFd<'_>, changes: &SetAttr) -> Result<Attr> {
+        node.set_privileges(Privileges::Unknown);
+        if changes.uid.is_some() || changes.gid.is_some() {
+            own(fd, changes.uid, changes.gid).attempt("change the owner")?;
+        }
+        match changes.mode {
+            Some(mode) => sys::chmod_fd(fd, mode).attempt("change the mode")?,
+            None if changes.kill_privileges => self.drop_privileges(node, fd)?,
+            None => {}
+        }
+        if changes.atime.is_some() || changes.mtime.is_some() {
+            let times = Timestamps {
+                last_access: timespec(changes.atime),
+                last_modification: timespec(changes.mtime),
+            };
+            fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH).attempt("change times")?;
+        }
+        let attr = self.stat_fd(fd).attempt("look at a changed file")?.attr;
+        self.note_privileges(node, &attr);
+        Ok(attr)
+    }
+
+    /// Remembers whether there are bits that a write by an ordinary user has to drop.
+    pub(super) fn note_privileges(&self, node: &Node, attr: &Attr) {
+        let known = if privileged(attr) { Privileges::Present } else { Privileges::Absent };
+        node.set_privileges(known);
+    }
+
+    /// Drops setuid, and setgid of group-executables, where they are set. (File capabilities the host drops itself.)
+    pub(super) fn drop_privileges(&self, node: &Node, fd: BorrowedFd<'_>) -> Result<()> {
+        let attr = self.stat_fd(fd).attempt("look for privileges to drop")?.attr;
+        if privileged(&attr) {
+            sys::chmod_fd(fd, without_privileges(attr.mode)).attempt("drop setuid and setgid bits")?;
+        }
+        node.set_privileges(Privileges::Absent);
+        Ok(())
+    }
+
+    /// Before the bytes of a file change on behalf of `caller`.
+    pub(super) fn before_write(&self, caller: &Caller, node: &Node, fd: BorrowedFd<'_>) -> Result<()> {
+        let trusted = caller.capabilities.contains(FsCapabilities::FSETID);
+        let others_change_modes = self.coherence == crate::Coherence::Shared;
+        if trusted || (node.privileges() == Privileges::Absent && !others_change_modes) {
+            return Ok(());
+        }
+        self.drop_privileges(node, fd)
+    }
+}
+
+/// Changes owner and group; keeps what is `None`.
+pub(super) fn own(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> rustix::io::Result<()> {
+    // -1 means "leave" to the kernel: an id that no file can have.
+    if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
+        return Err(Errno::INVAL);
+    }
+    fs::chownat(fd, c"", uid.map(Uid::from_raw), gid.map(Gid::from_raw), AtFlags::EMPTY_PATH)
+}
+
+pub(super) fn truncate(fd: impl AsFd, size_bytes: u64) -> Result<()> {
+    if size_bytes > i64::MAX as u64 {
+        return Err(crate::Error::new(Errno::FBIG, "make a file longer than any file can be"));
+    }
+    fs::ftruncate(fd, size_bytes).attempt("change the size")
+}
+
+fn privileged(attr: &Attr) -> bool {
+    attr.file_type() == libc::S_IFREG && without_privileges(attr.mode) != attr.mode & 0o7777
+}
+
+fn without_privileges(mode: u32) -> u32 {
+    let setgid = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    mode & 0o7777 & !(libc::S_ISUID | setgid)
+}
+
+fn timespec(time: Option<SetTime>) -> Timespec {
+    match time {
+        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        Some(SetTime::At(t)) => Timespec { tv_sec: t.seconds, tv_nsec: t.nanoseconds.into() },
+    }
+}

@@ -1,0 +1,248 @@
+//! Open files: bytes, holes, durability.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{self, FallocateFlags, Mode, OFlags, SeekFrom};
+
+use super::attributes::truncate;
+use super::nodes::Node;
+use super::{Dir, stale, stale_if_absent, sys};
+use crate::capabilities::Coherence;
+use crate::error::{Attempt, Errno, Error, Result};
+use crate::types::*;
+
+/// One open regular file.
+pub struct File {
+    pub host: Arc<OwnedFd>,
+    pub node: Arc<Node>,
+    pub flags: OpenFlags,
+}
+
+/// Flags of the host's open file. `DIRECT` is kept above: what callers hand us need not be aligned, so the host
+/// is always asked through its cache. `TRUNCATE` waits until it is sure what was opened.
+pub(super) fn host_flags(flags: OpenFlags) -> OFlags {
+    let mut host = match (flags.contains(OpenFlags::READ), flags.contains(OpenFlags::WRITE)) {
+        (_, false) => OFlags::RDONLY,
+        (false, true) => OFlags::WRONLY,
+        (true, true) => OFlags::RDWR,
+    };
+    for (flag, value) in [
+        (OpenFlags::APPEND, OFlags::APPEND),
+        (OpenFlags::SYNC, OFlags::SYNC),
+        (OpenFlags::DSYNC, OFlags::DSYNC),
+        (OpenFlags::NOATIME, OFlags::NOATIME),
+    ] {
+        host.set(value, flags.contains(flag));
+    }
+    host
+}
+
+/// Offsets of the kernel are signed.
+fn check_range(offset: u64, length: u64) -> Result<()> {
+    match offset.checked_add(length) {
+        Some(end) if end <= i64::MAX as u64 => Ok(()),
+        _ => Err(Error::new(Errno::INVAL, "use a range beyond the largest file")),
+    }
+}
+
+impl Dir {
+    pub(super) fn open_file(&self, caller: &Caller, node: &Arc<Node>, flags: OpenFlags) -> Result<Opened> {
+        if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
+            self.writable()?;
+        }
+        let host = self.open_host(node, host_flags(flags))?;
+        if flags.contains(OpenFlags::TRUNCATE) {
+            self.before_write(caller, node, host.as_fd())?;
+            if flags.contains(OpenFlags::WRITE) {
+                truncate(&host, 0)?;
+            } else {
+                truncate(self.open_host(node, OFlags::WRONLY)?, 0)?;
+            }
+            self.notices.inode(caller, node.id);
+        }
+        Ok(self.opened(host, node, flags))
+    }
+
+    pub(super) fn opened(&self, host: OwnedFd, node: &Arc<Node>, flags: OpenFlags) -> Opened {
+        let file = File { host: Arc::new(host), node: node.clone(), flags };
+        Opened {
+            handle: self.files.insert(file),
+            keep_cache: self.coherence != Coherence::Shared,
+            direct: flags.contains(OpenFlags::DIRECT),
+        }
+    }
+
+    /// Opens a regular file of the host. Nothing else is ever opened: to open a device is to act on it.
+    pub(super) fn open_host(&self, node: &Arc<Node>, flags: OFlags) -> Result<OwnedFd> {
+        match node.host_type {
+            libc::S_IFREG => {}
+            libc::S_IFDIR => return Err(Error::new(Errno::ISDIR, "open a directory as a file")),
+            libc::S_IFLNK => return Err(Error::new(Errno::LOOP, "open a symbolic link")),
+            _ => return Err(Error::new(Errno::NXIO, "open a special file")),
+        }
+        let opened = self.open_checked(node, flags);
+        match opened {
+            // Only owners may leave access times alone.
+            Err(e) if e.is(Errno::PERM) && flags.contains(OFlags::NOATIME) => {
+                self.open_checked(node, flags - OFlags::NOATIME)
+            }
+            done => done,
+        }
+    }
+
+    fn open_checked(&self, node: &Arc<Node>, flags: OFlags) -> Result<OwnedFd> {
+        // Where others change names, a name could stand for a device by now: O_PATH first, then the same inode.
+        let by_name = self.coherence != Coherence::Shared || sys::proc_self_fd().is_err();
+        if by_name && node.descriptor().is_none() {
+            if let Some(file) = self.open_by_name(node, flags)? {
+                return Ok(file);
+            }
+        }
+        let fd = self.reach(node)?;
+        match self.with_room(|| sys::reopen(&*fd, flags)) {
+            Err(Errno::NOSYS) => self.open_by_name(node, flags)?.ok_or_else(|| stale(Errno::STALE)),
+            done => done.attempt("open a file"),
+        }
+    }
+
+    /// `None` when the name is gone or stands for something else.
+    fn open_by_name(&self, node: &Arc<Node>, flags: OFlags) -> Result<Option<OwnedFd>> {
+        let Some(seen) = node.sighting() else { return Ok(None) };
+        let parent = self.reach(&seen.parent)?;
+        let open = || sys::open_name(&*parent, &seen.name, flags | OFlags::NONBLOCK, Mode::empty());
+        let file = match self.with_room(open) {
+            Ok(file) => file,
+            Err(errno) if stale_if_absent(errno).is(Errno::STALE) => return Ok(None),
+            Err(errno) => return Err(Error::new(errno, "open a file")),
+        };
+        let stat = self.stat_fd(&file).attempt("look at an opened file")?;
+        Ok((stat.key == node.key).then_some(file))
+    }
+
+    pub(super) fn read_file(&self, handle: HandleId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let file = self.files.get(handle)?;
+        check_range(offset, buffer.len() as u64)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            match rustix::io::pread(&*file.host, &mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(Error::new(errno, "read a file")),
+            }
+        }
+        Ok(done)
+    }
+
+    pub(super) fn write_file(
+        &self,
+        caller: &Caller,
+        handle: HandleId,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize> {
+        let file = self.files.get(handle)?;
+        if !file.flags.contains(OpenFlags::APPEND) {
+            check_range(offset, data.len() as u64)?;
+        }
+        self.before_write(caller, &file.node, file.host.as_fd())?;
+        let mut done = 0;
+        while done < data.len() {
+            // Of a file opened to append, the kernel ignores the offset.
+            match rustix::io::pwrite(&*file.host, &data[done..], offset.wrapping_add(done as u64)) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(Error::new(errno, "write a file")),
+            }
+        }
+        self.notices.inode(caller, file.node.id);
+        Ok(done)
+    }
+
+    /// Closing a copy of the descriptor makes network filesystems report what failed; local ones have nothing to say.
+    pub(super) fn flush_file(&self, handle: HandleId) -> Result<()> {
+        let file = self.files.get(handle)?;
+        if !self.network_host || !file.flags.contains(OpenFlags::WRITE) {
+            return Ok(());
+        }
+        let copy =
+            self.with_room(|| rustix::io::fcntl_dupfd_cloexec(&*file.host, 0)).attempt("flush a file")?;
+        // SAFETY: `into_raw_fd` gave up the descriptor, so it is closed once, here.
+        let closed = unsafe { rustix::io::try_close(std::os::fd::IntoRawFd::into_raw_fd(copy)) };
+        closed.attempt("flush a file")
+    }
+
+    pub(super) fn sync_file(&self, handle: HandleId, data_only: bool) -> Result<()> {
+        let file = self.files.get(handle)?;
+        let done = if data_only { fs::fdatasync(&*file.host) } else { fs::fsync(&*file.host) };
+        done.attempt("make a file durable")
+    }
+
+    pub(super) fn allocate(
+        &self,
+        caller: &Caller,
+        handle: HandleId,
+        mode: FallocateMode,
+        (offset, length): (u64, u64),
+    ) -> Result<()> {
+        let file = self.files.get(handle)?;
+        self.before_write(caller, &file.node, file.host.as_fd())?;
+        let flags = FallocateFlags::from_bits_retain(mode.bits());
+        fs::fallocate(&*file.host, flags, offset, length).attempt("allocate or free space")?;
+        self.notices.inode(caller, file.node.id);
+        Ok(())
+    }
+
+    pub(super) fn seek_sparse(&self, handle: HandleId, offset: u64, to: SeekTo) -> Result<u64> {
+        let file = self.files.get(handle)?;
+        check_range(offset, 0)?;
+        let to = match to {
+            SeekTo::Data => SeekFrom::Data(offset),
+            SeekTo::Hole => SeekFrom::Hole(offset),
+        };
+        // The position of the shared open file moves, but reads and writes never use it.
+        fs::seek(&*file.host, to).attempt("look for data or a hole")
+    }
+
+    /// EXDEV, EOPNOTSUPP and the like pass up: those who asked copy by reading and writing then.
+    pub(super) fn copy_between(
+        &self,
+        caller: &Caller,
+        from: (HandleId, u64),
+        to: (HandleId, u64),
+        length: u64,
+    ) -> Result<u64> {
+        let (source, target) = (self.files.get(from.0)?, self.files.get(to.0)?);
+        self.before_write(caller, &target.node, target.host.as_fd())?;
+        let (mut read_at, mut write_at) = (from.1, to.1);
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let copied = fs::copy_file_range(
+            &*source.host,
+            Some(&mut read_at),
+            &*target.host,
+            Some(&mut write_at),
+            length,
+        )
+        .attempt("copy between files")?;
+        self.notices.inode(caller, target.node.id);
+        Ok(copied as u64)
+    }
+
+    pub(super) fn space(&self) -> Result<StatFs> {
+        let root = self.reach(&self.node(NodeId::ROOT)?)?;
+        let host = fs::fstatvfs(&*root).attempt("ask for free space")?;
+        Ok(StatFs {
+            blocks: host.f_blocks,
+            blocks_free: host.f_bfree,
+            blocks_available: host.f_bavail,
+            files: host.f_files,
+            files_free: host.f_ffree,
+            block_size_bytes: u32::try_from(host.f_frsize).unwrap_or(4096),
+            name_len_max: u32::try_from(host.f_namemax).unwrap_or(255),
+        })
+    }
+}

@@ -1,0 +1,43 @@
+//! Tells observers of changes; costs one load while there is none.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
+
+use crate::libservice::{Change, Observer};
+use crate::name::Name;
+use crate::types::{Caller, NodeId};
+
+#[derive(Default)]
+pub struct Notices {
+    any: AtomicBool,
+    observers: RwLock<Vec<Arc<dyn Observer>>>,
+}
+
+impl Notices {
+    pub fn add(&self, observer: Arc<dyn Observer>) {
+        self.observers.write().push(observer);
+        self.any.store(true, Ordering::Release);
+    }
+
+    /// Attributes or bytes of an inode changed.
+    pub fn inode(&self, caller: &Caller, node: NodeId) {
+        self.tell(caller, Change::Inode { node });
+    }
+
+    /// A name in a directory stands for something else; the directory's times changed with it.
+    pub fn entry(&self, caller: &Caller, parent: NodeId, name: &Name) {
+        self.tell(caller, Change::Entry { parent, name });
+        self.tell(caller, Change::Inode { node: parent });
+    }
+
+    fn tell(&self, caller: &Caller, change: Change<'_>) {
+        if !self.any.load(Ordering::Acquire) {
+            return;
+        }
+        for observer in self.observers.read().iter() {
+            observer.changed(change, caller.door);
+        }
+    }
+}
