@@ -81,7 +81,9 @@ class Chooser:
 
     def flags(self) -> int:
         access = self.random.choice((os.O_RDONLY, os.O_RDWR, os.O_RDWR, os.O_WRONLY))
-        extra = self.random.choice((0, 0, os.O_CREAT, os.O_CREAT, os.O_CREAT | os.O_EXCL, os.O_TRUNC, os.O_APPEND))
+        extra = self.random.choice(
+            (0, 0, os.O_CREAT, os.O_CREAT, os.O_CREAT | os.O_EXCL, os.O_TRUNC, os.O_APPEND)
+        )
         return access | extra
 
     def next(self) -> tuple[str, list[Any]]:
@@ -131,7 +133,9 @@ class Chooser:
         return name, arguments
 
 
-def compare(mount: Path, plain: Path, *, seed: int, steps: int, actors: int = 1, check_every: int = 50) -> int:
+def compare(
+    mount: Path, plain: Path, *, seed: int, steps: int, actors: int = 1, check_every: int = 50
+) -> int:
     """Does ``steps`` operations below both directories and raises AssertionError at the first difference.
 
     Returns how many of them succeeded, so that a caller can see that the run was not all refusals.
