@@ -2,6 +2,7 @@
 //!
 //! A libservice knows nothing of doors or channels. Start reading at [`Libservice`].
 
+pub mod build;
 pub mod capabilities;
 pub mod dir;
 pub mod error;
@@ -10,6 +11,7 @@ pub mod name;
 pub mod stack;
 pub mod types;
 
+pub use build::{Interner, build, build_with};
 pub use capabilities::{Capabilities, Coherence};
 pub use error::{Attempt, Errno, Error, Result};
 pub use libservice::{Change, Libservice, Observer};

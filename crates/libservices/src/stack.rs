@@ -47,7 +47,7 @@ pub struct DirLayer {
 }
 
 /// Who else changes the directory; see [`crate::Coherence`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DirCoherence {
     Immutable,
@@ -57,7 +57,7 @@ pub enum DirCoherence {
 }
 
 /// Where owner, mode and device numbers are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ownership {
     /// In the host's inodes.

@@ -1,0 +1,144 @@
+//! From a checked stack document and the directories it names to libservices.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+
+use crate::dir::Dir;
+use crate::error::{Attempt, Errno, Error, Result};
+use crate::libservice::Libservice;
+use crate::stack::{DirCoherence, DirLayer, Layer, Ownership, StackDocument, UnionLayer};
+
+/// Builds a stack. `roots` are the directories of `document.dirs()`, in that order; EINVAL when they are not as many.
+pub fn build(document: &StackDocument, roots: Vec<OwnedFd>) -> Result<Arc<dyn Libservice>> {
+    build_with(document, roots, &Interner::default())
+}
+
+/// `build`, where the same directory of the host, served in the same way by several stacks of one `interner`, is one
+/// libservice: containers on one image share its nodes and descriptors.
+pub fn build_with(
+    document: &StackDocument,
+    roots: Vec<OwnedFd>,
+    interner: &Interner,
+) -> Result<Arc<dyn Libservice>> {
+    let wanted = document.dirs().len();
+    if roots.len() != wanted {
+        let problem = format!("build a stack of {wanted} directories from {} descriptors", roots.len());
+        return Err(Error::new(Errno::INVAL, problem));
+    }
+    Builder { roots: roots.into_iter(), interner }.layer(&document.root)
+}
+
+/// The directory layers that are alive, each once.
+#[derive(Default)]
+pub struct Interner {
+    dirs: Mutex<FxHashMap<DirKey, Weak<dyn Libservice>>>,
+}
+
+/// Which directory, served how. The inode cannot be another one's while the layer lives, since that keeps it open.
+#[derive(PartialEq, Eq, Hash)]
+struct DirKey {
+    device: u64,
+    ino: u64,
+    read_only: bool,
+    coherence: DirCoherence,
+    ownership: Ownership,
+}
+
+impl Interner {
+    fn dir(&self, root: OwnedFd, config: &DirLayer) -> Result<Arc<dyn Libservice>> {
+        let stat = rustix::fs::fstat(&root).attempt("look at the root of a directory layer")?;
+        let key = DirKey {
+            device: stat.st_dev,
+            ino: stat.st_ino,
+            read_only: config.read_only,
+            coherence: config.coherence,
+            ownership: config.ownership,
+        };
+        let mut dirs = self.dirs.lock();
+        if let Some(present) = dirs.get(&key).and_then(Weak::upgrade) {
+            return Ok(present);
+        }
+        let made: Arc<dyn Libservice> = match config.ownership {
+            Ownership::Native => Arc::new(Dir::new(root, config)?),
+            Ownership::Xattr => {
+                return Err(Error::new(Errno::OPNOTSUPP, "keep owners in extended attributes"));
+            }
+        };
+        dirs.retain(|_, dir| dir.strong_count() > 0);
+        dirs.insert(key, Arc::downgrade(&made));
+        Ok(made)
+    }
+}
+
+struct Builder<'a> {
+    roots: std::vec::IntoIter<OwnedFd>,
+    interner: &'a Interner,
+}
+
+impl Builder<'_> {
+    fn layer(&mut self, layer: &Layer) -> Result<Arc<dyn Libservice>> {
+        match layer {
+            Layer::Dir(config) => self.dir(config),
+            Layer::Union(config) => self.union(config),
+            Layer::Fault(_) => Err(Error::new(Errno::OPNOTSUPP, "build a fault layer")),
+        }
+    }
+
+    fn dir(&mut self, config: &DirLayer) -> Result<Arc<dyn Libservice>> {
+        let root =
+            self.roots.next().ok_or_else(|| Error::new(Errno::INVAL, "build a layer without its root"))?;
+        self.interner.dir(root, config)
+    }
+
+    /// The upper first, as in `StackDocument::dirs`.
+    fn union(&mut self, config: &UnionLayer) -> Result<Arc<dyn Libservice>> {
+        let _upper = config.upper.as_deref().map(|upper| self.layer(upper)).transpose()?;
+        let _lowers = config.lowers.iter().map(|lower| self.layer(lower)).collect::<Result<Vec<_>>>()?;
+        Err(Error::new(Errno::OPNOTSUPP, "build a union layer"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(json: &str) -> StackDocument {
+        StackDocument::parse(json).unwrap()
+    }
+
+    fn open(path: &std::path::Path) -> OwnedFd {
+        std::fs::File::open(path).unwrap().into()
+    }
+
+    #[test]
+    fn the_same_directory_served_in_the_same_way_is_one_libservice() {
+        let temp = tempfile::tempdir().unwrap();
+        let writable = document(r#"{"version":1,"root":{"kind":"dir","path":"/a"}}"#);
+        let read_only = document(r#"{"version":1,"root":{"kind":"dir","path":"/b","read_only":true}}"#);
+        let interner = Interner::default();
+        let first = build_with(&writable, vec![open(temp.path())], &interner).unwrap();
+        let again = build_with(&writable, vec![open(temp.path())], &interner).unwrap();
+        let other = build_with(&read_only, vec![open(temp.path())], &interner).unwrap();
+        assert!(Arc::ptr_eq(&first, &again));
+        assert!(!Arc::ptr_eq(&first, &other));
+        let weak = Arc::downgrade(&first);
+        drop((first, again));
+        assert!(weak.upgrade().is_none(), "the interner keeps nothing alive");
+        build_with(&writable, vec![open(temp.path())], &interner).unwrap();
+    }
+
+    #[test]
+    fn refuses_roots_that_do_not_fit() {
+        let temp = tempfile::tempdir().unwrap();
+        let one = document(r#"{"version":1,"root":{"kind":"dir","path":"/a"}}"#);
+        let too_few = build(&one, vec![]).err().unwrap();
+        assert!(too_few.is(Errno::INVAL), "{too_few}");
+        assert!(too_few.attempt().contains("1 directories from 0 descriptors"), "{too_few}");
+        assert!(build(&one, vec![open(temp.path()), open(temp.path())]).err().unwrap().is(Errno::INVAL));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(build(&one, vec![open(file.path())]).err().unwrap().is(Errno::NOTDIR));
+    }
+}
