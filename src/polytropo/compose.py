@@ -204,13 +204,20 @@ class Stack(msgspec.Struct, frozen=True):
         return msgspec.json.encode(self.to_document(state, tenant)).decode()
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Stack:
-        """Reads a document and checks it whole; raises `StackError`."""
+    def from_json(cls, text: str | bytes, *, names: bool = False) -> Stack:
+        """Reads a document and checks it whole; raises `StackError`.
+
+        With `names` it may hold images and volumes, as people write it; the service's own never does.
+
+        >>> Stack.from_json('{"version":1,"root":{"kind":"image","name":"app"}}', names=True).root
+        Image(name='app')
+        """
         value = _parse(text)
         _check_version(value)
         stack = cls(_convert(value).root)
         _check_layer(stack.root, "root", 0)
-        if place := _first_name(stack.root, "root"):
+        place = None if names else _first_name(stack.root, "root")
+        if place is not None:
             raise StackError(place, "names an image or volume; a document holds dir, union and fault only")
         return stack
 

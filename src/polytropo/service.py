@@ -38,6 +38,8 @@ _STOP_TIMEOUT_S = 15.0
 _LINE_MAX_BYTES = 16 << 20
 _LOG_MAX_BYTES = 4 << 20
 _ATTEMPTS = 3
+# Becomes the program named after the directory, in that directory.
+_ENTER_DIRECTORY = 'cd -- "$1" || exit 125; shift; exec "$@"'
 # Moves itself into the control groups named before "--" and becomes the program named after it.
 _ENTER_GROUPS = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
 
@@ -276,6 +278,18 @@ def find_mount(state: State, mountpoint: Path) -> tuple[str, MountInfo] | None:
     return None
 
 
+def find_mount_above(state: State, path: Path) -> str:
+    """The tenant whose running service has `path` on one of its mounts. Raises PolytropoError."""
+    above: dict[str, str] = {}
+    for tenant, infos in live_mounts(state):
+        above |= {info.mountpoint: tenant for info in infos}
+    for place in (path, *path.parents):
+        if tenant_name := above.get(str(place)):
+            return tenant_name
+    there = f"there are mounts at {', '.join(sorted(above))}" if above else "mount one with `polytropo mount`"
+    raise PolytropoError(f"no stack is mounted at {path}; {there}")
+
+
 def live_mounts(state: State) -> Iterator[tuple[str, list[MountInfo]]]:
     """The mounts of every running service, tenant by tenant."""
     for tenant in list_tenants(state):
@@ -303,9 +317,10 @@ def stop(state: State, tenant_name: str, *, force: bool = False) -> bool:
         return client is not None
 
 
-def enter_command(state: State, tenant_name: str, command: list[str]) -> list[str]:
-    """The command line that runs `command` where an ordinary user's service shows its mounts."""
-    return [str(service_binary()), "enter", "--run-dir", str(run_dir(state, tenant_name)), "--", *command]
+def enter_command(state: State, tenant_name: str, directory: Path, command: list[str]) -> list[str]:
+    """The command line that runs `command` in `directory` where a service of an ordinary user mounts."""
+    enter = [str(service_binary()), "enter", "--run-dir", str(run_dir(state, tenant_name)), "--"]
+    return [*enter, "/bin/sh", "-c", _ENTER_DIRECTORY, "sh", str(directory), *command]
 
 
 def _end(client: ServiceClient, tenant_name: str, *, force: bool) -> None:

@@ -19,7 +19,11 @@ COMPLETE_VARIABLE = "_POLYTROPO_COMPLETE"
 # Where each command lives. Only the module of the command that was asked for is imported.
 COMMANDS = {
     "completion": "polytropo.cli.completion:completion",
+    "mount": "polytropo.cli.mount:mount",
+    "on": "polytropo.cli.mount:on",
     "tenant": "polytropo.cli.tenant:tenant",
+    "umount": "polytropo.cli.mount:unmount",
+    "unmount": "polytropo.cli.mount:unmount",
     "volume": "polytropo.cli.volume:volume",
 }
 ALIASES = frozenset({"umount"})  # work, but are not listed
@@ -89,8 +93,7 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _misuse(error, context_meta)
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED_STATUS
     except BrokenPipeError:
@@ -102,6 +105,17 @@ def run(arguments: list[str]) -> int:
         what = f"{type(error).__name__}: {error}".replace("\n", " ")
         sentence = f"an error in polytropo itself, {what}; run it again with --debug and report what it shows"
         return _failure(error, sentence, debug, context_meta)
+
+
+def _misuse(error: click.ClickException, meta: dict[str, Any]) -> int:
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(message)
+        return error.exit_code
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    where = context.command_path if context else PROGRAM
+    click.echo(f"{PROGRAM}: {message[:1].lower()}{message[1:]}; see `{where} --help`", err=True)
+    return _RUN_FAMILY_STATUS if meta.get("polytropo.command") in _RUN_FAMILY else error.exit_code
 
 
 def _failure(error: Exception, sentence: str, debug: bool, meta: dict[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """Options and argument types that several commands share, and the completion of names."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,11 @@ from polytropo.state import State, default_home
 from polytropo.units import parse_size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def is_path(text: str) -> bool:
+    """Whether a word that could name an image or a path is a path."""
+    return text.startswith(("/", "./", "../")) or text in (".", "..") or text.endswith(".json")
 
 
 class Size(click.ParamType[int]):
@@ -51,9 +57,52 @@ def _volumes(state: State) -> Iterator[str]:
     return (path.parent.name for path in state.volumes.glob("*/*/volume.json"))
 
 
+def _images(state: State) -> Iterator[str]:
+    for path in state.images.glob("*.json"):
+        yield from json.loads(path.read_bytes()).get("names", [])
+
+
+def _containers(state: State) -> Iterator[str]:
+    for path in state.containers.glob("*/container.json"):
+        yield json.loads(path.read_bytes())["name"]
+
+
+class _Stack(_Name):
+    """An image's name, or a path."""
+
+    def shell_complete(
+        self, context: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        paths = [CompletionItem(incomplete, type="file")] if is_path(incomplete) else []
+        return super().shell_complete(context, param, incomplete) or paths
+
+
+class _Mountpoint(click.Path):
+    """A directory that one of our services mounted."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def shell_complete(
+        self, context: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from polytropo.mounts import our_mounts
+
+        try:
+            found = sorted({str(mount.mountpoint) for mount in our_mounts()})
+        except OSError:
+            found = []
+        matching = [CompletionItem(path) for path in found if path.startswith(incomplete)]
+        return matching or [CompletionItem(incomplete, type="dir")]
+
+
 SIZE = Size()
 TENANT = _Name("tenant", _tenants)
 VOLUME = _Name("volume", _volumes)
+IMAGE = _Name("image", _images)
+CONTAINER = _Name("container", _containers)
+STACK = _Stack("stack", _images)
+MOUNTPOINT = _Mountpoint()
 PATH = click.Path(path_type=Path)
 
 
