@@ -30,6 +30,7 @@ mod notices;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod xattrs;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -382,6 +383,29 @@ impl Libservice for Dir {
 
     fn statfs(&self, _caller: &Caller, _node: NodeId) -> Result<StatFs> {
         self.space()
+    }
+
+    fn getxattr(&self, _caller: &Caller, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        self.attribute(node, name)
+    }
+
+    fn listxattr(&self, _caller: &Caller, node: NodeId) -> Result<Vec<u8>> {
+        self.attribute_names(node)
+    }
+
+    fn setxattr(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        self.set_attribute(caller, node, name, value, flags)
+    }
+
+    fn removexattr(&self, caller: &Caller, node: NodeId, name: &[u8]) -> Result<()> {
+        self.remove_attribute(caller, node, name)
     }
 
     fn fallocate(

@@ -113,6 +113,20 @@ pub fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd> {
     fs::openat(proc_self_fd()?, proc_name(fd), flags, Mode::empty())
 }
 
+/// Runs `operation` with a path that stands for the inode of `fd`: a link in `/proc/self/fd`, which becomes this
+/// thread's working directory, since extended attributes are reached by path alone (before Linux 6.13).
+pub fn by_proc_name<T>(fd: impl AsFd, operation: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+    thread_local! {
+        static IS_THERE: Cell<bool> = const { Cell::new(false) };
+    }
+    if !IS_THERE.get() {
+        own_fs_struct()?;
+        rustix::process::fchdir(proc_self_fd()?)?;
+        IS_THERE.set(true);
+    }
+    operation(&proc_name(fd))
+}
+
 /// Changes the permission bits of any descriptor's inode. EOPNOTSUPP for symbolic links.
 pub fn chmod_fd(fd: impl AsFd, mode: u32) -> Result<()> {
     // SAFETY: fchmodat2 reads an empty, NUL-terminated path and changes no memory of ours.

@@ -92,3 +92,24 @@ fn an_unlinked_inode_lives_until_it_is_forgotten() {
     dir.forget(entry.node, 1);
     assert!(dir.getattr(&caller, entry.node, None).unwrap_err().is(Errno::STALE));
 }
+
+#[test]
+fn extended_attributes_reach_the_inode() {
+    let (temp, dir) = dir_with_budget(64);
+    let caller = Caller::service();
+    let made = dir.mkdir(&caller, NodeId::ROOT, name("d"), 0o755).unwrap();
+    let long = vec![7; 3000];
+    dir.setxattr(&caller, made.node, b"user.one", &long, XattrFlags::CREATE).unwrap();
+    let again = dir.setxattr(&caller, made.node, b"user.one", b"2", XattrFlags::CREATE);
+    assert!(again.unwrap_err().is(Errno::EXIST));
+    assert_eq!(dir.getxattr(&caller, made.node, b"user.one").unwrap(), long);
+    assert_eq!(dir.listxattr(&caller, made.node).unwrap(), b"user.one\0");
+    dir.removexattr(&caller, made.node, b"user.one").unwrap();
+    assert!(dir.getxattr(&caller, made.node, b"user.one").unwrap_err().is(Errno::NODATA));
+    // A link's own attributes, not those of what it leads to.
+    std_fs::write(temp.path().join("target"), b"").unwrap();
+    let link = dir.symlink(&caller, NodeId::ROOT, name("l"), b"target").unwrap();
+    assert!(
+        dir.setxattr(&caller, link.node, b"user.one", b"2", XattrFlags::empty()).unwrap_err().is(Errno::PERM)
+    );
+}
