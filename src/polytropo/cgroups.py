@@ -16,6 +16,7 @@ from pathlib import Path
 from polytropo.errors import PolytropoError
 
 WANTED = ("cpu", "cpuset", "memory", "pids")
+_COUNTED_V1 = "cpuacct"  # version 2 counts processor time in every group
 _V2_MAGIC = "cgroup2"
 _END_WAIT_S = 5.0
 _POLL_S = 0.02
@@ -38,32 +39,39 @@ class Hierarchies:
     """Mount point of each wanted controller of version 1."""
     v2: Path | None = None
     v2_controllers: frozenset[str] = frozenset()
+    others: tuple[Path, ...] = ()
+    """Mount points without a wanted controller; container runtimes make groups there too."""
 
     @classmethod
     def find(cls, mountinfo: str | None = None) -> "Hierarchies":
         """Reads the mount table of this process (`mountinfo` is its text)."""
         v1: dict[str, Path] = {}
         v2: Path | None = None
+        others: dict[Path, None] = {}
         text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
         for line in text.splitlines():
             before, _, after = line.partition(" - ")
             mountpoint = Path(before.split()[4])
             kind, _, options = after.split(" ", 2)
             if kind == "cgroup":
-                for name in set(options.split(" ")[-1].split(",")) & set(WANTED):
+                for name in set(options.split(" ")[-1].split(",")) & {*WANTED, _COUNTED_V1}:
                     v1.setdefault(name, mountpoint)
+                others[mountpoint] = None
             elif kind == _V2_MAGIC and v2 is None:
                 v2 = mountpoint
         controllers: frozenset[str] = frozenset()
         if v2 is not None:
             with suppress(OSError):
                 controllers = frozenset((v2 / "cgroup.controllers").read_text().split())
-        return cls(v1, v2, controllers & frozenset(WANTED) - v1.keys())
+        wanted = controllers & frozenset(WANTED) - v1.keys()
+        if v2 is not None and not wanted:
+            others[v2] = None
+        return cls(v1, v2, wanted, tuple(root for root in others if root not in v1.values()))
 
     @property
     def controllers(self) -> frozenset[str]:
         """The wanted controllers that exist at all."""
-        return frozenset(self.v1) | self.v2_controllers
+        return (frozenset(self.v1) | self.v2_controllers) & frozenset(WANTED)
 
     @property
     def description(self) -> str:
@@ -129,6 +137,18 @@ class Group:
             return _read_int(self.hierarchies.v2 / self.path / "memory.current")
         return None
 
+    def cpu_time_ns(self) -> int | None:
+        """The processor time that the group has used; None where it is not counted."""
+        if (root := self.hierarchies.v1.get(_COUNTED_V1)) is not None:
+            return _read_int(root / self.path / "cpuacct.usage")
+        if self.hierarchies.v2 is not None:
+            with suppress(OSError, ValueError):
+                for line in (self.hierarchies.v2 / self.path / "cpu.stat").read_text().splitlines():
+                    name, _, value = line.partition(" ")
+                    if name == "usage_usec":
+                        return int(value) * 1000
+        return None
+
     def kill(self) -> None:
         """Ends all processes of the group at once and waits for them to go, a bounded time."""
         deadline = time.monotonic() + _END_WAIT_S
@@ -149,7 +169,7 @@ class Group:
         Raises PolytropoError if some stay.
         """
         deadline = time.monotonic() + wait_s
-        for directory in self.directories():
+        for directory in self._everywhere():
             while not _remove_tree(directory):
                 if time.monotonic() > deadline:
                     raise PolytropoError(
@@ -160,9 +180,12 @@ class Group:
 
     def remove_if_empty(self) -> None:
         """Removes the group where it holds neither processes nor groups."""
-        for directory in self.directories():
+        for directory in self._everywhere():
             with suppress(OSError):
                 directory.rmdir()
+
+    def _everywhere(self) -> list[Path]:
+        return [root / self.path for root in (*self.hierarchies.roots(), *self.hierarchies.others)]
 
     def _set_limits(self, limits: Limits) -> None:
         cpus, memory = limits.cpus, limits.memory_bytes

@@ -21,6 +21,7 @@ COMMANDS = {
     "completion": "polytropo.cli.completion:completion",
     "mount": "polytropo.cli.mount:mount",
     "on": "polytropo.cli.mount:on",
+    "stats": "polytropo.cli.stats:stats",
     "tenant": "polytropo.cli.tenant:tenant",
     "umount": "polytropo.cli.mount:unmount",
     "unmount": "polytropo.cli.mount:unmount",

@@ -1,10 +1,13 @@
 """`polytropo tenant`: the tenants of this host and what each may use."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from polytropo.cli.options import SIZE, TENANT, json_option
+
+if TYPE_CHECKING:
+    from polytropo.state import State
 
 
 @click.group()
@@ -91,6 +94,7 @@ def show(name: str, as_json: bool) -> None:
     from polytropo.cli.output import print_fields, print_json
     from polytropo.state import State
     from polytropo.tenants import UIDS_PER_TENANT, get_tenant
+    from polytropo.units import format_duration, format_size
 
     state = State.open()
     get_tenant(state, name)
@@ -109,6 +113,12 @@ def show(name: str, as_json: bool) -> None:
             ("memory in use", _size(shown["memory_used_bytes"], "not counted")),
             ("host user ids", f"{first} to {first + UIDS_PER_TENANT - 1}"),
             ("service", service),
+            ("up for", "-" if shown["uptime_s"] is None else format_duration(shown["uptime_s"])),
+            ("cpu time", "-" if shown["cpu_time_s"] is None else f"{shown['cpu_time_s']:.1f} s"),
+            ("processes", shown["process_count"]),
+            ("operations", f"{shown['operation_count']}, {shown['error_count']} with errors"),
+            ("read", format_size(shown["read_bytes"])),
+            ("written", format_size(shown["written_bytes"])),
             ("ends after", f"{shown['idle_timeout_s']} s without a mount"),
             ("mounts", mount_count),
             *(("", mount["mountpoint"]) for mount in shown["mounts"]),
@@ -153,24 +163,16 @@ def rm(name: str, force: bool) -> None:
     click.echo(name)
 
 
-def _described(state: Any, name: str) -> dict[str, Any]:
-    """A tenant's settings with what its service does now: the one JSON shape of list and show."""
+def _described(state: "State", name: str) -> dict[str, Any]:
+    """A tenant's settings with what it does now: the one JSON shape of list and show."""
     import msgspec
 
-    from polytropo.service import ServiceGone, reach
-    from polytropo.tenants import get_tenant, tenant_group
+    from polytropo.observe import tenant_stats
+    from polytropo.tenants import get_tenant
 
-    shown: dict[str, Any] = msgspec.to_builtins(get_tenant(state, name))
-    shown |= {"running": False, "keeper_pid": None, "mounts": []}
-    shown["memory_used_bytes"] = tenant_group(state, name).memory_bytes()
-    if client := reach(state, name):
-        try:
-            with client:
-                shown["mounts"] = msgspec.to_builtins(client.mounts())
-                shown |= {"running": True, "keeper_pid": client.keeper_pid}
-        except ServiceGone:  # it ended just now
-            pass
-    return shown
+    now: dict[str, Any] = msgspec.to_builtins(tenant_stats(state, name))
+    settings: dict[str, Any] = msgspec.to_builtins(get_tenant(state, name))
+    return settings | {key: value for key, value in now.items() if key != "tenant"}
 
 
 def _activity(shown: dict[str, Any]) -> tuple[str, int]:

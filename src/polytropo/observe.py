@@ -1,0 +1,97 @@
+"""What each tenant's service does and uses: its own counters beside those of its control group."""
+
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from polytropo.service import ServiceGone, reach
+from polytropo.state import State
+from polytropo.tenants import get_tenant, list_tenants, tenant_group
+
+
+class OperationStats(msgspec.Struct, kw_only=True):
+    """One kind of operation on one mount."""
+
+    count: int = 0
+    errors: int = 0
+    total_ns: int = 0
+
+
+class MountStats(msgspec.Struct, kw_only=True):
+    """One mount of a service, since it was made."""
+
+    mount: int
+    mountpoint: str
+    operations: dict[str, OperationStats] = {}
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
+class _ServiceStats(msgspec.Struct, kw_only=True):
+    uptime_s: float = 0.0
+    worker_pid: int | None = None
+    keeper_pid: int | None = None
+    rss_bytes: int | None = None
+    mounts: list[MountStats] = []
+
+
+class TenantStats(msgspec.Struct, kw_only=True):
+    """One tenant now. What is not counted here, or not running, is None."""
+
+    tenant: str
+    running: bool
+    uptime_s: float | None = None
+    keeper_pid: int | None = None
+    worker_pid: int | None = None
+    service_rss_bytes: int | None = None
+    memory_used_bytes: int | None
+    memory_limit_bytes: int | None
+    cpu_time_s: float | None
+    process_count: int
+    operation_count: int = 0
+    error_count: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    mounts: list[MountStats] = []
+
+
+def tenant_stats(state: State, name: str) -> TenantStats:
+    """The figures of one tenant. Raises PolytropoError for an unknown one."""
+    tenant = get_tenant(state, name)
+    group = tenant_group(state, name)
+    cpu_time_ns = group.cpu_time_ns()
+    stats = TenantStats(
+        tenant=name,
+        running=False,
+        memory_used_bytes=group.memory_bytes(),
+        memory_limit_bytes=tenant.memory_bytes,
+        cpu_time_s=None if cpu_time_ns is None else cpu_time_ns / 1e9,
+        process_count=len(group.pids()),
+    )
+    client = reach(state, name)
+    if client is None:
+        return stats
+    with client, suppress(ServiceGone):  # it may end while it is asked
+        _add_service(stats, client.stats())
+        stats.keeper_pid = client.keeper_pid
+    return stats
+
+
+def all_stats(state: State) -> list[TenantStats]:
+    """The figures of every tenant."""
+    return [tenant_stats(state, tenant.name) for tenant in list_tenants(state)]
+
+
+def _add_service(stats: TenantStats, answer: dict[str, Any]) -> None:
+    told = msgspec.convert(answer, _ServiceStats, strict=False)
+    operations = [each for mount in told.mounts for each in mount.operations.values()]
+    stats.running = True
+    stats.uptime_s = told.uptime_s
+    stats.worker_pid = told.worker_pid
+    stats.service_rss_bytes = told.rss_bytes
+    stats.mounts = told.mounts
+    stats.operation_count = sum(each.count for each in operations)
+    stats.error_count = sum(each.errors for each in operations)
+    stats.read_bytes = sum(mount.read_bytes for mount in told.mounts)
+    stats.written_bytes = sum(mount.written_bytes for mount in told.mounts)
