@@ -204,6 +204,15 @@ def default_home() -> Path:
     return (Path(data) if data.startswith("/") else Path.home() / ".local/share") / "polytropo"
 
 
+def layout_version(state: State) -> int | None:
+    """The version of a state directory, which is not changed; None when it has none yet.
+
+    Raises PolytropoError for a newer or a damaged one.
+    """
+    with storage_errors("read the state directory", state.home):
+        return state._read_version()
+
+
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Replaces `path` by `content`: readers see the old or the new file whole, also after a power cut."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

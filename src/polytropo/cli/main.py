@@ -19,6 +19,7 @@ COMPLETE_VARIABLE = "_POLYTROPO_COMPLETE"
 # Where each command lives. Only the module of the command that was asked for is imported.
 COMMANDS = {
     "completion": "polytropo.cli.completion:completion",
+    "doctor": "polytropo.cli.doctor:doctor",
     "mount": "polytropo.cli.mount:mount",
     "on": "polytropo.cli.mount:on",
     "stats": "polytropo.cli.stats:stats",
