@@ -6,8 +6,10 @@ pub mod build;
 pub mod capabilities;
 pub mod dir;
 pub mod error;
+mod handles;
 pub mod libservice;
 pub mod name;
+mod notices;
 pub mod stack;
 pub mod types;
 

@@ -22,11 +22,9 @@ mod attributes;
 mod create;
 mod descriptors;
 mod files;
-mod handles;
 mod listing;
 mod names;
 mod nodes;
-mod notices;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -40,17 +38,17 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::capabilities::{Capabilities, Coherence};
 use crate::error::{Attempt, Errno, Error, Result};
+use crate::handles::Handles;
 use crate::libservice::{Libservice, Observer};
 use crate::name::Name;
+use crate::notices::Notices;
 use crate::stack::{DirCoherence, DirLayer};
 use crate::types::*;
 
 use descriptors::{Budget, Descriptor};
 use files::File;
-use handles::Handles;
 use listing::Listing;
 use nodes::{Node, Nodes, Sighting};
-use notices::Notices;
 use sys::Stat;
 
 pub use sys::keep_proc_self_fd;

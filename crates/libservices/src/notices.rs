@@ -7,7 +7,7 @@ use parking_lot::RwLock;
 
 use crate::libservice::{Change, Observer};
 use crate::name::Name;
-use crate::types::{Caller, NodeId};
+use crate::types::{Caller, DoorId, NodeId};
 
 #[derive(Default)]
 pub struct Notices {
@@ -23,21 +23,21 @@ impl Notices {
 
     /// Attributes or bytes of an inode changed.
     pub fn inode(&self, caller: &Caller, node: NodeId) {
-        self.tell(caller, Change::Inode { node });
+        self.tell(caller.door, Change::Inode { node });
     }
 
     /// A name in a directory stands for something else; the directory's times changed with it.
     pub fn entry(&self, caller: &Caller, parent: NodeId, name: &Name) {
-        self.tell(caller, Change::Entry { parent, name });
-        self.tell(caller, Change::Inode { node: parent });
+        self.tell(caller.door, Change::Entry { parent, name });
+        self.tell(caller.door, Change::Inode { node: parent });
     }
 
-    fn tell(&self, caller: &Caller, change: Change<'_>) {
+    pub fn tell(&self, origin: DoorId, change: Change<'_>) {
         if !self.any.load(Ordering::Acquire) {
             return;
         }
         for observer in self.observers.read().iter() {
-            observer.changed(change, caller.door);
+            observer.changed(change, origin);
         }
     }
 }
