@@ -1,0 +1,25 @@
+//! The behaviour suite: many small checks, each on every stack whose capabilities declare what it is about.
+//!
+//! To hold a new libservice to it, write a function that makes one (`stacks.rs`) and a test that calls
+//! [`suite::run`] with it.
+
+mod attributes;
+mod files;
+mod links;
+mod listing;
+mod names;
+mod stacks;
+mod suite;
+mod xattrs;
+
+use polytropo_libservices::stack::{DirCoherence, Ownership};
+
+#[test]
+fn native_directory() {
+    suite::run(|| stacks::directory(DirCoherence::Exclusive, Ownership::Native));
+}
+
+#[test]
+fn native_directory_that_others_change_too() {
+    suite::run(|| stacks::directory(DirCoherence::Shared, Ownership::Native));
+}
