@@ -2,9 +2,11 @@
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol, cast
 
 from polytropo import mounts, service, tenants, volumes
+from polytropo.compose import Dir
 from polytropo.errors import PolytropoError
 from polytropo.state import State
 
@@ -28,11 +30,30 @@ class ContainerHooks(Protocol):
         """Clears what killed commands left of containers; returns how many things that were."""
 
 
+class ImageHooks(Protocol):
+    """What `polytropo.images.hooks` offers to stacks that name images, and to `system prune`."""
+
+    def layers(self, state: State, name: str) -> list[Dir]:
+        """The image's layers, the topmost first. Raises PolytropoError for an unknown one."""
+
+    def prune(self, state: State) -> int:
+        """Removes layers that no image names; returns how many."""
+
+
 def container_hooks() -> ContainerHooks | None:
     """The hooks of the container engine."""
-    if not (Path(__file__).parent / "containers" / "hooks.py").exists():
+    return cast(ContainerHooks | None, _module("containers"))
+
+
+def image_hooks() -> ImageHooks | None:
+    """The hooks of the image store."""
+    return cast(ImageHooks | None, _module("images"))
+
+
+def _module(package: str) -> ModuleType | None:
+    if not (Path(__file__).parent / package / "hooks.py").exists():
         return None
-    return cast(ContainerHooks, importlib.import_module("polytropo.containers.hooks"))
+    return importlib.import_module(f"polytropo.{package}.hooks")
 
 
 def stop_tenant(state: State, tenant_name: str, *, force: bool = False) -> None:

@@ -39,7 +39,15 @@ class _Resolver:
         return Union(lowers, upper)
 
     def _image(self, image: Image, place: str) -> list[Dir]:
-        raise StackError(place, f"images cannot be mounted yet: {image.name}")
+        from polytropo.lifecycle import image_hooks
+
+        hooks = image_hooks()
+        if hooks is None:
+            raise StackError(place, f"images cannot be mounted yet: {image.name}")
+        try:
+            return hooks.layers(self._state, image.name)
+        except PolytropoError as error:
+            raise _at(place, error) from error
 
     def _volume(self, volume: Volume, place: str) -> Dir:
         from polytropo.tenants import get_tenant
@@ -49,6 +57,11 @@ class _Resolver:
             tenant = get_tenant(self._state, self._tenant_name)
             get_volume(self._state, tenant.name, volume.name)
         except PolytropoError as error:
-            raise StackError(place, error.sentence) from error
+            raise _at(place, error) from error
         path = volume_data(self._state, tenant.name, volume.name)
         return Dir(path, read_only=volume.read_only, coherence="exclusive")
+
+
+def _at(place: str, error: PolytropoError) -> PolytropoError:
+    # A stack that is one name needs no place.
+    return error if place == "root" else StackError(place, error.sentence)

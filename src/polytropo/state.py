@@ -23,7 +23,7 @@ VERSION = 1
 
 # Mode of each directory of the layout. Layers may hold setuid programs, so other users stay out;
 # a container's root has to be reachable for the ids that its programs run under.
-_LAYOUT = {
+LAYOUT = {
     "layers": 0o700,
     "images": 0o700,
     "tenants": 0o711,
@@ -168,7 +168,7 @@ class State:
     def _check_is_ours(self) -> None:
         with suppress(FileNotFoundError):
             names = {entry.name for entry in self.home.iterdir()} - {"lost+found", "version"}
-            if names and not names & _LAYOUT.keys():
+            if names and not names & LAYOUT.keys():
                 raise PolytropoError(
                     f"{self.home} holds other files and is no state directory;"
                     " set POLYTROPO_HOME to a new or empty directory"
@@ -301,7 +301,7 @@ def _remove_if_abandoned(path: Path) -> bool:
 
 def _migrate_0(state: State) -> None:
     """From a directory without a version file (new, or older than that file): all directories, closed."""
-    for name, mode in _LAYOUT.items():
+    for name, mode in LAYOUT.items():
         directory = state.home / name
         directory.mkdir(mode=mode, exist_ok=True)
         directory.chmod(mode)

@@ -9,7 +9,6 @@ from polytropo.cgroups import Group, Limits
 from polytropo.errors import PolytropoError, storage_errors
 from polytropo.names import check_name, unknown
 from polytropo.state import Record, State, read_record, write_record
-from polytropo.trees import remove_tree
 from polytropo.units import format_cpus, format_size, parse_cpus
 
 DEFAULT_TENANT = "default"
@@ -114,13 +113,16 @@ def list_tenants(state: State) -> list[Tenant]:
 
 def remove_tenant_files(state: State, name: str) -> None:
     """Removes the tenant's settings, its volumes and its control group; its service has ended before."""
-    with state.lock("tenants"), storage_errors(f"remove the tenant {name}", state.home):
+    with (
+        state.lock("tenants"),
+        storage_errors(f"remove the tenant {name}", state.home),
+        state.scratch("tenant") as scratch,
+    ):
         remove_group(state, name)
-        directory = tenant_dir(state, name)
-        (directory / "tenant.json").unlink(missing_ok=True)
-        for path in (directory, state.volumes / name):
-            if path.exists():
-                remove_tree(path)
+        # Out of sight at once, the settings last: what is killed here can be asked for again.
+        for path in (state.volumes / name, tenant_dir(state, name)):
+            with suppress(FileNotFoundError):
+                path.rename(scratch.path / path.parent.name)
 
 
 def group_parent(state: State) -> str:

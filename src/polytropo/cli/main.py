@@ -23,6 +23,7 @@ COMMANDS = {
     "mount": "polytropo.cli.mount:mount",
     "on": "polytropo.cli.mount:on",
     "stats": "polytropo.cli.stats:stats",
+    "system": "polytropo.cli.system:system",
     "tenant": "polytropo.cli.tenant:tenant",
     "umount": "polytropo.cli.mount:unmount",
     "unmount": "polytropo.cli.mount:unmount",
