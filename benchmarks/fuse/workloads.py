@@ -1,0 +1,187 @@
+"""What is done on each mount. Each workload adds its figures to the report under its side's name."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.common.report import Report
+from benchmarks.fuse.sides import Side, command, drop_caches, mounted, resident_bytes
+
+MIB = 1 << 20
+BIG = "srv/big"
+BIG_BYTES = 64 * MIB
+MANY = "srv/many"
+MANY_FILES = 500
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run works and on what."""
+
+    probe: Path
+    lowers: list[Path]
+    source_tar: Path
+    scratch: Path
+    cold: bool
+
+
+def probe(place: Place, *words: str | Path) -> dict[str, tuple[int, int]]:
+    """Runs the probe; gives units and nanoseconds by figure."""
+    figures = json.loads(command(place.probe, *words))
+    return {name: (figure["units"], figure["elapsed_ns"]) for name, figure in figures.items()}
+
+
+def per_unit(figure: tuple[int, int], scale: int = 1) -> float:
+    units, elapsed_ns = figure
+    return elapsed_ns * scale / units
+
+
+def image_tree(place: Place, side: Side, report: Report) -> None:
+    """Walk and read the whole image, first cold, then hot."""
+    with mounted(side, place.lowers, place.scratch) as at:
+        if place.cold:
+            drop_caches()
+            report.add("walk cold, per entry", side.name, per_unit(probe(place, "walk", at)["walk"]))
+        else:
+            probe(place, "walk", at)
+        report.add("walk hot, per entry", side.name, per_unit(probe(place, "walk", at)["walk"]))
+    with mounted(side, place.lowers, place.scratch) as at:
+        usr = at / "usr"
+        if place.cold:
+            drop_caches()
+            figure = probe(place, "read-tree", usr)["read_tree_bytes"]
+            report.add("read tree cold, per MiB", side.name, per_unit(figure, MIB))
+        else:
+            probe(place, "read-tree", usr)
+        figure = probe(place, "read-tree", usr)["read_tree_bytes"]
+        report.add("read tree hot, per MiB", side.name, per_unit(figure, MIB))
+
+
+def lower_file(place: Place, side: Side, report: Report) -> None:
+    """Read one big file of the image, in sequence and at random."""
+    with mounted(side, place.lowers, place.scratch) as at:
+        big = at / BIG
+        if place.cold:
+            drop_caches()
+            figure = probe(place, "read-random", big, "--count", "2000")["read_random_calls"]
+            report.add("random read 4 KiB cold", side.name, per_unit(figure))
+            drop_caches()
+            figure = probe(place, "read-sequential", big)["read_sequential_bytes"]
+            report.add("sequential read cold, per MiB", side.name, per_unit(figure, MIB))
+        else:
+            probe(place, "read-sequential", big)
+        figure = probe(place, "read-sequential", big, "--rounds", "8")["read_sequential_bytes"]
+        report.add("sequential read hot, per MiB", side.name, per_unit(figure, MIB))
+        figure = probe(place, "read-random", big, "--count", "100000")["read_random_calls"]
+        report.add("random read 4 KiB hot", side.name, per_unit(figure))
+
+
+def upper_file(place: Place, side: Side, report: Report) -> None:
+    """Write one big new file, then overwrite blocks of it; fsync included."""
+    with mounted(side, place.lowers, place.scratch) as at:
+        big = at / "srv" / "new"
+        words = ("write-sequential", big, "--size-bytes", str(BIG_BYTES))
+        report.add(
+            "sequential write and fsync, per MiB",
+            side.name,
+            per_unit(probe(place, *words)["write_sequential_bytes"], MIB),
+        )
+        figure = probe(place, "write-random", big, "--count", "20000")["write_random_calls"]
+        report.add("random write 4 KiB hot, one fsync", side.name, per_unit(figure))
+        if place.cold:
+            drop_caches()
+            figure = probe(place, "write-random", big, "--count", "2000")["write_random_calls"]
+            report.add("random write 4 KiB cold, one fsync", side.name, per_unit(figure))
+
+
+def small_files(place: Place, side: Side, report: Report) -> None:
+    """Create, stat and unlink 5,000 files of 1 KiB."""
+    with mounted(side, place.lowers, place.scratch) as at:
+        directory = at / "srv" / "small"
+        directory.mkdir()
+        for name, figure in probe(place, "create-stat-unlink", directory).items():
+            report.add(f"{name} a file of 1 KiB", side.name, per_unit(figure))
+
+
+def untar(place: Place, side: Side, report: Report) -> None:
+    """Unpack a source tree, then remove it."""
+    with mounted(side, place.lowers, place.scratch) as at:
+        directory = at / "srv" / "source"
+        directory.mkdir()
+        report.add(
+            "untar a source tree", side.name, elapsed_ns("tar", "-xf", place.source_tar, "-C", directory)
+        )
+        report.add("rm -r the source tree", side.name, elapsed_ns("rm", "-r", directory))
+
+
+def copy_up(place: Place, side: Side, report: Report) -> None:
+    """First change of one big and of many small files of the image."""
+    with mounted(side, place.lowers, place.scratch) as at:
+        probe(place, "read-sequential", at / BIG)
+        figure = probe(place, "first-write", at / BIG)["first_write"]
+        report.add("first write to a 64 MiB image file", side.name, per_unit(figure))
+        files = sorted((at / MANY).iterdir())
+        start = time.perf_counter_ns()
+        for path in files:
+            with path.open("ab", buffering=0) as file:
+                file.write(b"x")
+        report.add(
+            "first append to a small image file", side.name, (time.perf_counter_ns() - start) / len(files)
+        )
+
+
+def memory(place: Place, side: Side, report: Report) -> None:
+    """What the side's processes hold: right after mounting, and after the tree was walked and read."""
+    if not side.processes() and side.name == "overlayfs":
+        return
+    with mounted(side, place.lowers, place.scratch) as at:
+        report.add("memory after mounting", side.name, resident_bytes(side.processes()), "bytes")
+        probe(place, "walk", at)
+        probe(place, "read-tree", at / "usr")
+        report.add("memory after walk and read", side.name, resident_bytes(side.processes()), "bytes")
+
+
+def runc_start(place: Place, side: Side, report: Report) -> None:
+    """`true` in the same runc on this root."""
+    with mounted(side, place.lowers, place.scratch) as at:
+        bundle = place.scratch / "bundle"
+        bundle.mkdir()
+        try:
+            command("runc", "spec", "--bundle", bundle)
+            config = json.loads((bundle / "config.json").read_text())
+            config["process"]["terminal"] = False
+            config["process"]["args"] = ["/bin/true"]
+            config["process"].pop("rlimits", None)
+            config["root"] = {"path": str(at), "readonly": False}
+            (bundle / "config.json").write_text(json.dumps(config))
+            words = (
+                "runc",
+                "--root",
+                place.scratch / "runc",
+                "run",
+                "--bundle",
+                bundle,
+                f"bench-{os.getpid()}",
+            )
+            command(*words)
+            for _ in range(3):
+                report.add("runc run true", side.name, elapsed_ns(*words))
+        finally:
+            shutil.rmtree(bundle)
+
+
+def elapsed_ns(*words: str | Path) -> int:
+    """How long a program takes, its start included. Its failure ends the benchmark."""
+    start = time.perf_counter_ns()
+    done = subprocess.run(list(map(str, words)), capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    elapsed = time.perf_counter_ns() - start
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(map(str, words))}: status {done.returncode}\n{done.stderr.decode()}")
+    return elapsed
+
+
+ALL = (image_tree, lower_file, upper_file, small_files, untar, copy_up, memory, runc_start)
