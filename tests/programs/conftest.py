@@ -1,0 +1,88 @@
+"""Programs are run on both kinds of stacks, by root and by an ordinary user."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Isolated
+from tests.stacks import mount
+
+ORDINARY_UID = 12345
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A directory on a mounted stack, and who works in it."""
+
+    place: Isolated
+    directory: Path
+    ordinary: bool
+
+    def run(
+        self, *command: str | Path, check: bool = True, timeout_s: float = 120, stdin: str | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        """Runs a program here, as whoever this desk belongs to."""
+        return self.place.run(*self.words(*command), check=check, timeout_s=timeout_s, stdin=stdin)
+
+    def start(self, *command: str | Path, stdout: Any) -> "subprocess.Popen[bytes]":
+        """Starts a program here that goes on running; end it with `kill`."""
+        return subprocess.Popen(
+            self.place.command(*self.words(*command)),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.STDOUT,
+            env=self.place.environment,
+        )
+
+    def words(self, *command: str | Path) -> list[str]:
+        identity = (
+            [f"--reuid={ORDINARY_UID}", f"--regid={ORDINARY_UID}", "--clear-groups", "--inh-caps=-all"]
+            if self.ordinary
+            else []
+        )
+        environment = ["env", f"HOME={self.directory}", f"TMPDIR={self.directory}"]
+        return ["setpriv", *identity, *environment, f"--chdir={self.directory}", *map(str, command)]
+
+    def sh(self, script: str, *, check: bool = True, timeout_s: float = 120) -> str:
+        """Runs a shell script here that stops at its first failure; returns what it printed."""
+        return self.run("bash", "-euc", script, check=check, timeout_s=timeout_s).stdout
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """Kills what was started: the program itself, which is a child of the process that entered the place."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    for child in children.read_text().split() if process.poll() is None else ():
+        with contextlib.suppress(ProcessLookupError):
+            handle = os.pidfd_open(int(child))
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            os.close(handle)
+    process.wait(30)
+
+
+@pytest.fixture(params=["dir-ordinary", "union-root"])
+def desk(request: pytest.FixtureRequest, isolated: Isolated) -> Iterator[Desk]:
+    yield from _desk(isolated, str(request.param))
+
+
+@pytest.fixture(params=["dir-root", "union-ordinary"])
+def other_desk(request: pytest.FixtureRequest, isolated: Isolated) -> Iterator[Desk]:
+    """The other half of kinds and users."""
+    yield from _desk(isolated, str(request.param))
+
+
+def _desk(isolated: Isolated, name: str) -> Iterator[Desk]:
+    kind, _, user = name.partition("-")
+    mounted = mount(isolated, kind)
+    directory = mounted.at / "desk"
+    isolated.run("mkdir", directory)
+    if user == "ordinary":
+        isolated.run("chown", f"{ORDINARY_UID}:{ORDINARY_UID}", directory)
+    yield Desk(isolated, directory, user == "ordinary")
+    mounted.unmount()

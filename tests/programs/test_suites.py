@@ -1,0 +1,77 @@
+"""Suites of others, run with their files on a mount: CPython's, fio, dbench, stress-ng."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.programs.conftest import Desk
+
+# Debian's interpreter and the suite that Debian ships with it (libpython3.11-testsuite).
+PYTHON = "/usr/bin/python3.11"
+MODULES = ("test_os", "test_shutil", "test_posix", "test_mmap", "test_tempfile", "test_fcntl", "test_zipfile")
+STRESSORS = (
+    *("access", "chdir", "chmod", "chown", "copy-file", "dentry", "dir", "dirdeep", "dup", "fallocate"),
+    *("fcntl", "fiemap", "file-ioctl", "filename", "flock", "fpunch", "fsize", "fstat", "getdent", "hdd"),
+    *("io", "iomix", "lease", "link", "locka", "lockf", "mknod", "open", "rename", "revio", "seek"),
+    *("symlink", "sync-file", "touch", "unlink", "utime", "verity", "xattr"),
+)
+
+
+def test_cpython_finds_the_filesystem_in_order(desk: Desk) -> None:
+    done = desk.run(PYTHON, "-m", "test", "--tempdir", desk.directory, *MODULES, check=False, timeout_s=280)
+    mounted = _failures(done.stdout + done.stderr)
+    if done.returncode == 0:
+        return
+    # What fails on the host's own filesystem for the same user says nothing of the mount.
+    plain = desk.place.directory / "plain"
+    plain.mkdir()
+    plain.chmod(0o777)
+    words = [str(plain) if str(word) == str(desk.directory) else word for word in desk.words()]
+    again = desk.place.run(
+        *(word.replace(str(desk.directory), str(plain)) for word in words),
+        *(PYTHON, "-m", "test", "--tempdir", plain, *MODULES),
+        check=False,
+        timeout_s=280,
+    )
+    only_here = mounted - _failures(again.stdout + again.stderr)
+    assert mounted and not only_here, f"{sorted(only_here)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+
+
+def _failures(output: str) -> set[str]:
+    return set(re.findall(r"^(?:FAIL|ERROR): (.*)$", output, re.MULTILINE))
+
+
+def test_fio_reads_back_what_it_wrote(other_desk: Desk) -> None:
+    common = "--size=24M --bs=4k-64k --verify=crc32c --do_verify=1 --verify_fatal=1 --output-format=terse"
+    jobs = (
+        "--name=buffered --rw=randwrite --ioengine=psync --fsync=64",
+        "--name=direct --rw=randwrite --ioengine=libaio --iodepth=8 --direct=1 --bs=4k",
+        "--name=mapped --rw=randwrite --ioengine=mmap",
+        "--name=mixed --rw=randrw --ioengine=psync --numjobs=2 --group_reporting",
+    )
+    for job in jobs:
+        other_desk.sh(f"fio {job} {common} --directory=.", timeout_s=200)
+
+
+def test_dbench_runs(desk: Desk) -> None:
+    loads = Path("/usr/share/dbench/client.txt")
+    out = desk.sh(f"dbench -t 5 -c {loads} -D . 4 2>&1", timeout_s=100)
+    assert "Throughput" in out
+
+
+def test_stress_ng_runs(other_desk: Desk) -> None:
+    _stress(other_desk, seconds=1, timeout_s=280)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_stress_ng_runs_long(desk: Desk) -> None:
+    _stress(desk, seconds=30, timeout_s=3500)
+
+
+def _stress(desk: Desk, *, seconds: int, timeout_s: float) -> None:
+    for start in range(0, len(STRESSORS), 4):
+        names = STRESSORS[start : start + 4]
+        words = " ".join(f"--{name} 1" for name in names)
+        desk.sh(f"stress-ng {words} --timeout {seconds}s --verify --temp-path . 2>&1", timeout_s=timeout_s)

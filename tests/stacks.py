@@ -1,0 +1,78 @@
+"""Stacks on real mounts, for tests that run programs on them."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import Isolated
+
+KINDS = ("dir", "union")
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A stack of one kind mounted at `at`; `below` holds the directories that it stands on."""
+
+    place: Isolated
+    at: Path
+    below: Path
+    kind: str
+
+    def unmount(self) -> None:
+        self.place.polytropo("unmount", self.at)
+
+
+def document(kind: str, below: Path) -> dict[str, Any]:
+    """A stack document of one kind over directories in `below`, which are made."""
+    upper, low, lowest = (below / name for name in ("upper", "low", "lowest"))
+    for directory in (upper, low, lowest):
+        directory.mkdir(parents=True, exist_ok=True)
+    exclusive = {"kind": "dir", "path": str(upper), "coherence": "exclusive"}
+    if kind == "dir":
+        return {"version": 1, "root": exclusive}
+    lowers = [
+        {"kind": "dir", "path": str(path), "read_only": True, "coherence": "immutable"}
+        for path in (low, lowest)
+    ]
+    return {"version": 1, "root": {"kind": "union", "lowers": lowers, "upper": exclusive}}
+
+
+def mount(place: Isolated, kind: str, name: str = "stack") -> Mounted:
+    """Mounts an empty stack (or one whose lowers were filled before under the same name)."""
+    below = place.directory / f"{name}.below"
+    at = place.directory / name
+    at.mkdir(exist_ok=True)
+    file = place.directory / f"{name}.json"
+    file.write_text(json.dumps(document(kind, below)))
+    for directory in (below, *below.iterdir(), at):
+        directory.chmod(0o755)
+    place.polytropo("mount", file, at)
+    return Mounted(place, at, below, kind)
+
+
+def fill(low: Path, lowest: Path, plain: Path) -> None:
+    """Fills two lower layers and a plain directory so that the layers' union is the plain one."""
+    for name in ("a", "b"):
+        for layer in (low, lowest):
+            (layer / name).mkdir(parents=True)
+            (layer / name / "d").mkdir()
+    (lowest / "a" / "a").write_bytes(b"lowest" * 1000)
+    (low / "a" / "b").write_bytes(b"low" * 30_000)
+    (lowest / "a" / "gone").write_bytes(b"hidden")
+    (low / "a" / ".wh.gone").write_bytes(b"")
+    (lowest / "b" / "d" / "hidden").write_bytes(b"hidden")
+    (low / "b" / "d" / ".wh..wh..opq").write_bytes(b"")
+    (lowest / "c").symlink_to("a/a")
+    (low / "d").write_bytes(b"")
+    os.setxattr(low / "d", "user.one", b"from below")
+    for layer in (lowest, low):
+        shutil.copytree(
+            layer,
+            plain,
+            symlinks=True,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns(".wh.*", "gone", "hidden"),
+        )
