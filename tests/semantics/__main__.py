@@ -1,0 +1,30 @@
+"""`python -m tests.semantics EMPTY IMAGE`: tries every promise and prints those that were broken, as JSON."""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from tests.semantics import attributes, files, names  # noqa: F401  they register their promises
+from tests.semantics.registry import PROMISES, Ground
+
+
+def make_image(directory: Path) -> None:
+    (directory / "tree" / "inner").mkdir(parents=True)
+    (directory / "tree" / "inner" / "file").write_text("inner")
+    (directory / "file").write_bytes(b"image" * 20_000)
+    (directory / "linked").write_bytes(b"linked")
+    (directory / "also-linked").hardlink_to(directory / "linked")
+
+
+if __name__ == "__main__":
+    empty, image = map(Path, sys.argv[1:3])
+    broken: dict[str, str] = {}
+    for name, promise in PROMISES.items():
+        directory = empty / name
+        directory.mkdir(mode=0o755)
+        try:
+            promise(Ground(directory, image / name))
+        except Exception:
+            broken[name] = traceback.format_exc()
+    print(json.dumps({"tried": sorted(PROMISES), "broken": broken}))
