@@ -8,9 +8,10 @@ export CARGO_BUILD_JOBS := $(CARGO_JOBS)
 
 # Programs that the product needs, and what only its tests and benchmarks need.
 PACKAGES := runc crun fuse3 mmdebstrap umoci uidmap golang-github-containers-common python3-venv build-essential
-TEST_PACKAGES := acl attr
+TEST_PACKAGES := acl attr dbench fio git libpython3.11-testsuite python3.11 redis-server rsync stress-ng
+BENCH_PACKAGES := fuse-overlayfs podman
 
-.PHONY: all bootstrap build venv lint test rust-test python-test clean
+.PHONY: all bootstrap product-bootstrap build venv demo lint test rust-test python-test soak bench-fuse clean uninstall
 
 all: build venv
 
@@ -33,8 +34,8 @@ venv: $(VENV)/.ready
 lint: venv
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	$(VENV)/bin/ruff check src tests
-	$(VENV)/bin/ruff format --check src tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 rust-test:
@@ -44,6 +45,27 @@ python-test: build venv
 	$(VENV)/bin/pytest
 
 test: bootstrap build venv lint rust-test python-test
+
+# Two tenants at work, in a state directory of its own; KEEP=1 keeps it.
+demo: product-bootstrap build venv
+	$(VENV)/bin/python -m demo
+
+product-bootstrap:
+	@tools/bootstrap $(PACKAGES)
+
+# The long forms: many seeds, many rounds, many kills.
+soak: bootstrap build venv
+	cargo test --release --locked -- --include-ignored
+	$(VENV)/bin/pytest -m soak
+
+bench-fuse: product-bootstrap build venv
+	@tools/bootstrap $(BENCH_PACKAGES)
+	$(VENV)/bin/python -m benchmarks.fuse $(BENCH_ARGUMENTS)
+
+# Stops what runs, removes state, caches and builds. Refuses while there are volumes or containers, unless FORCE=1.
+uninstall:
+	@FORCE=$(FORCE) tools/uninstall $(VENV)
+	@$(MAKE) --no-print-directory clean
 
 clean:
 	cargo clean

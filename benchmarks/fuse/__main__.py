@@ -91,7 +91,7 @@ def _engines(place: workloads.Place, kernel: Side, report: Report, rounds: int) 
 
 
 def _place(state: State, scratch: Path) -> workloads.Place:
-    from polytropo.images import get_image
+    from polytropo.images import get_image  # type: ignore[import-not-found,unused-ignore]
 
     extra = scratch / "extra"
     (extra / workloads.MANY).mkdir(parents=True)
