@@ -1,1 +1,154 @@
 //! The FUSE door: the kernel's FUSE protocol, spoken directly on `/dev/fuse`.
+//!
+//! A message is read ([`device`]), taken apart ([`request`]), given to the function that answers it ([`session`], then
+//! [`names`], [`files`], [`directories`]) and answered ([`reply`]). Node and handle numbers are the stack's own.
+
+mod abi;
+mod device;
+mod directories;
+mod files;
+mod init;
+mod names;
+mod reply;
+mod request;
+mod session;
+mod statistics;
+mod worker;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use polytropo_libservices::{DoorId, Libservice};
+
+pub use statistics::{DoorStatistics, OperationStatistics};
+
+use device::{Device, PAYLOAD_BYTES_MAX};
+use session::Session;
+use statistics::AllCounters;
+use worker::{Threads, Worker};
+
+/// How a door works.
+#[derive(Clone, Debug)]
+pub struct FuseOptions {
+    /// Threads that answer requests; at least 1.
+    pub threads: usize,
+    /// How long the kernel may believe what others can change ([`polytropo_libservices::Coherence::Shared`]).
+    pub shared_timeout: Duration,
+    /// Lets the kernel hold back writes where the stack is `Exclusive`. Only for a stack with one door: another one
+    /// would not see what is held back.
+    pub writeback_cache: bool,
+}
+
+impl Default for FuseOptions {
+    fn default() -> Self {
+        Self { threads: 2, shared_timeout: Duration::ZERO, writeback_cache: true }
+    }
+}
+
+/// One FUSE mount being served.
+pub struct FuseDoor {
+    counters: Arc<AllCounters>,
+    threads: Mutex<Threads>,
+    live: Arc<Live>,
+}
+
+/// How many threads still run.
+#[derive(Default)]
+struct Live {
+    count: Mutex<usize>,
+    none: Condvar,
+}
+
+impl FuseDoor {
+    /// Serves `stack` on `device`: an opened `/dev/fuse` that was mounted with [`mount_options`].
+    pub fn start(
+        device: OwnedFd,
+        stack: Arc<dyn Libservice>,
+        options: FuseOptions,
+        door: DoorId,
+    ) -> io::Result<FuseDoor> {
+        worker::prepare_wake_signal()?;
+        let device = Device::new(device);
+        let session = Arc::new(Session::new(stack, door, options));
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = Threads { stop: stop.clone(), handles: Vec::new() };
+        let started = FuseDoor {
+            counters: Arc::default(),
+            threads: Mutex::new(threads),
+            live: Arc::new(Live::default()),
+        };
+        for number in 0..session.options.threads.max(1) {
+            let own = if number == 0 { device.clone() } else { device.clone_or_share() };
+            let worker = Worker::new(session.clone(), own, started.counters.of_new_thread(), stop.clone())?;
+            started.spawn(worker, format!("fuse{}.{number}", door.0))?;
+        }
+        Ok(started)
+    }
+
+    fn spawn(&self, worker: Worker, name: String) -> io::Result<()> {
+        let alive = Alive::new(&self.live);
+        let handle = std::thread::Builder::new().name(name).spawn(move || {
+            let _alive = alive;
+            worker.run();
+        })?;
+        self.threads.lock().handles.push(handle);
+        Ok(())
+    }
+
+    /// Waits until the filesystem is unmounted or its connection aborted, or the door stopped.
+    pub fn wait_ended(&self) {
+        let mut count = self.live.count.lock();
+        while *count > 0 {
+            self.live.none.wait(&mut count);
+        }
+    }
+
+    /// Ends the threads. Requests that they have begun are answered; later ones wait in the kernel for whoever
+    /// serves the device next, or for its last descriptor to be closed.
+    pub fn stop(&self) {
+        self.threads.lock().end();
+    }
+
+    pub fn statistics(&self) -> DoorStatistics {
+        self.counters.sum()
+    }
+}
+
+impl Drop for FuseDoor {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Counts one thread as running while it lives.
+struct Alive(Arc<Live>);
+
+impl Alive {
+    fn new(live: &Arc<Live>) -> Self {
+        *live.count.lock() += 1;
+        Self(live.clone())
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        let mut count = self.0.count.lock();
+        *count -= 1;
+        if *count == 0 {
+            self.0.none.notify_all();
+        }
+    }
+}
+
+/// The data of mount(2) for a device that `fd` names in the calling process. The kernel checks permissions;
+/// all users may enter.
+pub fn mount_options(fd: i32, user_id: u32, group_id: u32) -> String {
+    format!(
+        "fd={fd},rootmode=40000,user_id={user_id},group_id={group_id},allow_other,default_permissions,\
+         max_read={PAYLOAD_BYTES_MAX}"
+    )
+}

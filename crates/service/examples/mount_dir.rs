@@ -1,0 +1,108 @@
+//! Mounts a directory of the host through the FUSE door, until it is unmounted or told to end.
+//!
+//!     mount_dir SOURCE MOUNTPOINT [--coherence shared|exclusive|immutable] [--read-only] [--threads N]
+//!               [--no-writeback] [--also MOUNTPOINT]... [--statistics]
+//!
+//! `--also` gives the same stack a second door with a superblock of its own. Prints `ready` when everything is mounted.
+
+use std::ffi::CString;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use polytropo_libservices::dir::Dir;
+use polytropo_libservices::stack::{DirCoherence, DirLayer, Ownership};
+use polytropo_libservices::{DoorId, Libservice};
+use polytropo_service::doors::fuse::{FuseDoor, FuseOptions, mount_options};
+use rustix::fs::{Mode, OFlags};
+
+type Failure = Box<dyn std::error::Error>;
+
+struct Arguments {
+    source: PathBuf,
+    mountpoints: Vec<PathBuf>,
+    coherence: DirCoherence,
+    read_only: bool,
+    statistics: bool,
+    options: FuseOptions,
+}
+
+fn arguments() -> Result<Arguments, Failure> {
+    let mut given = std::env::args_os().skip(1);
+    let mut next = |what: &str| given.next().ok_or(format!("give {what}"));
+    let mut parsed = Arguments {
+        source: next("the directory to serve")?.into(),
+        mountpoints: vec![next("the directory to mount on")?.into()],
+        coherence: DirCoherence::Exclusive,
+        read_only: false,
+        statistics: false,
+        options: FuseOptions::default(),
+    };
+    while let Ok(flag) = next("") {
+        match flag.to_str() {
+            Some("--coherence") => {
+                parsed.coherence = match next("shared, exclusive or immutable")?.to_str() {
+                    Some("shared") => DirCoherence::Shared,
+                    Some("exclusive") => DirCoherence::Exclusive,
+                    Some("immutable") => DirCoherence::Immutable,
+                    _ => return Err("--coherence is shared, exclusive or immutable".into()),
+                }
+            }
+            Some("--read-only") => parsed.read_only = true,
+            Some("--statistics") => parsed.statistics = true,
+            Some("--no-writeback") => parsed.options.writeback_cache = false,
+            Some("--threads") => {
+                parsed.options.threads = next("a number")?.to_str().unwrap_or_default().parse()?;
+            }
+            Some("--also") => parsed.mountpoints.push(next("another mountpoint")?.into()),
+            _ => return Err(format!("{flag:?} is not known").into()),
+        }
+    }
+    Ok(parsed)
+}
+
+fn mount(mountpoint: &Path) -> Result<OwnedFd, Failure> {
+    let device = rustix::fs::open(c"/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let data = CString::new(mount_options(device.as_raw_fd(), 0, 0))?;
+    let target = CString::new(mountpoint.as_os_str().as_encoded_bytes())?;
+    // SAFETY: every pointer is a NUL-terminated string that lives across the call.
+    let done = unsafe {
+        libc::mount(
+            c"polytropo".as_ptr(),
+            target.as_ptr(),
+            c"fuse.polytropo".as_ptr(),
+            libc::MS_NODEV,
+            data.as_ptr().cast(),
+        )
+    };
+    if done == 0 { Ok(device) } else { Err(std::io::Error::last_os_error().into()) }
+}
+
+fn main() -> Result<(), Failure> {
+    let given = arguments()?;
+    let source =
+        rustix::fs::open(&given.source, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let layer = DirLayer {
+        path: given.source,
+        read_only: given.read_only,
+        coherence: given.coherence,
+        ownership: Ownership::Native,
+    };
+    let stack: Arc<dyn Libservice> = Arc::new(Dir::new(source, &layer)?);
+    let mut doors = Vec::new();
+    for (number, mountpoint) in given.mountpoints.iter().enumerate() {
+        let device = mount(mountpoint)?;
+        let id = DoorId(number as u32 + 1);
+        doors.push(FuseDoor::start(device, stack.clone(), given.options.clone(), id)?);
+    }
+    println!("ready");
+    std::io::stdout().flush()?;
+    for door in &doors {
+        door.wait_ended();
+        if given.statistics {
+            println!("{:#?}", door.statistics());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! Operations on open files.
+
+use polytropo_libservices::{
+    Capabilities, Errno, Error, FallocateMode, HandleId, OpenFlags, Opened, Result, SeekTo,
+};
+
+use super::abi::{self, FileOpenFlags};
+use super::reply::{Held, Reply};
+use super::request::{Arguments, checked_node};
+use super::session::Operation;
+
+impl Operation<'_> {
+    pub(super) fn open_out(&self, opened: &Opened) -> abi::OpenOut {
+        let mut flags = FileOpenFlags::empty();
+        if opened.direct {
+            flags |= FileOpenFlags::DIRECT_IO | FileOpenFlags::PARALLEL_DIRECT_WRITES;
+        }
+        flags.set(FileOpenFlags::KEEP_CACHE, opened.keep_cache && self.agreed.exclusive());
+        abi::OpenOut { fh: opened.handle.0, open_flags: flags.bits(), backing_id: 0 }
+    }
+
+    /// What the layers are to open. With write-back the kernel fills up partial pages by reading, and places
+    /// what is appended itself.
+    fn open_flags(&self, asked: u32) -> OpenFlags {
+        let mut flags = open_flags(asked);
+        if self.agreed.writeback() && flags.contains(OpenFlags::WRITE) {
+            flags |= OpenFlags::READ;
+            flags -= OpenFlags::APPEND;
+        }
+        flags
+    }
+
+    /// Runs `open` with what write-back wants; if that much is not permitted to the service, with what was asked for.
+    fn with_open_flags<T>(&self, asked: u32, open: impl Fn(OpenFlags) -> Result<T>) -> Result<T> {
+        let wanted = self.open_flags(asked);
+        match open(wanted) {
+            Err(e) if e.is(Errno::ACCESS) && wanted != open_flags(asked) => open(open_flags(asked)),
+            done => done,
+        }
+    }
+
+    pub(super) fn open(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let asked: abi::OpenIn = a.take()?;
+        if asked.open_flags & abi::OPEN_KILL_SUIDGID != 0 {
+            self.drop_fsetid();
+        }
+        let opened =
+            self.with_open_flags(asked.flags, |flags| self.stack().open(&self.caller, self.node, flags))?;
+        reply.held.push(Held::File(self.node, opened.handle));
+        reply.put(&self.open_out(&opened))
+    }
+
+    pub(super) fn create(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let asked: abi::CreateIn = a.take()?;
+        let name = a.take_name()?;
+        self.caller.umask = asked.umask;
+        if asked.open_flags & abi::OPEN_KILL_SUIDGID != 0 {
+            self.drop_fsetid();
+        }
+        let (entry, opened) = self.with_open_flags(asked.flags, |flags| {
+            self.stack().create(&self.caller, self.node, name, asked.mode, flags)
+        })?;
+        self.put_opened_entry(&entry, &opened, reply)
+    }
+
+    pub(super) fn tmpfile(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        self.need(Capabilities::TMPFILE)?;
+        let asked: abi::CreateIn = a.take()?;
+        self.caller.umask = asked.umask;
+        let unlinkable = asked.flags & libc::O_EXCL as u32 != 0;
+        let (entry, opened) = self.with_open_flags(asked.flags, |mut flags| {
+            flags.remove(OpenFlags::EXCLUSIVE | OpenFlags::TRUNCATE);
+            flags.set(OpenFlags::UNLINKABLE, unlinkable);
+            self.stack().tmpfile(&self.caller, self.node, asked.mode, flags)
+        })?;
+        self.put_opened_entry(&entry, &opened, reply)
+    }
+
+    pub(super) fn read(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let asked: abi::ReadIn = a.take()?;
+        let room = reply.room(asked.size as usize);
+        let count = self.stack().read(&self.caller, self.node, HandleId(asked.fh), asked.offset, room)?;
+        reply.filled(count);
+        Ok(())
+    }
+
+    pub(super) fn write(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let asked: abi::WriteIn = a.take()?;
+        if asked.write_flags & abi::WRITE_KILL_SUIDGID != 0 {
+            self.drop_fsetid();
+        }
+        let data = a.take_bytes(asked.size as usize)?;
+        let count = self.stack().write(&self.caller, self.node, HandleId(asked.fh), asked.offset, data)?;
+        reply.put(&abi::WriteOut { size: count.min(data.len()) as u32, padding: 0 })
+    }
+
+    pub(super) fn flush(self, a: &mut Arguments<'_>) -> Result<()> {
+        let asked: abi::FlushIn = a.take()?;
+        self.stack().flush(&self.caller, self.node, HandleId(asked.fh))
+    }
+
+    pub(super) fn fsync(self, a: &mut Arguments<'_>) -> Result<()> {
+        let asked: abi::FsyncIn = a.take()?;
+        let data_only = asked.fsync_flags & abi::FSYNC_FDATASYNC != 0;
+        self.stack().fsync(&self.caller, self.node, HandleId(asked.fh), data_only)
+    }
+
+    pub(super) fn release(self, a: &mut Arguments<'_>) -> Result<()> {
+        let asked: abi::ReleaseIn = a.take()?;
+        self.stack().release(self.node, HandleId(asked.fh));
+        Ok(())
+    }
+
+    pub(super) fn fallocate(self, a: &mut Arguments<'_>) -> Result<()> {
+        self.need(Capabilities::FALLOCATE)?;
+        let asked: abi::FallocateIn = a.take()?;
+        let mode = FallocateMode::from_bits(asked.mode)
+            .ok_or_else(|| Error::new(Errno::OPNOTSUPP, "allocate space in a way that is not known"))?;
+        let handle = HandleId(asked.fh);
+        self.stack().fallocate(&self.caller, self.node, handle, mode, asked.offset, asked.length)
+    }
+
+    pub(super) fn lseek(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        self.need(Capabilities::SPARSE_SEEK)?;
+        let asked: abi::LseekIn = a.take()?;
+        let to = match asked.whence as i32 {
+            libc::SEEK_DATA => SeekTo::Data,
+            libc::SEEK_HOLE => SeekTo::Hole,
+            _ => return Err(Error::new(Errno::INVAL, "seek in a way that is the kernel's own")),
+        };
+        let offset = self.stack().seek(&self.caller, self.node, HandleId(asked.fh), asked.offset, to)?;
+        reply.put(&abi::LseekOut { offset })
+    }
+
+    /// The older form answers in 32 bits.
+    pub(super) fn copy_file_range(
+        self,
+        a: &mut Arguments<'_>,
+        reply: &mut Reply<'_>,
+        wide: bool,
+    ) -> Result<()> {
+        self.need(Capabilities::COPY_RANGE)?;
+        let asked: abi::CopyFileRangeIn = a.take()?;
+        if asked.flags != 0 {
+            return Err(Error::new(Errno::INVAL, "copy a range with flags that are not known"));
+        }
+        let length = if wide { asked.len } else { asked.len.min(u64::from(u32::MAX) & !4095) };
+        let from = (self.node, HandleId(asked.fh_in), asked.off_in);
+        let to = (checked_node(asked.nodeid_out)?, HandleId(asked.fh_out), asked.off_out);
+        let bytes_copied = self.stack().copy_range(&self.caller, from, to, length)?;
+        if wide {
+            reply.put(&abi::CopyFileRangeOut { bytes_copied })
+        } else {
+            reply.put(&abi::WriteOut { size: bytes_copied.min(length) as u32, padding: 0 })
+        }
+    }
+}
+
+/// Flags of open(2) as the layers know them.
+fn open_flags(asked: u32) -> OpenFlags {
+    let asked = asked as i32;
+    let mut flags = match asked & libc::O_ACCMODE {
+        libc::O_RDONLY => OpenFlags::READ,
+        libc::O_WRONLY => OpenFlags::WRITE,
+        _ => OpenFlags::READ | OpenFlags::WRITE,
+    };
+    for (bits, flag) in [
+        (libc::O_APPEND, OpenFlags::APPEND),
+        (libc::O_TRUNC, OpenFlags::TRUNCATE),
+        (libc::O_EXCL, OpenFlags::EXCLUSIVE),
+        (libc::O_DIRECT, OpenFlags::DIRECT),
+        (libc::O_SYNC, OpenFlags::SYNC),
+        (libc::O_DSYNC, OpenFlags::DSYNC),
+        (libc::O_NOATIME, OpenFlags::NOATIME),
+    ] {
+        flags.set(flag, asked & bits == bits);
+    }
+    flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_flags_of_open() {
+        let cases = [
+            (libc::O_RDONLY, OpenFlags::READ),
+            (libc::O_WRONLY | libc::O_APPEND, OpenFlags::WRITE | OpenFlags::APPEND),
+            (libc::O_RDWR | libc::O_DSYNC, OpenFlags::READ | OpenFlags::WRITE | OpenFlags::DSYNC),
+            (libc::O_SYNC, OpenFlags::READ | OpenFlags::SYNC | OpenFlags::DSYNC),
+        ];
+        for (asked, flags) in cases {
+            assert_eq!(open_flags(asked as u32), flags);
+        }
+    }
+}

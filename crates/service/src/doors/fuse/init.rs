@@ -1,0 +1,172 @@
+//! The first message: what both sides can do, and how the kernel may cache.
+
+use std::time::Duration;
+
+use polytropo_libservices::{Capabilities, Coherence, Errno, Error, Result};
+
+use super::FuseOptions;
+use super::abi::{self, InitFlags};
+use super::device::PAYLOAD_BYTES_MAX;
+use super::reply::Timeouts;
+use super::request::Arguments;
+
+/// For what cannot change unless we say so.
+const LONG: Duration = Duration::from_secs(86_400);
+/// Requests that the kernel sends without waiting (read-ahead, write-back), and where it begins to slow down.
+const BACKGROUND_MAX: u16 = 64;
+const CONGESTION_THRESHOLD: u16 = 48;
+
+/// What was agreed on.
+#[derive(Clone, Copy, Debug)]
+pub struct Negotiated {
+    pub flags: InitFlags,
+    pub timeouts: Timeouts,
+    pub coherence: Coherence,
+    pub capabilities: Capabilities,
+}
+
+impl Negotiated {
+    pub fn writeback(&self) -> bool {
+        self.flags.contains(InitFlags::WRITEBACK_CACHE)
+    }
+
+    pub fn exclusive(&self) -> bool {
+        self.coherence != Coherence::Shared
+    }
+}
+
+/// The kernel's INIT.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    pub major: u32,
+    pub minor: u32,
+    pub max_readahead: u32,
+    pub flags: InitFlags,
+}
+
+impl Offer {
+    pub fn take(arguments: &mut Arguments<'_>) -> Result<Self> {
+        let short: abi::InitInShort = arguments.take()?;
+        let mut flags = u64::from(short.flags);
+        if flags & InitFlags::INIT_EXT.bits() != 0 {
+            let more: abi::InitInMore = arguments.take()?;
+            flags |= u64::from(more.flags2) << 32;
+        }
+        Ok(Self {
+            major: short.major,
+            minor: short.minor,
+            max_readahead: short.max_readahead,
+            flags: InitFlags::from_bits_retain(flags),
+        })
+    }
+}
+
+pub fn negotiate(
+    offer: &Offer,
+    capabilities: Capabilities,
+    coherence: Coherence,
+    options: &FuseOptions,
+) -> Result<(abi::InitOut, Negotiated)> {
+    if offer.major != abi::MAJOR || offer.minor < abi::MINOR_MIN {
+        log::error!(
+            "FUSE door: the kernel speaks FUSE {}.{}, but at least {}.{} (Linux 5.4) is needed",
+            offer.major,
+            offer.minor,
+            abi::MAJOR,
+            abi::MINOR_MIN,
+        );
+        return Err(Error::new(Errno::PROTO, "agree with the kernel on a version of FUSE"));
+    }
+    let minor = offer.minor.min(abi::MINOR);
+    let flags = wanted(capabilities, coherence, options) & offer.flags;
+    let timeouts = timeouts(coherence, options);
+    let out = abi::InitOut {
+        major: abi::MAJOR,
+        minor,
+        max_readahead: (PAYLOAD_BYTES_MAX as u32).max(offer.max_readahead),
+        flags: flags.bits() as u32,
+        flags2: (flags.bits() >> 32) as u32,
+        max_background: BACKGROUND_MAX,
+        congestion_threshold: CONGESTION_THRESHOLD,
+        max_write: PAYLOAD_BYTES_MAX as u32,
+        time_gran: 1,
+        max_pages: (PAYLOAD_BYTES_MAX / 4096) as u16,
+        ..Default::default()
+    };
+    Ok((out, Negotiated { flags, timeouts, coherence, capabilities }))
+}
+
+/// POSIX_LOCKS and FLOCK_LOCKS are left out on purpose: then the kernel keeps locks itself, for the one superblock
+/// that all mounts of a stack share.
+fn wanted(capabilities: Capabilities, coherence: Coherence, options: &FuseOptions) -> InitFlags {
+    let mut flags = InitFlags::ASYNC_READ
+        | InitFlags::ATOMIC_O_TRUNC
+        | InitFlags::BIG_WRITES
+        | InitFlags::DONT_MASK
+        | InitFlags::DO_READDIRPLUS
+        | InitFlags::READDIRPLUS_AUTO
+        | InitFlags::ASYNC_DIO
+        | InitFlags::PARALLEL_DIROPS
+        | InitFlags::MAX_PAGES
+        | InitFlags::CACHE_SYMLINKS
+        | InitFlags::HANDLE_KILLPRIV_V2
+        | InitFlags::SETXATTR_EXT
+        | InitFlags::ABORT_ERROR
+        | InitFlags::INIT_EXT
+        | InitFlags::DIRECT_IO_ALLOW_MMAP;
+    flags.set(InitFlags::POSIX_ACL, capabilities.contains(Capabilities::POSIX_ACLS));
+    flags.set(InitFlags::AUTO_INVAL_DATA, coherence == Coherence::Shared);
+    flags.set(InitFlags::EXPLICIT_INVAL_DATA, coherence != Coherence::Shared);
+    let writeback = options.writeback_cache
+        && coherence == Coherence::Exclusive
+        && capabilities.contains(Capabilities::WRITE);
+    flags.set(InitFlags::WRITEBACK_CACHE, writeback);
+    flags
+}
+
+fn timeouts(coherence: Coherence, options: &FuseOptions) -> Timeouts {
+    match coherence {
+        Coherence::Immutable | Coherence::Exclusive => {
+            Timeouts { entry: LONG, attributes: LONG, negative: LONG }
+        }
+        Coherence::Shared => Timeouts {
+            entry: options.shared_timeout,
+            attributes: options.shared_timeout,
+            negative: options.shared_timeout,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agree(coherence: Coherence, minor: u32) -> Result<Negotiated> {
+        let offer = Offer { major: 7, minor, max_readahead: 1 << 17, flags: InitFlags::all() };
+        negotiate(&offer, Capabilities::all(), coherence, &FuseOptions::default()).map(|(_, agreed)| agreed)
+    }
+
+    #[test]
+    fn only_what_nobody_else_changes_is_cached_for_long() {
+        let shared = agree(Coherence::Shared, 45).unwrap();
+        assert_eq!(shared.timeouts.entry, Duration::ZERO);
+        assert!(shared.flags.contains(InitFlags::AUTO_INVAL_DATA) && !shared.writeback());
+        let exclusive = agree(Coherence::Exclusive, 45).unwrap();
+        assert_eq!(exclusive.timeouts.negative, LONG);
+        assert!(exclusive.writeback() && !exclusive.flags.contains(InitFlags::AUTO_INVAL_DATA));
+        assert!(!agree(Coherence::Immutable, 45).unwrap().writeback());
+    }
+
+    #[test]
+    fn locks_stay_with_the_kernel() {
+        let flags = agree(Coherence::Exclusive, 45).unwrap().flags;
+        assert!(!flags.intersects(InitFlags::POSIX_LOCKS | InitFlags::FLOCK_LOCKS));
+    }
+
+    #[test]
+    fn speaks_the_older_minor_of_both() {
+        assert!(agree(Coherence::Shared, 31).is_ok());
+        assert!(agree(Coherence::Shared, 99).is_ok());
+        assert!(agree(Coherence::Shared, 30).unwrap_err().is(Errno::PROTO));
+    }
+}

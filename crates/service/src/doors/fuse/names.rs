@@ -1,0 +1,225 @@
+//! Operations on names and attributes.
+
+use polytropo_libservices::{
+    Attr, Capabilities, Entry, Errno, Error, HandleId, NodeId, RenameFlags, Result, SetAttr, SetTime,
+    Timestamp, XattrFlags,
+};
+
+use super::abi::{self, InitFlags, SetattrValid};
+use super::reply::{Held, Reply};
+use super::request::{Arguments, checked_node};
+use super::session::Operation;
+
+/// `FUSE_SETXATTR_ACL_KILL_SGID`
+const ACL_KILL_SGID: u32 = 1;
+
+impl Operation<'_> {
+    /// Answers with an entry, which then counts as looked up.
+    fn put_entry(&self, entry: &Entry, reply: &mut Reply<'_>) -> Result<()> {
+        reply.held.push(Held::LookUp(entry.node));
+        reply.put(&self.agreed.timeouts.entry_out(entry))
+    }
+
+    pub(super) fn lookup(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        match self.stack().lookup(&self.caller, self.node, a.take_name()?) {
+            Err(e) if e.is(Errno::NOENT) && !self.agreed.timeouts.negative.is_zero() => {
+                reply.nothing_there = true;
+                reply.put(&self.agreed.timeouts.negative_out())
+            }
+            found => self.put_entry(&found?, reply),
+        }
+    }
+
+    pub(super) fn getattr(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let asked: abi::GetattrIn = a.take()?;
+        let handle = (asked.getattr_flags & abi::GETATTR_FH != 0).then_some(HandleId(asked.fh));
+        let attr = self.stack().getattr(&self.caller, self.node, handle)?;
+        reply.put(&self.agreed.timeouts.attr_out(&attr))
+    }
+
+    pub(super) fn statx(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let asked: abi::StatxIn = a.take()?;
+        let handle = (asked.getattr_flags & abi::GETATTR_FH != 0).then_some(HandleId(asked.fh));
+        let attr = self.stack().getattr(&self.caller, self.node, handle)?;
+        reply.put(&self.agreed.timeouts.statx_out(&attr))
+    }
+
+    pub(super) fn setattr(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let asked: abi::SetattrIn = a.take()?;
+        let (changes, handle) = changes(&asked);
+        let attr = self.stack().setattr(&self.caller, self.node, handle, &changes)?;
+        reply.put(&self.agreed.timeouts.attr_out(&attr))
+    }
+
+    pub(super) fn readlink(self, reply: &mut Reply<'_>) -> Result<()> {
+        let target = self.stack().readlink(&self.caller, self.node)?;
+        reply.put_bytes(&target)
+    }
+
+    pub(super) fn symlink(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let name = a.take_name()?;
+        let target = a.take_string()?;
+        let entry = self.stack().symlink(&self.caller, self.node, name, target)?;
+        self.put_entry(&entry, reply)
+    }
+
+    pub(super) fn mknod(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let asked: abi::MknodIn = a.take()?;
+        self.caller.umask = asked.umask;
+        let name = a.take_name()?;
+        let entry = self.stack().mknod(&self.caller, self.node, name, asked.mode, asked.rdev.into())?;
+        self.put_entry(&entry, reply)
+    }
+
+    pub(super) fn mkdir(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let asked: abi::MkdirIn = a.take()?;
+        self.caller.umask = asked.umask;
+        let entry = self.stack().mkdir(&self.caller, self.node, a.take_name()?, asked.mode)?;
+        self.put_entry(&entry, reply)
+    }
+
+    pub(super) fn link(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let asked: abi::LinkIn = a.take()?;
+        let from = checked_node(asked.oldnodeid)?;
+        let entry = self.stack().link(&self.caller, from, self.node, a.take_name()?)?;
+        self.put_entry(&entry, reply)
+    }
+
+    pub(super) fn unlink(self, a: &mut Arguments<'_>) -> Result<()> {
+        self.stack().unlink(&self.caller, self.node, a.take_name()?)
+    }
+
+    pub(super) fn rmdir(self, a: &mut Arguments<'_>) -> Result<()> {
+        self.stack().rmdir(&self.caller, self.node, a.take_name()?)
+    }
+
+    pub(super) fn rename(self, a: &mut Arguments<'_>) -> Result<()> {
+        let asked: abi::RenameIn = a.take()?;
+        self.rename_to(checked_node(asked.newdir)?, RenameFlags::empty(), a)
+    }
+
+    pub(super) fn rename2(self, a: &mut Arguments<'_>) -> Result<()> {
+        let asked: abi::Rename2In = a.take()?;
+        let flags = RenameFlags::from_bits(asked.flags)
+            .ok_or_else(|| Error::new(Errno::INVAL, "rename with flags that are not known"))?;
+        self.rename_to(checked_node(asked.newdir)?, flags, a)
+    }
+
+    fn rename_to(self, new_parent: NodeId, flags: RenameFlags, a: &mut Arguments<'_>) -> Result<()> {
+        let (name, new_name) = (a.take_name()?, a.take_name()?);
+        self.stack().rename(&self.caller, self.node, name, new_parent, new_name, flags)
+    }
+
+    pub(super) fn statfs(self, reply: &mut Reply<'_>) -> Result<()> {
+        let found = self.stack().statfs(&self.caller, self.node)?;
+        reply.put(&abi::StatfsOut {
+            blocks: found.blocks,
+            bfree: found.blocks_free,
+            bavail: found.blocks_available,
+            files: found.files,
+            ffree: found.files_free,
+            bsize: found.block_size_bytes,
+            namelen: found.name_len_max,
+            frsize: found.block_size_bytes,
+            ..Default::default()
+        })
+    }
+
+    pub(super) fn getxattr(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        self.need(Capabilities::XATTRS)?;
+        let asked: abi::GetxattrIn = a.take()?;
+        let value = self.stack().getxattr(&self.caller, self.node, a.take_string()?)?;
+        put_sized(&value, asked.size, reply)
+    }
+
+    pub(super) fn listxattr(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        self.need(Capabilities::XATTRS)?;
+        let asked: abi::GetxattrIn = a.take()?;
+        let names = self.stack().listxattr(&self.caller, self.node)?;
+        put_sized(&names, asked.size, reply)
+    }
+
+    pub(super) fn setxattr(self, a: &mut Arguments<'_>) -> Result<()> {
+        self.need(Capabilities::XATTRS)?;
+        let asked: abi::SetxattrInShort = a.take()?;
+        let extended = self.agreed.flags.contains(InitFlags::SETXATTR_EXT);
+        let kill_sgid = extended && a.take::<abi::SetxattrInMore>()?.setxattr_flags & ACL_KILL_SGID != 0;
+        let name = a.take_string()?;
+        let value = a.take_bytes(asked.size as usize)?;
+        let flags = XattrFlags::from_bits(asked.flags).ok_or_else(|| {
+            Error::new(Errno::INVAL, "set an extended attribute with flags that are not known")
+        })?;
+        self.stack().setxattr(&self.caller, self.node, name, value, flags)?;
+        if kill_sgid { self.kill_setgid() } else { Ok(()) }
+    }
+
+    /// An access ACL set by somebody outside of the file's group takes the setgid bit away.
+    fn kill_setgid(&self) -> Result<()> {
+        let mode = self.stack().getattr(&self.caller, self.node, None)?.mode;
+        if mode & libc::S_ISGID == 0 {
+            return Ok(());
+        }
+        let changes = SetAttr { mode: Some(mode & 0o7777 & !libc::S_ISGID), ..SetAttr::default() };
+        self.stack().setattr(&self.caller, self.node, None, &changes).map(drop)
+    }
+
+    pub(super) fn removexattr(self, a: &mut Arguments<'_>) -> Result<()> {
+        self.need(Capabilities::XATTRS)?;
+        self.stack().removexattr(&self.caller, self.node, a.take_string()?)
+    }
+
+    /// A file and its open file in one answer.
+    pub(super) fn put_opened_entry(
+        &self,
+        entry: &Entry,
+        opened: &polytropo_libservices::Opened,
+        reply: &mut Reply<'_>,
+    ) -> Result<()> {
+        reply.held.push(Held::LookUp(entry.node));
+        reply.held.push(Held::File(entry.node, opened.handle));
+        reply.put(&self.agreed.timeouts.entry_out(entry))?;
+        reply.put(&self.open_out(opened))
+    }
+}
+
+/// The size alone when nothing was asked for, else the value if it fits.
+fn put_sized(value: &[u8], size: u32, reply: &mut Reply<'_>) -> Result<()> {
+    if size == 0 {
+        return reply.put(&abi::GetxattrOut { size: value.len() as u32, padding: 0 });
+    }
+    if value.len() > size as usize {
+        return Err(Error::new(Errno::RANGE, "read an extended attribute into too small a buffer"));
+    }
+    reply.put_bytes(value)
+}
+
+fn changes(asked: &abi::SetattrIn) -> (SetAttr, Option<HandleId>) {
+    let valid = SetattrValid::from_bits_truncate(asked.valid);
+    let given = |flag| valid.contains(flag);
+    let time = |is_given: SetattrValid, is_now: SetattrValid, seconds: u64, nanoseconds: u32| {
+        given(is_given).then(|| match given(is_now) {
+            true => SetTime::Now,
+            false => SetTime::At(Timestamp { seconds: seconds as i64, nanoseconds }),
+        })
+    };
+    let changes = SetAttr {
+        mode: given(SetattrValid::MODE).then_some(asked.mode & 0o7777),
+        uid: given(SetattrValid::UID).then_some(asked.uid),
+        gid: given(SetattrValid::GID).then_some(asked.gid),
+        size_bytes: given(SetattrValid::SIZE).then_some(asked.size),
+        atime: time(SetattrValid::ATIME, SetattrValid::ATIME_NOW, asked.atime, asked.atimensec),
+        mtime: time(SetattrValid::MTIME, SetattrValid::MTIME_NOW, asked.mtime, asked.mtimensec),
+        kill_privileges: given(SetattrValid::KILL_SUIDGID),
+    };
+    (changes, given(SetattrValid::FH).then_some(HandleId(asked.fh)))
+}
+
+/// What a directory entry says of the type.
+pub fn dirent_type(mode: u32) -> u32 {
+    (mode & libc::S_IFMT) >> 12
+}
+
+/// The number that a directory entry carries: that of the attributes where they are known.
+pub fn dirent_ino(listed: u64, attr: Option<&Attr>) -> u64 {
+    attr.map_or(listed, |attr| attr.ino)
+}

@@ -1,0 +1,64 @@
+//! A message from the kernel, taken apart with every bound checked.
+
+use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+use polytropo_libservices::{Errno, Error, Name, NodeId, Result};
+
+use super::abi::InHeader;
+
+/// The header of a message and what follows it.
+pub struct Request<'a> {
+    pub header: InHeader,
+    pub arguments: Arguments<'a>,
+}
+
+impl<'a> Request<'a> {
+    /// `None` when there is not even a whole header, or the length in it is not the message's.
+    pub fn parse(message: &'a [u8]) -> Option<Self> {
+        let (header, rest) = InHeader::read_from_prefix(message).ok()?;
+        if header.len as usize != message.len() {
+            return None;
+        }
+        let extensions = usize::from(header.total_extlen) * 8;
+        let body = rest.len().checked_sub(extensions)?;
+        Some(Self { header, arguments: Arguments(&rest[..body]) })
+    }
+}
+
+/// EINVAL for the number that names no node.
+pub fn checked_node(nodeid: u64) -> Result<NodeId> {
+    if nodeid == 0 { Err(malformed()) } else { Ok(NodeId(nodeid)) }
+}
+
+/// The arguments of a request, taken from the front.
+pub struct Arguments<'a>(&'a [u8]);
+
+impl<'a> Arguments<'a> {
+    pub fn take<T: FromBytes + KnownLayout + Immutable>(&mut self) -> Result<T> {
+        let (value, rest) = T::read_from_prefix(self.0).map_err(|_| malformed())?;
+        self.0 = rest;
+        Ok(value)
+    }
+
+    /// Bytes up to a NUL, which is taken too.
+    pub fn take_string(&mut self) -> Result<&'a [u8]> {
+        let end = self.0.iter().position(|&b| b == 0).ok_or_else(malformed)?;
+        let string = &self.0[..end];
+        self.0 = &self.0[end + 1..];
+        Ok(string)
+    }
+
+    pub fn take_name(&mut self) -> Result<&'a Name> {
+        Name::new(self.take_string()?)
+    }
+
+    pub fn take_bytes(&mut self, count: usize) -> Result<&'a [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(count).ok_or_else(malformed)?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+}
+
+fn malformed() -> Error {
+    Error::new(Errno::INVAL, "take apart a message of the kernel")
+}

@@ -1,0 +1,236 @@
+//! From a message to the operation and back: which function answers what.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use polytropo_libservices::{
+    Caller, Capabilities, DoorId, Errno, Error, FsCapabilities, Libservice, NodeId, Result,
+};
+
+use super::FuseOptions;
+use super::abi::{self, InHeader, opcode};
+use super::init::{self, Negotiated, Offer};
+use super::reply::{Held, Reply};
+use super::request::{Arguments, Request};
+
+/// What all threads of a door share.
+pub struct Session {
+    pub stack: Arc<dyn Libservice>,
+    pub door: DoorId,
+    pub options: FuseOptions,
+    negotiated: OnceLock<Negotiated>,
+    panicked: AtomicBool,
+}
+
+/// What is to be sent back.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The kernel expects none.
+    Silence,
+    /// What stands in the reply's buffer.
+    Payload,
+    Error(Errno),
+}
+
+/// One request while it is worked on.
+pub struct Operation<'a> {
+    pub session: &'a Session,
+    pub agreed: &'a Negotiated,
+    pub header: InHeader,
+    pub node: NodeId,
+    pub caller: Caller,
+}
+
+impl Session {
+    pub fn new(stack: Arc<dyn Libservice>, door: DoorId, options: FuseOptions) -> Self {
+        Self { stack, door, options, negotiated: OnceLock::new(), panicked: AtomicBool::new(false) }
+    }
+
+    /// Does what `request` asks for. `no_groups` is the thread's own empty list.
+    pub fn answer(&self, request: Request<'_>, reply: &mut Reply<'_>, no_groups: &Arc<[u32]>) -> Answer {
+        let header = request.header;
+        let done = catch_unwind(AssertUnwindSafe(|| self.dispatch(request, reply, no_groups)));
+        let done = done.unwrap_or_else(|_| {
+            if !self.panicked.swap(true, Ordering::Relaxed) {
+                log::error!(
+                    "FUSE door {}: a layer of the stack panicked in {} of node {}; the program got EIO, and later \
+                     panics are not logged",
+                    self.door.0,
+                    opcode::name(header.opcode),
+                    header.nodeid,
+                );
+            }
+            Err(Error::new(Errno::IO, "run an operation"))
+        });
+        match done {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.abandon(reply.held);
+                log::trace!("{} of node {}: {error}", opcode::name(header.opcode), header.nodeid);
+                match header.opcode {
+                    opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT => Answer::Silence,
+                    _ => Answer::Error(error.errno()),
+                }
+            }
+        }
+    }
+
+    /// Gives back what a kernel that never got the answer does not hold.
+    pub fn abandon(&self, held: &mut Vec<Held>) {
+        for held in held.drain(..).rev() {
+            match held {
+                Held::LookUp(node) => self.stack.forget(node, 1),
+                Held::File(node, handle) => self.stack.release(node, handle),
+                Held::Directory(node, handle) => self.stack.releasedir(node, handle),
+            }
+        }
+    }
+
+    fn dispatch(
+        &self,
+        request: Request<'_>,
+        reply: &mut Reply<'_>,
+        no_groups: &Arc<[u32]>,
+    ) -> Result<Answer> {
+        let Request { header, mut arguments } = request;
+        match header.opcode {
+            opcode::INIT => {
+                return self.init(&mut arguments, reply).map(|()| Answer::Payload);
+            }
+            opcode::FORGET => {
+                let forget: abi::ForgetIn = arguments.take()?;
+                self.forget(header.nodeid, forget.nlookup);
+                return Ok(Answer::Silence);
+            }
+            opcode::BATCH_FORGET => {
+                self.forget_batch(&mut arguments)?;
+                return Ok(Answer::Silence);
+            }
+            // What a layer does cannot be broken off half-way: ENOSYS makes the kernel stop asking.
+            opcode::INTERRUPT => return Ok(Answer::Error(Errno::NOSYS)),
+            opcode::DESTROY => return Ok(Answer::Payload),
+            _ => {}
+        }
+        let agreed = self.negotiated.get().ok_or_else(|| Error::new(Errno::PROTO, "work before INIT"))?;
+        let operation = Operation {
+            session: self,
+            agreed,
+            header,
+            node: super::request::checked_node(header.nodeid)?,
+            caller: self.caller(&header, no_groups),
+        };
+        operation.run(arguments, reply).map(|()| Answer::Payload)
+    }
+
+    fn caller(&self, header: &InHeader, no_groups: &Arc<[u32]>) -> Caller {
+        Caller {
+            uid: header.uid,
+            gid: header.gid,
+            groups: no_groups.clone(),
+            // The kernel has checked what the program may do; where a capability makes a difference to the layers
+            // (FSETID), it says so in the request.
+            capabilities: FsCapabilities::all(),
+            umask: 0,
+            pid: header.pid,
+            door: self.door,
+        }
+    }
+
+    fn init(&self, arguments: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let offer = Offer::take(arguments)?;
+        let (out, agreed) =
+            init::negotiate(&offer, self.stack.capabilities(), self.stack.coherence(), &self.options)?;
+        self.negotiated
+            .set(agreed)
+            .map_err(|_| Error::new(Errno::PROTO, "begin a connection a second time"))?;
+        log::debug!(
+            "FUSE door {}: {}.{} {:?}, {:?}",
+            self.door.0,
+            out.major,
+            out.minor,
+            agreed.flags,
+            agreed.coherence
+        );
+        reply.put(&out)
+    }
+
+    fn forget(&self, nodeid: u64, count: u64) {
+        if nodeid != 0 {
+            self.stack.forget(NodeId(nodeid), count);
+        }
+    }
+
+    fn forget_batch(&self, arguments: &mut Arguments<'_>) -> Result<()> {
+        let batch: abi::BatchForgetIn = arguments.take()?;
+        for _ in 0..batch.count {
+            // Ends at the latest with the message.
+            let one: abi::ForgetOne = arguments.take()?;
+            self.forget(one.nodeid, one.nlookup);
+        }
+        Ok(())
+    }
+}
+
+impl Operation<'_> {
+    pub fn stack(&self) -> &dyn Libservice {
+        &*self.session.stack
+    }
+
+    /// ENOSYS when the stack cannot do it at all, which the kernel remembers.
+    pub fn need(&self, capability: Capabilities) -> Result<()> {
+        if self.agreed.capabilities.contains(capability) { Ok(()) } else { Err(unknown()) }
+    }
+
+    /// The kernel says that the program may not keep setuid and setgid bits.
+    pub fn drop_fsetid(&mut self) {
+        self.caller.capabilities.remove(FsCapabilities::FSETID);
+    }
+
+    fn run(self, mut a: Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let a = &mut a;
+        match self.header.opcode {
+            opcode::LOOKUP => self.lookup(a, reply),
+            opcode::GETATTR => self.getattr(a, reply),
+            opcode::SETATTR => self.setattr(a, reply),
+            opcode::STATX => self.statx(a, reply),
+            opcode::READLINK => self.readlink(reply),
+            opcode::SYMLINK => self.symlink(a, reply),
+            opcode::MKNOD => self.mknod(a, reply),
+            opcode::MKDIR => self.mkdir(a, reply),
+            opcode::UNLINK => self.unlink(a),
+            opcode::RMDIR => self.rmdir(a),
+            opcode::RENAME => self.rename(a),
+            opcode::RENAME2 => self.rename2(a),
+            opcode::LINK => self.link(a, reply),
+            opcode::OPEN => self.open(a, reply),
+            opcode::CREATE => self.create(a, reply),
+            opcode::TMPFILE => self.tmpfile(a, reply),
+            opcode::READ => self.read(a, reply),
+            opcode::WRITE => self.write(a, reply),
+            opcode::FLUSH => self.flush(a),
+            opcode::FSYNC => self.fsync(a),
+            opcode::RELEASE => self.release(a),
+            opcode::FALLOCATE => self.fallocate(a),
+            opcode::LSEEK => self.lseek(a, reply),
+            opcode::COPY_FILE_RANGE => self.copy_file_range(a, reply, false),
+            opcode::COPY_FILE_RANGE_64 => self.copy_file_range(a, reply, true),
+            opcode::OPENDIR => self.opendir(reply),
+            opcode::READDIR => self.readdir(a, reply),
+            opcode::READDIRPLUS => self.readdirplus(a, reply),
+            opcode::FSYNCDIR => self.fsyncdir(a),
+            opcode::RELEASEDIR => self.releasedir(a),
+            opcode::STATFS => self.statfs(reply),
+            opcode::GETXATTR => self.getxattr(a, reply),
+            opcode::LISTXATTR => self.listxattr(a, reply),
+            opcode::SETXATTR => self.setxattr(a),
+            opcode::REMOVEXATTR => self.removexattr(a),
+            // ACCESS: the kernel checks permissions itself (default_permissions). The rest has no meaning here.
+            _ => Err(unknown()),
+        }
+    }
+}
+
+fn unknown() -> Error {
+    Error::new(Errno::NOSYS, "do what the stack cannot")
+}

@@ -1,0 +1,159 @@
+//! The threads that wait for messages and answer them.
+
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use polytropo_libservices::Errno;
+
+use super::abi::{OutHeader, opcode};
+use super::device::{Device, MessageBuffer, PAYLOAD_BYTES_MAX, Pages, Received};
+use super::reply::{Held, Reply};
+use super::request::Request;
+use super::session::{Answer, Session};
+use super::statistics::Counters;
+
+/// One thread's belongings.
+pub struct Worker {
+    session: Arc<Session>,
+    device: Device,
+    message: MessageBuffer,
+    payload: Pages,
+    held: Vec<Held>,
+    no_groups: Arc<[u32]>,
+    counters: Arc<Counters>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Worker {
+    pub fn new(
+        session: Arc<Session>,
+        device: Device,
+        counters: Arc<Counters>,
+        stop: Arc<AtomicBool>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            session,
+            device,
+            message: MessageBuffer::new()?,
+            payload: Pages::new(PAYLOAD_BYTES_MAX)?,
+            held: Vec::new(),
+            no_groups: Arc::from([]),
+            counters,
+            stop,
+        })
+    }
+
+    /// Until the connection ends or `stop` is set.
+    pub fn run(mut self) {
+        be_io_flusher();
+        while !self.stop.load(Ordering::Acquire) {
+            match self.device.receive(&mut self.message) {
+                Ok(Received::Message(count)) => self.serve(count),
+                Ok(Received::Nothing) => {}
+                Ok(Received::Ended) => return,
+                Err(errno) => {
+                    log::error!("FUSE door {}: cannot read from the device: {errno}", self.session.door.0);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn serve(&mut self, count: usize) {
+        let began = Instant::now();
+        let Some(request) = Request::parse(self.message.message(count)) else {
+            log::error!("FUSE door {}: a message of {count} bytes has no whole header", self.session.door.0);
+            return;
+        };
+        let header = request.header;
+        let mut reply = Reply::new(&mut self.payload, &mut self.held);
+        let answer = self.session.answer(request, &mut reply, &self.no_groups);
+        let (len, nothing_there) = (reply.len(), reply.nothing_there);
+        let failed = nothing_there || matches!(answer, Answer::Error(_));
+        let sent = match answer {
+            Answer::Silence => Ok(()),
+            Answer::Payload => self.reply(header.unique, 0, len),
+            Answer::Error(errno) => self.reply(header.unique, -errno.raw_os_error(), 0),
+        };
+        if let Err(errno) = sent {
+            self.session.abandon(&mut self.held);
+            // NOENT: the program was killed meanwhile.
+            if !matches!(errno, Errno::NOENT | Errno::NODEV) {
+                log::error!(
+                    "FUSE door {}: the kernel did not take the answer to {}: {errno}",
+                    self.session.door.0,
+                    opcode::name(header.opcode),
+                );
+            }
+        }
+        if header.opcode == opcode::READ && !failed {
+            self.counters.record_bytes(opcode::READ, len as u64);
+        } else if header.opcode == opcode::WRITE && !failed {
+            let written = self.payload.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+            self.counters.record_bytes(opcode::WRITE, written.into());
+        }
+        self.counters.record(header.opcode, failed, began.elapsed());
+    }
+
+    fn reply(&self, unique: u64, error: i32, len: usize) -> rustix::io::Result<()> {
+        let header = OutHeader { len: (size_of::<OutHeader>() + len) as u32, error, unique };
+        self.device.reply(&header, &self.payload[..len])
+    }
+}
+
+/// The kernel must not make this thread write back pages of its own mount when memory is short. Needs
+/// CAP_SYS_RESOURCE; without it the kernel's own precautions have to do.
+fn be_io_flusher() {
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    // SAFETY: sets a flag of this thread and touches no memory.
+    let done = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    if done != 0 {
+        log::debug!("FUSE door: not marked as an I/O flusher: {}", io::Error::last_os_error());
+    }
+}
+
+/// Running threads, and how to end them.
+pub struct Threads {
+    pub stop: Arc<AtomicBool>,
+    pub handles: Vec<JoinHandle<()>>,
+}
+
+/// Between two tries to wake a thread that may just have been about to wait.
+const WAKE_INTERVAL: Duration = Duration::from_millis(1);
+
+impl Threads {
+    /// Ends all threads and waits for them. The device stays usable.
+    pub fn end(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for handle in self.handles.drain(..) {
+            while !handle.is_finished() {
+                // SAFETY: the thread was not joined yet, so its id is valid.
+                unsafe { libc::pthread_kill(handle.as_pthread_t(), wake_signal()) };
+                std::thread::sleep(WAKE_INTERVAL);
+            }
+            // A panic was logged by the panic hook already.
+            let _ = handle.join();
+        }
+    }
+}
+
+/// The signal that takes a thread out of read(2).
+fn wake_signal() -> libc::c_int {
+    libc::SIGRTMIN() + 4
+}
+
+/// Makes the wake signal do nothing but interrupt.
+pub fn prepare_wake_signal() -> io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: all zero is a valid sigaction; it is filled in below.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+    // No SA_RESTART: read(2) has to return.
+    // SAFETY: the handler does nothing, so it is safe in any thread at any time.
+    let done = unsafe { libc::sigaction(wake_signal(), &action, std::ptr::null_mut()) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
