@@ -9,7 +9,7 @@ use super::attributes::own;
 use super::descriptors::Descriptor;
 use super::files::host_flags;
 use super::nodes::Node;
-use super::{Dir, stale, sys};
+use super::{Dir, identity, stale, sys};
 use crate::error::{Attempt, Errno, Error, Result};
 use crate::name::Name;
 use crate::types::*;
@@ -28,6 +28,8 @@ impl Dir {
         mode: u32,
         rdev: u64,
     ) -> Result<Entry> {
+        // mknod(2): no type means a regular file.
+        let mode = if mode & libc::S_IFMT == 0 { mode | libc::S_IFREG } else { mode };
         self.make(caller, parent, name, mode, |directory, host_mode| {
             let file_type = FileType::from_raw_mode(mode);
             fs::mknodat(directory, name.as_bytes(), file_type, host_mode, rdev)
@@ -64,8 +66,8 @@ impl Dir {
         self.writable()?;
         let parent = self.node(parent)?;
         let directory = self.reach(&parent)?;
-        sys::with_umask(caller.umask, || host(&directory, sys::permissions(mode & 0o777)))
-            .attempt("make a name")?;
+        let seen_at = self.nodes.now();
+        self.as_caller(caller, || host(&directory, sys::permissions(mode & 0o777))).attempt("make a name")?;
         let stat = self.give_by_name(caller, &directory, name, mode).inspect_err(|_| {
             let flags =
                 if mode & libc::S_IFMT == libc::S_IFDIR { AtFlags::REMOVEDIR } else { AtFlags::empty() };
@@ -73,7 +75,17 @@ impl Dir {
             let _ = fs::unlinkat(&*directory, name.as_bytes(), flags);
         })?;
         self.notices.entry(caller, parent.id, name);
-        Ok(self.entry(&stat, &parent, name))
+        Ok(self.entry(&stat, &parent, name, seen_at))
+    }
+
+    /// Runs `make` so that the kernel gives what it makes to the caller, by the caller's umask. Where the ids cannot be
+    /// taken on, `give` does it afterwards.
+    pub(super) fn as_caller<T>(
+        &self,
+        caller: &Caller,
+        make: impl FnOnce() -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        identity::with_ids((caller.uid, caller.gid), self.own_ids, || sys::with_umask(caller.umask, make))
     }
 
     fn give_by_name(
@@ -94,7 +106,7 @@ impl Dir {
         let links = if opened.attr.is_dir() { 0..=2 } else { 1..=1 };
         let ours = opened.key == stat.key
             && opened.attr.file_type() == mode & libc::S_IFMT
-            && opened.attr.uid == self.own_ids.0
+            && [self.own_ids.0, caller.uid].contains(&opened.attr.uid)
             && links.contains(&opened.attr.nlink);
         if !ours {
             return Err(stale(Errno::STALE));
@@ -158,11 +170,12 @@ impl Dir {
             return Err(Error::new(Errno::PERM, "give a directory a second name"));
         }
         let (fd, directory) = (self.reach(&node)?, self.reach(&parent)?);
+        let seen_at = self.nodes.now();
         sys::link_fd(&*fd, &*directory, new_name).attempt("link")?;
         let stat = self.stat_fd(&*fd).attempt("look at a linked file")?;
         self.notices.inode(caller, node.id);
         self.notices.entry(caller, parent.id, new_name);
-        Ok(self.entry(&stat, &parent, new_name))
+        Ok(self.entry(&stat, &parent, new_name, seen_at))
     }
 
     pub(super) fn create_file(
@@ -226,12 +239,13 @@ impl Dir {
         }
         let host = host_flags(flags) | OFlags::CREATE | OFlags::EXCL;
         let open = || sys::open_name(&*directory, name, host, sys::permissions(mode & 0o777));
-        let fd = sys::with_umask(caller.umask, || self.with_room(open)).attempt("create a file")?;
+        let seen_at = self.nodes.now();
+        let fd = self.as_caller(caller, || self.with_room(open)).attempt("create a file")?;
         let stat = self.take_over(caller, &directory, &fd, mode).inspect_err(|_| {
             // Best effort: the error that is reported is the one that made this necessary.
             let _ = fs::unlinkat(&*directory, name.as_bytes(), AtFlags::empty());
         })?;
-        let entry = self.entry(&stat, parent, name);
+        let entry = self.entry(&stat, parent, name, seen_at);
         self.notices.entry(caller, parent.id, name);
         let node = self.node(entry.node)?;
         Ok((entry, self.opened(fd, &node, flags)))
@@ -253,8 +267,7 @@ impl Dir {
         let mut host = host_flags(flags) | OFlags::TMPFILE;
         host.set(OFlags::EXCL, flags.contains(OpenFlags::UNLINKABLE));
         let open = || sys::open_self(&*directory, host, sys::permissions(mode & 0o777));
-        let fd =
-            sys::with_umask(caller.umask, || self.with_room(open)).attempt("make a file without a name")?;
+        let fd = self.as_caller(caller, || self.with_room(open)).attempt("make a file without a name")?;
         let stat = self.take_over(caller, &directory, &fd, mode)?;
         let way = self.with_room(|| rustix::io::fcntl_dupfd_cloexec(&fd, 0)).attempt("keep a file")?;
         let node = self.nodes.look_up(&stat);

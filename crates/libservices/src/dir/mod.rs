@@ -22,6 +22,7 @@ mod attributes;
 mod create;
 mod descriptors;
 mod files;
+mod identity;
 mod listing;
 mod names;
 mod nodes;
@@ -72,6 +73,7 @@ pub struct Dir {
     coherence: Coherence,
     /// The ids that the kernel gives to what this process makes.
     own_ids: (u32, u32),
+    may_chown: bool,
 }
 
 impl Dir {
@@ -106,6 +108,7 @@ impl Dir {
                 DirCoherence::Shared => Coherence::Shared,
             },
             own_ids: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            may_chown: identity::may_chown(),
         })
     }
 
@@ -148,7 +151,10 @@ impl Dir {
                 if let Some(found) = node.descriptor() {
                     return Ok(found);
                 }
-                self.reach_by_name(node)
+                match self.reach_by_name(node) {
+                    Err(e) if e.is(Errno::STALE) && node.try_other_name() => self.reach_by_name(node),
+                    done => done,
+                }
             }
             done => done,
         }
@@ -217,6 +223,7 @@ impl Libservice for Dir {
     fn capabilities(&self) -> Capabilities {
         let mut all = Capabilities::all();
         all.set(Capabilities::WRITE, !self.read_only);
+        all.set(Capabilities::OWNERS, self.may_chown);
         all
     }
 
@@ -443,7 +450,10 @@ impl Libservice for Dir {
         self.files.get(handle).ok().map(|file| file.host.clone())
     }
 
+    /// Nothing changes through a read-only layer, which may be shared by many stacks that come and go.
     fn observe(&self, observer: Arc<dyn Observer>) {
-        self.notices.add(observer);
+        if !self.read_only {
+            self.notices.add(observer);
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 
-use super::nodes::Node;
+use super::nodes::{Moment, Node};
 use super::{Dir, sys};
 use crate::error::{Attempt, Errno, Error, Result};
 use crate::name::Name;
@@ -13,14 +13,15 @@ use crate::types::*;
 impl Dir {
     pub(super) fn look_up(&self, parent: &Arc<Node>, name: &Name) -> Result<Entry> {
         let directory = self.reach(parent)?;
+        let seen_at = self.nodes.now();
         let stat = self.stat_name(&*directory, name).attempt("look up a name")?;
-        Ok(self.entry(&stat, parent, name))
+        Ok(self.entry(&stat, parent, name, seen_at))
     }
 
     /// The answer for an inode just seen as `name` in `parent`; holds one look-up.
-    pub(super) fn entry(&self, stat: &sys::Stat, parent: &Arc<Node>, name: &Name) -> Entry {
+    pub(super) fn entry(&self, stat: &sys::Stat, parent: &Arc<Node>, name: &Name, seen_at: Moment) -> Entry {
         let node = self.nodes.look_up(stat);
-        self.nodes.sighted(&node, parent, name);
+        self.nodes.sighted(&node, (parent, name), stat.attr.nlink > 1, seen_at);
         self.note_privileges(&node, &stat.attr);
         Entry { node: node.id, generation: 0, attr: stat.attr.clone() }
     }
@@ -33,10 +34,11 @@ impl Dir {
         let victim = self.known(&directory, name)?;
         if let Err(errno) = fs::unlinkat(&*directory, name.as_bytes(), flags) {
             if let Some(victim) = &victim {
-                self.nodes.sighted(victim, &parent, name);
+                self.nodes.sighted(victim, (&parent, name), true, self.nodes.now());
             }
             return Err(Error::new(errno, "remove a name"));
         }
+        self.nodes.names_moved();
         if let Some(victim) = victim {
             self.nodes.lost(&victim, &parent, name);
             self.notices.inode(caller, victim.id);
@@ -85,10 +87,11 @@ impl Dir {
         };
         if let Err(errno) = renamed {
             if let Some(victim) = &victim {
-                self.nodes.sighted(victim, &new_parent, to.1);
+                self.nodes.sighted(victim, (&new_parent, to.1), true, self.nodes.now());
             }
             return Err(Error::new(errno, "rename"));
         }
+        self.nodes.names_moved();
         self.record_move(caller, (&old_parent, from.1, source), (&new_parent, to.1, victim), flags);
         Ok(())
     }
@@ -102,18 +105,25 @@ impl Dir {
     ) {
         let (old_parent, old_name, source) = from;
         let (new_parent, new_name, victim) = to;
+        // Renaming one name of a file over another of its names does nothing.
+        let same = match (&source, &victim) {
+            (Some(source), Some(victim)) => Arc::ptr_eq(source, victim),
+            _ => false,
+        };
         if let Some(victim) = victim {
-            // Renaming one name of a file over another of its names does nothing.
-            let same = source.as_ref().is_some_and(|source| Arc::ptr_eq(source, &victim));
-            if flags.contains(RenameFlags::EXCHANGE) {
-                self.nodes.sighted(&victim, old_parent, old_name);
-            } else if !same {
+            if same {
+                self.nodes.sighted(&victim, (new_parent, new_name), true, self.nodes.now());
+            } else if flags.contains(RenameFlags::EXCHANGE) {
+                self.nodes.renamed(&victim, (new_parent, new_name), (old_parent, old_name));
+            } else {
                 self.nodes.lost(&victim, new_parent, new_name);
             }
             self.notices.inode(caller, victim.id);
         }
         if let Some(source) = source {
-            self.nodes.sighted(&source, new_parent, new_name);
+            if !same {
+                self.nodes.renamed(&source, (old_parent, old_name), (new_parent, new_name));
+            }
             self.notices.inode(caller, source.id);
         }
         self.notices.entry(caller, old_parent.id, old_name);

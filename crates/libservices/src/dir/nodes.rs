@@ -1,7 +1,10 @@
 //! The node table: which inodes of the host are known, by what number, and how to reach them again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed},
+};
 
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
@@ -38,9 +41,17 @@ pub struct Sighting {
     pub name: Box<Name>,
 }
 
+impl Sighting {
+    fn is(&self, parent: &Arc<Node>, name: &Name) -> bool {
+        Arc::ptr_eq(&self.parent, parent) && *self.name == *name
+    }
+}
+
 #[derive(Default)]
 struct Place {
     seen: Option<Sighting>,
+    /// Another name of the same file, for when that one goes.
+    other: Option<Sighting>,
     /// Out of the table: nothing may be held for it any more.
     dead: bool,
 }
@@ -93,6 +104,17 @@ impl Node {
         self.place.lock().seen.clone()
     }
 
+    /// Takes the file's other name for the one to reach it by. Says whether it has one.
+    pub fn try_other_name(&self) -> bool {
+        let place = &mut *self.place.lock();
+        std::mem::swap(&mut place.seen, &mut place.other);
+        if place.seen.is_none() {
+            place.seen = place.other.take();
+            return false;
+        }
+        true
+    }
+
     pub fn privileges(&self) -> Privileges {
         match self.privileges.load(Relaxed) {
             1 => Privileges::Absent,
@@ -120,6 +142,42 @@ impl Node {
         self.queued.swap(queued, Relaxed)
     }
 
+    /// Takes `sighting` for where the node is, unless the node is dead or `outdated` (told whether it can be reached
+    /// without): then it is given back. Else gives back the one that it superseded.
+    fn record(
+        &self,
+        sighting: Sighting,
+        linked: bool,
+        outdated: impl Fn(bool) -> bool,
+    ) -> Result<Option<Sighting>, Sighting> {
+        let place = &mut *self.place.lock();
+        if place.dead || outdated(place.seen.is_some() || self.slot.lock().pinned) {
+            return Err(sighting);
+        }
+        if place.other.as_ref().is_some_and(|other| other.is(&sighting.parent, &sighting.name)) {
+            std::mem::swap(&mut place.seen, &mut place.other);
+            return Ok(Some(sighting));
+        }
+        let known = place.seen.replace(sighting);
+        if linked && !self.is_dir() && known.is_some() {
+            return Ok(std::mem::replace(&mut place.other, known));
+        }
+        Ok(known)
+    }
+
+    /// Strikes out a name; says whether another is known.
+    fn strike(&self, parent: &Arc<Node>, name: &Name) -> (Option<Sighting>, bool) {
+        let place = &mut *self.place.lock();
+        let gone = if place.seen.as_ref().is_some_and(|seen| seen.is(parent, name)) {
+            std::mem::replace(&mut place.seen, place.other.take())
+        } else if place.other.as_ref().is_some_and(|other| other.is(parent, name)) {
+            place.other.take()
+        } else {
+            None
+        };
+        (gone, place.seen.is_some())
+    }
+
     /// Gives up the descriptor unless it is pinned. Says whether it did.
     pub fn evict(&self) -> bool {
         let taken = {
@@ -137,7 +195,13 @@ pub struct Nodes {
     by_key: Vec<Mutex<FxHashMap<InodeKey, Arc<Node>>>>,
     by_id: Vec<RwLock<FxHashMap<u64, Arc<Node>>>>,
     budget: Arc<Budget>,
+    /// Counts names that went or moved: what was seen before and is recorded after one may be wrong.
+    moves: AtomicU64,
 }
+
+/// When something was seen; see `Nodes::now`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Moment(u64);
 
 enum Release {
     Lookups(u64),
@@ -156,6 +220,7 @@ impl Nodes {
             by_key: (0..SHARDS).map(|_| Mutex::default()).collect(),
             by_id: (0..SHARDS).map(|_| RwLock::default()).collect(),
             budget,
+            moves: AtomicU64::new(0),
         };
         nodes.key_shard(&stat.key).lock().insert(stat.key, node.clone());
         nodes.id_shard(node.id).write().insert(node.id.0, node);
@@ -196,45 +261,67 @@ impl Nodes {
         node.clone()
     }
 
-    /// Remembers that `node` was just seen as `name` in `parent`; unpins it.
-    pub fn sighted(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name) {
+    /// To be taken before a name is looked at whose sighting is to be recorded.
+    pub fn now(&self) -> Moment {
+        Moment(self.moves.load(Acquire))
+    }
+
+    /// A name went or moved on the host. To be called after it did and before that is recorded.
+    pub fn names_moved(&self) {
+        self.moves.fetch_add(1, AcqRel);
+    }
+
+    /// Remembers that `node` was seen as `name` in `parent` at `seen_at` or later; unpins it. `linked`: it may have
+    /// other names, so the one known is kept too. Nothing is recorded over what is known better, since names moved
+    /// in between.
+    pub fn sighted(
+        &self,
+        node: &Arc<Node>,
+        (parent, name): (&Arc<Node>, &Name),
+        linked: bool,
+        seen_at: Moment,
+    ) {
         if node.id == NodeId::ROOT {
             return;
         }
-        {
-            let place = node.place.lock();
-            let same = |s: &Sighting| Arc::ptr_eq(&s.parent, parent) && *s.name == *name;
-            if place.seen.as_ref().is_some_and(same) {
-                drop(place);
-                self.unpin(node);
-                return;
-            }
+        if node.place.lock().seen.as_ref().is_some_and(|seen| seen.is(parent, name)) {
+            return self.unpin(node);
         }
         self.hold_child(parent);
         let sighting = Sighting { parent: parent.clone(), name: name.to_boxed() };
-        let superseded = {
-            let mut place = node.place.lock();
-            if place.dead { Some(sighting) } else { place.seen.replace(sighting) }
-        };
-        self.unpin(node);
-        if node.is_dir() {
-            self.break_cycle(node, parent);
-        }
-        if let Some(old) = superseded {
-            self.release(old.parent, Release::Child);
+        match node.record(sighting, linked, |known| known && self.now() != seen_at) {
+            Err(outdated) => self.release(outdated.parent, Release::Child),
+            Ok(superseded) => {
+                self.unpin(node);
+                if node.is_dir() {
+                    self.break_cycle(node, parent);
+                }
+                if let Some(old) = superseded {
+                    self.release(old.parent, Release::Child);
+                }
+            }
         }
     }
 
-    /// A name of `node` is gone. If it was the one known, only the descriptor leads to the inode now.
+    /// A name of `node` is gone. If no other is known, only the descriptor leads to the inode now.
     pub fn lost(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name) {
-        let old = {
-            let mut place = node.place.lock();
-            let known = |s: &Sighting| Arc::ptr_eq(&s.parent, parent) && *s.name == *name;
-            if place.seen.as_ref().is_none_or(known) { place.seen.take() } else { return }
-        };
-        node.pin();
-        if let Some(old) = old {
-            self.release(old.parent, Release::Child);
+        let (gone, reachable) = node.strike(parent, name);
+        if reachable {
+            self.unpin(node);
+        } else {
+            node.pin();
+        }
+        if let Some(gone) = gone {
+            self.release(gone.parent, Release::Child);
+        }
+    }
+
+    /// `node` was renamed by us.
+    pub fn renamed(&self, node: &Arc<Node>, from: (&Arc<Node>, &Name), to: (&Arc<Node>, &Name)) {
+        let (gone, reachable) = node.strike(from.0, from.1);
+        self.sighted(node, to, reachable, self.now());
+        if let Some(gone) = gone {
+            self.release(gone.parent, Release::Child);
         }
     }
 
@@ -267,10 +354,10 @@ impl Nodes {
         parent.children.fetch_add(1, Relaxed);
     }
 
-    // A node that nobody refers to leaves the table and lets go of its parent, which may be the next to leave.
+    // A node that nobody refers to leaves the table and lets go of its parents, which may be the next to leave.
     fn release(&self, node: Arc<Node>, what: Release) {
-        let mut next = Some((node, what));
-        while let Some((node, what)) = next.take() {
+        let mut due = vec![(node, what)];
+        while let Some((node, what)) = due.pop() {
             let mut shard = self.key_shard(&node.key).lock();
             let (lookups, children) = match what {
                 Release::Lookups(n) => {
@@ -281,19 +368,17 @@ impl Nodes {
             node.lookups.store(lookups, Relaxed);
             node.children.store(children, Relaxed);
             if lookups > 0 || children > 0 {
-                return;
+                continue;
             }
             if shard.get(&node.key).is_some_and(|present| Arc::ptr_eq(present, &node)) {
                 shard.remove(&node.key);
             }
             self.id_shard(node.id).write().remove(&node.id.0);
             drop(shard);
-            let seen = {
-                let mut place = node.place.lock();
-                place.dead = true;
-                place.seen.take()
-            };
-            next = seen.map(|seen| (seen.parent, Release::Child));
+            let mut place = node.place.lock();
+            place.dead = true;
+            let seen = [place.seen.take(), place.other.take()];
+            due.extend(seen.into_iter().flatten().map(|seen| (seen.parent, Release::Child)));
         }
     }
 
@@ -330,5 +415,15 @@ impl Nodes {
 
     fn id_shard(&self, id: NodeId) -> &RwLock<FxHashMap<u64, Arc<Node>>> {
         &self.by_id[id.0 as usize % SHARDS]
+    }
+}
+
+/// Nodes hold their parents: let go of one after the other, a deep tree would be dropped by deep recursion.
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        for node in self.by_id.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()) {
+            let mut place = node.place.lock();
+            (place.seen, place.other) = (None, None);
+        }
     }
 }

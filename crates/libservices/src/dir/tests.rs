@@ -113,3 +113,156 @@ fn extended_attributes_reach_the_inode() {
         dir.setxattr(&caller, link.node, b"user.one", b"2", XattrFlags::empty()).unwrap_err().is(Errno::PERM)
     );
 }
+
+#[test]
+fn names_that_go_leave_no_descriptors_behind() {
+    let (temp, dir) = dir_with_budget(16);
+    let caller = Caller::service();
+    let mut nodes = Vec::new();
+    for i in 0..100 {
+        let (kept, gone) = (format!("kept{i}"), format!("gone{i}"));
+        std_fs::write(temp.path().join(&kept), &kept).unwrap();
+        let node = dir.lookup(&caller, NodeId::ROOT, name(&kept)).unwrap().node;
+        dir.link(&caller, node, NodeId::ROOT, name(&gone)).unwrap();
+        if i % 2 == 0 {
+            dir.unlink(&caller, NodeId::ROOT, name(&gone)).unwrap();
+        } else {
+            let renamed = format!("renamed{i}");
+            let none = RenameFlags::empty();
+            dir.rename(&caller, NodeId::ROOT, name(&kept), NodeId::ROOT, name(&renamed), none).unwrap();
+            dir.unlink(&caller, NodeId::ROOT, name(&gone)).unwrap();
+        }
+        nodes.push((node, kept));
+    }
+    assert!(dir.nodes.budget().open_count() <= 20, "{}", dir.nodes.budget().open_count());
+    for (node, content) in nodes {
+        let opened = dir.open(&caller, node, OpenFlags::READ).unwrap();
+        let mut buffer = [0; 16];
+        let size = dir.read(&caller, node, opened.handle, 0, &mut buffer).unwrap();
+        assert_eq!(&buffer[..size], content.as_bytes());
+        dir.release(node, opened.handle);
+        dir.forget(node, 2);
+    }
+    assert_eq!(dir.nodes.len(), 1);
+}
+
+#[test]
+fn nodes_stay_reachable_while_names_move_under_look_ups() {
+    let (_temp, dir) = dir_with_budget(16);
+    let caller = Caller::service();
+    let [a, b] = ["a", "b"].map(|n| dir.mkdir(&caller, NodeId::ROOT, name(n), 0o755).unwrap().node);
+    let rw = OpenFlags::READ | OpenFlags::WRITE;
+    let (file, opened) = dir.create(&caller, a, name("f"), 0o644, rw).unwrap();
+    dir.release(file.node, opened.handle);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let searchers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        for parent in [a, b] {
+                            if let Ok(entry) = dir.lookup(&caller, parent, name("f")) {
+                                dir.forget(entry.node, 1);
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        for i in 0..3000 {
+            let (from, to) = if i % 2 == 0 { (a, b) } else { (b, a) };
+            dir.rename(&caller, from, name("f"), to, name("f"), RenameFlags::empty()).unwrap();
+            // Nothing but the recorded name leads to the inode now.
+            dir.node(file.node).unwrap().evict();
+            assert_eq!(dir.getattr(&caller, file.node, None).unwrap().ino, file.attr.ino);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        searchers.into_iter().for_each(|searcher| searcher.join().unwrap());
+    });
+}
+
+#[test]
+fn deep_trees_are_dropped_without_recursion() {
+    let (_temp, dir) = dir_with_budget(64);
+    let caller = Caller::service();
+    let mut parent = NodeId::ROOT;
+    for _ in 0..3000 {
+        parent = dir.mkdir(&caller, parent, name("d"), 0o755).unwrap().node;
+    }
+    std::thread::Builder::new().stack_size(64 * 1024).spawn(move || drop(dir)).unwrap().join().unwrap();
+}
+
+/// Somebody swaps a served directory for a link to the outside, again and again, while it is in use.
+#[test]
+fn links_put_in_the_place_of_directories_lead_nowhere() {
+    let outside = tempfile::tempdir().unwrap();
+    std_fs::write(outside.path().join("f"), b"secret").unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    std_fs::create_dir(temp.path().join("d")).unwrap();
+    std_fs::write(temp.path().join("d/f"), b"inside").unwrap();
+    std::os::unix::fs::symlink(outside.path(), temp.path().join("trap")).unwrap();
+    let root = OwnedFd::from(std_fs::File::open(temp.path()).unwrap());
+    let shared = DirLayer { coherence: DirCoherence::Shared, ..config() };
+    let dir = Dir::with_budget(root, &shared, Budget::new(16)).unwrap();
+    let caller = Caller::service();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let mut found = 0;
+    std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let (d, trap) = (temp.path().join("d"), temp.path().join("trap"));
+                let at = rustix::fs::CWD;
+                rustix::fs::renameat_with(at, &d, at, &trap, rustix::fs::RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        for i in 0..5000 {
+            let Ok(entry) = dir.lookup(&caller, NodeId::ROOT, name("d")) else { continue };
+            let _ = dir.node(entry.node).map(|node| node.evict());
+            if let Ok(file) = dir.lookup(&caller, entry.node, name("f")) {
+                let _ = dir.node(file.node).map(|node| node.evict());
+                if let Ok(opened) = dir.open(&caller, file.node, OpenFlags::READ) {
+                    let mut buffer = [0; 6];
+                    dir.read(&caller, file.node, opened.handle, 0, &mut buffer).unwrap();
+                    assert_eq!(&buffer, b"inside");
+                    dir.release(file.node, opened.handle);
+                    found += 1;
+                }
+                dir.forget(file.node, 1);
+            }
+            if let Ok(made) = dir.mkdir(&caller, entry.node, name(&format!("made{i}")), 0o755) {
+                dir.forget(made.node, 1);
+            }
+            dir.forget(entry.node, 1);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        swapper.join().unwrap();
+    });
+    assert!(found > 0, "the directory was in use");
+    assert_eq!(std_fs::read_dir(outside.path()).unwrap().count(), 1, "nothing was made outside");
+}
+
+#[test]
+fn the_kernel_gives_what_is_made_to_the_caller_at_once() {
+    if !identity::may_chown() {
+        eprintln!("skipped: this process may not give files to others");
+        return;
+    }
+    let (temp, dir) = dir_with_budget(64);
+    let caller = Caller { uid: 1234, gid: 2345, ..Caller::service() };
+    let path = temp.path().join("f");
+    let ids = |path: &std::path::Path| {
+        let found = std_fs::symlink_metadata(path).unwrap();
+        (found.uid(), found.gid())
+    };
+    dir.as_caller(&caller, || {
+        std_fs::write(&path, b"").unwrap();
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(ids(&path), (1234, 2345));
+    let link = dir.symlink(&caller, NodeId::ROOT, name("l"), b"f").unwrap();
+    assert_eq!((link.attr.uid, link.attr.gid), (1234, 2345));
+    // Afterwards the thread makes files of its own again.
+    std_fs::write(temp.path().join("g"), b"").unwrap();
+    assert_eq!(ids(&temp.path().join("g")), dir.own_ids);
+}

@@ -5,6 +5,7 @@
 
 mod attributes;
 mod files;
+mod identities;
 mod links;
 mod listing;
 mod names;

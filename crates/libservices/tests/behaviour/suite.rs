@@ -90,8 +90,14 @@ impl Stack {
         Self { service, seed, _keep: Box::new(keep) }
     }
 
+    /// Root, or this process's user where the stack cannot keep other owners.
     pub fn caller(&self) -> Caller {
-        Caller::service()
+        let mut caller = Caller::service();
+        if !self.service.capabilities().contains(Capabilities::OWNERS) {
+            caller.uid = rustix::process::geteuid().as_raw();
+            caller.gid = rustix::process::getegid().as_raw();
+        }
+        caller
     }
 
     /// Puts a file under the stack, mode 0644, before the stack knows of it.
