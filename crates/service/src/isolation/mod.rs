@@ -1,0 +1,1 @@
+//! Namespaces, ids, filters: the walls around a worker.

@@ -1,0 +1,260 @@
+//! The worker as its parent sees it: started, asked, watched.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use log::{error, info, warn};
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use crate::control::Refusal;
+use crate::link::{Link, PACKET_DESCRIPTORS_MAX, Report, Task};
+
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Hears of doors and of the worker's end. Called on threads of the child's own.
+pub trait Watcher: Send + Sync {
+    fn door_ended(&self, door: u64);
+    fn worker_ended(&self);
+}
+
+enum Outcome {
+    Done(Option<String>),
+    Statistics(serde_json::Value),
+}
+
+/// A running worker, or one that has ended.
+pub struct Child {
+    pid: u32,
+    pidfd: OwnedFd,
+    link: Link,
+    /// Keeps the packets of one task together.
+    sending: Mutex<()>,
+    waiting: Mutex<HashMap<u64, SyncSender<Outcome>>>,
+    last_request: AtomicU64,
+    alive: AtomicBool,
+}
+
+impl Child {
+    /// Starts a worker and waits until it is confined.
+    pub fn start(watcher: Arc<dyn Watcher>) -> Result<Arc<Self>, Refusal> {
+        let (ours, theirs) =
+            Link::pair().map_err(|errno| Refusal::of(errno, "the link to a worker cannot be made"))?;
+        let (tell, told) = sync_channel(1);
+        let spawned = std::thread::Builder::new().name("worker-wait".into()).spawn(move || {
+            // The thread that starts the worker lives as long as it: the worker dies with it.
+            match spawn(theirs.into_socket()) {
+                Ok((mut child, pidfd)) => {
+                    let (owner, ended) = sync_channel::<Arc<Child>>(1);
+                    let _ = tell.send(Ok((child.id(), pidfd, owner)));
+                    let status = child.wait();
+                    if let Ok(child) = ended.recv() {
+                        child.ended(&status, &*watcher);
+                    }
+                }
+                Err(error) => {
+                    let _ = tell.send(Err(error));
+                }
+            }
+        });
+        let cannot =
+            |why: &dyn std::fmt::Display| Refusal::new(format!("the worker cannot be started: {why}"));
+        spawned.map_err(|e| cannot(&e))?;
+        let (pid, pidfd, owner) = told.recv().map_err(|e| cannot(&e))?.map_err(|e| cannot(&e))?;
+        let child = Arc::new(Self {
+            pid,
+            pidfd,
+            link: ours,
+            sending: Mutex::new(()),
+            waiting: Mutex::default(),
+            last_request: AtomicU64::new(0),
+            alive: AtomicBool::new(true),
+        });
+        let _ = owner.send(child.clone());
+        child.wait_until_ready()?;
+        info!("worker {pid} is ready");
+        Ok(child)
+    }
+
+    fn wait_until_ready(&self) -> Result<(), Refusal> {
+        let timeout = rustix::time::Timespec { tv_sec: START_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
+        let mut polled = [rustix::event::PollFd::new(&self.link, rustix::event::PollFlags::IN)];
+        let ready = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&timeout)));
+        let problem = match ready.and_then(|count| if count == 0 { Err(Errno::TIMEDOUT) } else { Ok(()) }) {
+            Err(errno) => crate::control::describe(errno),
+            Ok(()) => match self.link.receive::<Report>() {
+                Ok(Some((Report::Ready {}, _))) => return Ok(()),
+                Ok(Some((Report::Done { problem: Some(problem), .. }, _))) => problem,
+                Ok(Some(_)) => "it said something unexpected".into(),
+                Ok(None) => "it ended at its start".into(),
+                Err(errno) => crate::control::describe(errno),
+            },
+        };
+        self.kill();
+        Err(Refusal::new(format!("the worker cannot be started: {problem}")))
+    }
+
+    /// Hears the worker's reports until it ends. Runs on a thread of its own.
+    pub fn listen(self: &Arc<Self>, watcher: Arc<dyn Watcher>) -> Result<(), Refusal> {
+        let child = self.clone();
+        let spawned = std::thread::Builder::new().name("worker-link".into()).spawn(move || {
+            loop {
+                match child.link.receive::<Report>() {
+                    Ok(Some((report, descriptors))) if descriptors.is_empty() => {
+                        child.heard(report, &*watcher)
+                    }
+                    Ok(None) => break,
+                    _ => {
+                        error!("worker {} broke the protocol and is ended", child.pid);
+                        break;
+                    }
+                }
+            }
+            child.kill();
+        });
+        spawned.map(drop).map_err(|error| Refusal::new(format!("the worker cannot be heard: {error}")))
+    }
+
+    fn heard(&self, report: Report, watcher: &dyn Watcher) {
+        match report {
+            Report::Done { request, problem } => self.answer(request, Outcome::Done(problem)),
+            Report::Statistics { request, statistics } => {
+                self.answer(request, Outcome::Statistics(statistics))
+            }
+            Report::Ended { door, problem } => {
+                match problem {
+                    Some(problem) => warn!("door {door} ended: {problem}"),
+                    None => info!("door {door} ended"),
+                }
+                watcher.door_ended(door);
+            }
+            Report::Ready {} => warn!("worker {} says twice that it is ready", self.pid),
+        }
+    }
+
+    fn answer(&self, request: u64, result: Outcome) {
+        if let Some(asker) = self.waiting.lock().remove(&request) {
+            // An asker that gave up has no more use for it.
+            let _ = asker.try_send(result);
+        }
+    }
+
+    fn ended(&self, status: &std::io::Result<std::process::ExitStatus>, watcher: &dyn Watcher) {
+        match status {
+            Ok(status) => warn!("worker {} ended: {status}", self.pid),
+            Err(error) => error!("worker {} cannot be waited for: {error}", self.pid),
+        }
+        self.alive.store(false, SeqCst);
+        self.waiting.lock().clear();
+        watcher.worker_ended();
+    }
+
+    /// Has the worker serve a stack at `devices`.
+    pub fn serve(
+        &self,
+        door: u64,
+        document: &OwnedFd,
+        document_bytes: usize,
+        devices: &[OwnedFd],
+        roots: &[OwnedFd],
+    ) -> Result<(), Refusal> {
+        let (request, answer) = self.expect();
+        let task = Task::Serve { request, door, document_bytes, roots: roots.len() };
+        let sent = {
+            let _together = self.sending.lock();
+            let mut first = vec![document.as_fd()];
+            first.extend(devices.iter().map(AsFd::as_fd));
+            self.send(&task, &first).and_then(|()| {
+                roots.chunks(PACKET_DESCRIPTORS_MAX).try_for_each(|chunk| {
+                    let chunk: Vec<_> = chunk.iter().map(AsFd::as_fd).collect();
+                    self.send(&Task::Roots {}, &chunk)
+                })
+            })
+        };
+        match self.await_answer(request, sent, &answer)? {
+            Outcome::Done(None) => Ok(()),
+            Outcome::Done(Some(problem)) => Err(Refusal::new(problem)),
+            Outcome::Statistics(_) => Err(Refusal::new("the worker answered something else")),
+        }
+    }
+
+    pub fn statistics(&self, door: u64) -> Result<serde_json::Value, Refusal> {
+        let (request, answer) = self.expect();
+        let sent = {
+            let _together = self.sending.lock();
+            self.send(&Task::Statistics { request, door }, &[])
+        };
+        match self.await_answer(request, sent, &answer)? {
+            Outcome::Statistics(statistics) => Ok(statistics),
+            Outcome::Done(problem) => Err(Refusal::new(problem.unwrap_or_default())),
+        }
+    }
+
+    fn expect(&self) -> (u64, Receiver<Outcome>) {
+        let request = self.last_request.fetch_add(1, SeqCst) + 1;
+        let (sender, receiver) = sync_channel(1);
+        self.waiting.lock().insert(request, sender);
+        (request, receiver)
+    }
+
+    fn send(&self, task: &Task, descriptors: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
+        if !self.is_alive() {
+            return Err(Errno::PIPE);
+        }
+        self.link.send(task, descriptors)
+    }
+
+    fn await_answer(
+        &self,
+        request: u64,
+        sent: rustix::io::Result<()>,
+        answer: &Receiver<Outcome>,
+    ) -> Result<Outcome, Refusal> {
+        let got = sent.and_then(|()| match answer.recv_timeout(ANSWER_TIMEOUT) {
+            Ok(result) => Ok(result),
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => Err(Errno::TIMEDOUT),
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Err(Errno::PIPE),
+        });
+        self.waiting.lock().remove(&request);
+        got.map_err(|errno| match errno {
+            Errno::PIPE | Errno::CONNRESET => {
+                Refusal::with_errno(errno, "the worker ended; the next mount starts a new one")
+            }
+            errno => Refusal::of(errno, "the worker does not answer"),
+        })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.alive.load(SeqCst)
+    }
+
+    /// Ends the worker. Its FUSE connections are aborted by the kernel when its descriptors close.
+    pub fn kill(&self) {
+        // One that has ended already needs no killing.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+    }
+}
+
+fn spawn(socket: OwnedFd) -> std::io::Result<(std::process::Child, OwnedFd)> {
+    let child = Command::new("/proc/self/exe")
+        .arg("worker")
+        .env_clear()
+        .envs(std::env::vars().filter(|(name, _)| name == "POLYTROPO_LOG" || name.starts_with("RUST_")))
+        .current_dir("/")
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::null())
+        .spawn()?;
+    let pid = rustix::process::Pid::from_child(&child);
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+    Ok((child, pidfd))
+}

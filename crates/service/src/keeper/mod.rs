@@ -1,0 +1,142 @@
+//! The keeper: takes orders, opens what a stack names, mounts, and watches the worker. It never touches data.
+
+mod child;
+mod mounting;
+mod orders;
+mod roots;
+mod table;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::{error, info, warn};
+use rustix::event::{PollFd, PollFlags};
+
+use crate::control::{Orders, Refusal, Server};
+use orders::Keeper;
+
+/// How a keeper is started.
+pub struct Config {
+    pub run_dir: PathBuf,
+    pub uid_base: u32,
+    pub uid_count: u32,
+    pub idle_timeout: Duration,
+    /// Told one line when the keeper is ready.
+    pub ready: Option<OwnedFd>,
+    pub tenant: Option<String>,
+}
+
+/// Bound on how often the kernel's mount table is read.
+const TABLE_PAUSE: Duration = Duration::from_millis(100);
+/// The idle clock is looked at this often at least.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Runs until it is stopped or idle for long enough.
+pub fn run(config: Config) -> Result<(), Refusal> {
+    let failed = |what: &str, error: std::io::Error| Refusal::new(format!("{what}: {error}"));
+    let signals = block_signals().map_err(|e| failed("signals cannot be received", e))?;
+    let server = Server::listen(&config.run_dir)?;
+    let pid_file = config.run_dir.join("keeper.pid");
+    std::fs::write(&pid_file, format!("{}\n", std::process::id()))
+        .map_err(|e| failed("keeper.pid cannot be written", e))?;
+    let table = mounting::watch_table().map_err(|e| failed("the mount table cannot be watched", e))?;
+    let idle_timeout = config.idle_timeout;
+    let ready = config.ready.as_ref().map(OwnedFd::try_clone).transpose();
+    let ready = ready.map_err(|e| failed("--ready-fd is unusable", e))?;
+    let keeper = Keeper::start(config)?;
+    info!("ready, version {}", env!("CARGO_PKG_VERSION"));
+    if let Some(ready) = ready
+        && let Err(errno) = rustix::io::write(&ready, b"ready\n")
+    {
+        warn!("whoever started this keeper does not listen: {errno}");
+    }
+    let ended = serve(&keeper, &server, signals, &table, idle_timeout);
+    keeper.end();
+    for name in [pid_file, keeper.run_dir().join("control.sock")] {
+        if let Err(error) = std::fs::remove_file(&name) {
+            warn!("{} cannot be removed: {error}", name.display());
+        }
+    }
+    ended
+}
+
+fn serve(
+    keeper: &Arc<Keeper>,
+    server: &Server,
+    signals: OwnedFd,
+    table: &std::fs::File,
+    idle_timeout: Duration,
+) -> Result<(), Refusal> {
+    let orders: Arc<dyn Orders> = keeper.clone();
+    let mut table_read = Instant::now();
+    loop {
+        if keeper.is_stopped() {
+            info!("stopped by an order");
+            return Ok(());
+        }
+        let idle = keeper.idle_time();
+        if idle.is_some_and(|idle| idle >= idle_timeout) {
+            info!("idle for {} s", idle_timeout.as_secs());
+            return Ok(());
+        }
+        let wait = idle.map_or(TICK, |idle| (idle_timeout - idle).min(TICK));
+        let timeout =
+            rustix::time::Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+        let mut polled = [
+            PollFd::from_borrowed_fd(server.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(keeper.wake_fd(), PollFlags::IN),
+            PollFd::new(&signals, PollFlags::IN),
+            PollFd::from_borrowed_fd(table.as_fd(), PollFlags::PRI),
+        ];
+        if let Err(errno) = rustix::event::poll(&mut polled, Some(&timeout))
+            && errno != rustix::io::Errno::INTR
+        {
+            return Err(Refusal::of(errno, "the keeper cannot wait for events"));
+        }
+        let [clients, woken, signalled, changed] = polled.map(|p| !p.revents().is_empty());
+        if signalled {
+            info!("ended by a signal");
+            return Ok(());
+        }
+        if woken {
+            keeper.clear_wake();
+        }
+        if clients {
+            server.accept(&orders);
+        }
+        if changed {
+            std::thread::sleep(TABLE_PAUSE.saturating_sub(table_read.elapsed()));
+            table_read = Instant::now();
+            keeper.look_at_mounts();
+        }
+    }
+}
+
+/// Has SIGTERM and SIGINT come through a descriptor, in every thread.
+fn block_signals() -> std::io::Result<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the set is initialised by sigemptyset before it is used, and lives as long as the calls.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            libc::sigaddset(&mut set, signal);
+        }
+        let failure = libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        if failure != 0 {
+            return Err(std::io::Error::from_raw_os_error(failure));
+        }
+        let descriptor = libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if descriptor < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(descriptor))
+    }
+}
+
+/// Logs why a keeper could not run; the last line of the log is what persons are shown.
+pub fn report_failure(refusal: &Refusal) {
+    error!("{refusal}");
+}

@@ -1,0 +1,127 @@
+//! What the keeper has mounted, and the doors behind it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::child::Child;
+use super::mounting::{self, Identity, TableLine};
+
+/// One FUSE superblock and the worker that serves it.
+pub struct Door {
+    pub document: String,
+    pub kind: &'static str,
+    pub device: (u32, u32),
+    pub worker: Arc<Child>,
+    /// Its connection to the kernel is over, be it unmounted or aborted.
+    pub ended: bool,
+}
+
+impl Door {
+    pub fn is_alive(&self) -> bool {
+        !self.ended && self.worker.is_alive()
+    }
+}
+
+/// One place where a door's superblock is mounted.
+#[derive(Clone)]
+pub struct Mount {
+    pub mountpoint: PathBuf,
+    pub door: u64,
+    pub mount_id: u64,
+    pub since: SystemTime,
+}
+
+/// Every mount and door by its number.
+pub struct Table {
+    pub mounts: BTreeMap<u64, Mount>,
+    pub doors: BTreeMap<u64, Door>,
+    last_mount: u64,
+    last_door: u64,
+    /// Since when there is no mount and no living door.
+    pub idle_since: Option<Instant>,
+}
+
+impl Table {
+    pub fn new() -> Self {
+        Self {
+            mounts: BTreeMap::new(),
+            doors: BTreeMap::new(),
+            last_mount: 0,
+            last_door: 0,
+            idle_since: Some(Instant::now()),
+        }
+    }
+
+    pub fn next_door(&mut self) -> u64 {
+        self.last_door += 1;
+        self.last_door
+    }
+
+    pub fn add_mount(&mut self, door: u64, mountpoint: &Path, identity: Identity) -> u64 {
+        self.last_mount += 1;
+        let since = SystemTime::now();
+        let mountpoint = mountpoint.to_owned();
+        self.mounts.insert(self.last_mount, Mount { mountpoint, door, mount_id: identity.mount_id, since });
+        self.settle();
+        self.last_mount
+    }
+
+    pub fn mount_at(&self, mountpoint: &Path) -> Option<(u64, Mount)> {
+        let found = self.mounts.iter().rev().find(|(_, mount)| mount.mountpoint == mountpoint);
+        found.map(|(&number, mount)| (number, mount.clone()))
+    }
+
+    /// A living door that serves the same document, and a place where it is mounted.
+    pub fn same_stack(&self, document: &str) -> Option<(u64, (u32, u32), PathBuf)> {
+        self.mounts.values().find_map(|mount| {
+            let door = self.doors.get(&mount.door)?;
+            let fits = door.document == document && door.is_alive();
+            fits.then(|| (mount.door, door.device, mount.mountpoint.clone()))
+        })
+    }
+
+    pub fn is_dead(&self, mount: &Mount) -> bool {
+        self.doors.get(&mount.door).is_none_or(|door| !door.is_alive())
+    }
+
+    pub fn door_ended(&mut self, door: u64) {
+        if let Some(door) = self.doors.get_mut(&door) {
+            door.ended = true;
+        }
+        self.settle();
+    }
+
+    pub fn has_mounts_of(&self, door: u64) -> bool {
+        self.mounts.values().any(|mount| mount.door == door)
+    }
+
+    /// Forgets the mounts that the kernel's table no longer has; returns how many.
+    pub fn forget_vanished(&mut self, lines: &[TableLine]) -> usize {
+        let before = self.mounts.len();
+        self.mounts.retain(|_, mount| lines.iter().any(|line| line.ours && line.mount_id == mount.mount_id));
+        self.settle();
+        before - self.mounts.len()
+    }
+
+    /// Drops doors that nobody can reach any more and keeps the idle clock.
+    pub fn settle(&mut self) {
+        let mounts = &self.mounts;
+        self.doors
+            .retain(|id, door| door.worker.is_alive() || mounts.values().any(|mount| mount.door == *id));
+        let busy = !self.mounts.is_empty() || !self.doors.is_empty();
+        self.idle_since = if busy { None } else { self.idle_since.or_else(|| Some(Instant::now())) };
+    }
+}
+
+/// Whether `mount` is what umount(2) would take away at its place.
+pub fn is_on_top(mount: &Mount, lines: &[TableLine]) -> bool {
+    let top = lines.iter().rev().find(|line| line.is_at(&mount.mountpoint));
+    top.is_some_and(|line| line.mount_id == mount.mount_id)
+}
+
+/// Reads the kernel's table; an unreadable one counts as unknown, never as empty.
+pub fn kernel_table() -> Option<Vec<TableLine>> {
+    mounting::mount_table().inspect_err(|error| log::error!("the mount table cannot be read: {error}")).ok()
+}

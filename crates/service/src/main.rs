@@ -1,0 +1,110 @@
+//! `polytropo-service`: keeper, worker, and small helpers of the command line.
+
+use std::io::Read;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use polytropo_libservices::stack::StackDocument;
+use polytropo_service::{keeper, logging, worker};
+
+/// Serves a tenant's containers their files. Started by `polytropo`, not by hand.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Take orders at RUN_DIR/control.sock until stopped or idle.
+    Keeper(KeeperArguments),
+    /// Serve files for a keeper (which starts this).
+    #[command(hide = true)]
+    Worker,
+    /// Check a stack document on standard input: status 0, or 1 and one sentence.
+    CheckStack,
+}
+
+#[derive(clap::Args)]
+struct KeeperArguments {
+    /// Where the control socket lies.
+    #[arg(long)]
+    run_dir: PathBuf,
+    /// First of the host ids that the worker runs under.
+    #[arg(long)]
+    uid_base: u32,
+    /// How many ids from there.
+    #[arg(long, default_value_t = 65_536)]
+    uid_count: u32,
+    /// End so long after the last unmount.
+    #[arg(long)]
+    idle_timeout_s: u64,
+    /// A descriptor that is told one line when the keeper is ready.
+    #[arg(long)]
+    ready_fd: Option<i32>,
+    /// The tenant's name, for mount tables and logs.
+    #[arg(long)]
+    tenant: Option<String>,
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Keeper(arguments) => run_keeper(arguments),
+        Command::Worker => {
+            logging::start("worker");
+            ExitCode::from(worker::run() as u8)
+        }
+        Command::CheckStack => check_stack(),
+    }
+}
+
+fn run_keeper(arguments: KeeperArguments) -> ExitCode {
+    logging::start("keeper");
+    let config = keeper::Config {
+        run_dir: arguments.run_dir,
+        uid_base: arguments.uid_base,
+        uid_count: arguments.uid_count,
+        idle_timeout: Duration::from_secs(arguments.idle_timeout_s),
+        ready: arguments.ready_fd.filter(|&fd| fd > 2).and_then(take_descriptor),
+        tenant: arguments.tenant,
+    };
+    match keeper::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => {
+            keeper::report_failure(&refusal);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A descriptor that whoever started this process left open for it.
+fn take_descriptor(number: i32) -> Option<OwnedFd> {
+    // SAFETY: F_GETFD reads a flag of a descriptor and has no effect on memory; a closed number gives EBADF.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return None;
+    }
+    // SAFETY: the number is open, was named for us on the command line, and nothing here has taken it yet.
+    let taken = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&taken, rustix::io::FdFlags::CLOEXEC).ok()?;
+    Some(taken)
+}
+
+fn check_stack() -> ExitCode {
+    const DOCUMENT_MAX_BYTES: u64 = 4 << 20;
+    let mut text = String::new();
+    if let Err(error) = std::io::stdin().take(DOCUMENT_MAX_BYTES).read_to_string(&mut text) {
+        eprintln!("stack document: cannot be read: {error}");
+        return ExitCode::FAILURE;
+    }
+    match StackDocument::parse(&text) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
