@@ -71,6 +71,15 @@ impl Device {
         let parts = if payload.is_empty() { &parts[..1] } else { &parts[..] };
         rustix::io::writev(&*self.0, parts).map(drop)
     }
+
+    /// Tells the kernel something that it did not ask.
+    pub fn notify(&self, code: i32, parts: &[&[u8]]) -> rustix::io::Result<()> {
+        let len = size_of::<OutHeader>() + parts.iter().map(|part| part.len()).sum::<usize>();
+        let header = OutHeader { len: len as u32, error: code, unique: 0 };
+        let mut slices = vec![IoSlice::new(header.as_bytes())];
+        slices.extend(parts.iter().map(|part| IoSlice::new(part)));
+        rustix::io::writev(&*self.0, &slices).map(drop)
+    }
 }
 
 impl AsFd for Device {

@@ -12,6 +12,8 @@ use super::request::Arguments;
 
 /// For what cannot change unless we say so.
 const LONG: Duration = Duration::from_secs(86_400);
+/// The same for a kernel that cannot be told to forget every name, should notices ever pile up.
+const LONG_WITHOUT_EPOCH: Duration = Duration::from_secs(60);
 /// Requests that the kernel sends without waiting (read-ahead, write-back), and where it begins to slow down.
 const BACKGROUND_MAX: u16 = 64;
 const CONGESTION_THRESHOLD: u16 = 48;
@@ -19,6 +21,7 @@ const CONGESTION_THRESHOLD: u16 = 48;
 /// What was agreed on.
 #[derive(Clone, Copy, Debug)]
 pub struct Negotiated {
+    pub minor: u32,
     pub flags: InitFlags,
     pub timeouts: Timeouts,
     pub coherence: Coherence,
@@ -79,7 +82,7 @@ pub fn negotiate(
     }
     let minor = offer.minor.min(abi::MINOR);
     let flags = wanted(capabilities, coherence, options) & offer.flags;
-    let timeouts = timeouts(coherence, options);
+    let timeouts = timeouts(minor, coherence, options);
     let out = abi::InitOut {
         major: abi::MAJOR,
         minor,
@@ -93,7 +96,7 @@ pub fn negotiate(
         max_pages: (PAYLOAD_BYTES_MAX / 4096) as u16,
         ..Default::default()
     };
-    Ok((out, Negotiated { flags, timeouts, coherence, capabilities }))
+    Ok((out, Negotiated { minor, flags, timeouts, coherence, capabilities }))
 }
 
 /// POSIX_LOCKS and FLOCK_LOCKS are left out on purpose: then the kernel keeps locks itself, for the one superblock
@@ -124,8 +127,14 @@ fn wanted(capabilities: Capabilities, coherence: Coherence, options: &FuseOption
     flags
 }
 
-fn timeouts(coherence: Coherence, options: &FuseOptions) -> Timeouts {
+fn timeouts(minor: u32, coherence: Coherence, options: &FuseOptions) -> Timeouts {
+    let has_epoch = minor >= abi::notify::INC_EPOCH_MINOR;
     match coherence {
+        Coherence::Exclusive if !has_epoch => Timeouts {
+            entry: LONG_WITHOUT_EPOCH,
+            attributes: LONG_WITHOUT_EPOCH,
+            negative: LONG_WITHOUT_EPOCH,
+        },
         Coherence::Immutable | Coherence::Exclusive => {
             Timeouts { entry: LONG, attributes: LONG, negative: LONG }
         }
@@ -155,6 +164,7 @@ mod tests {
         assert_eq!(exclusive.timeouts.negative, LONG);
         assert!(exclusive.writeback() && !exclusive.flags.contains(InitFlags::AUTO_INVAL_DATA));
         assert!(!agree(Coherence::Immutable, 45).unwrap().writeback());
+        assert_eq!(agree(Coherence::Exclusive, 43).unwrap().timeouts.entry, LONG_WITHOUT_EPOCH);
     }
 
     #[test]
@@ -165,8 +175,8 @@ mod tests {
 
     #[test]
     fn speaks_the_older_minor_of_both() {
-        assert!(agree(Coherence::Shared, 31).is_ok());
-        assert!(agree(Coherence::Shared, 99).is_ok());
+        assert_eq!(agree(Coherence::Shared, 31).unwrap().minor, 31);
+        assert_eq!(agree(Coherence::Shared, 99).unwrap().minor, 45);
         assert!(agree(Coherence::Shared, 30).unwrap_err().is(Errno::PROTO));
     }
 }

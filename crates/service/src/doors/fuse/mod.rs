@@ -1,13 +1,14 @@
 //! The FUSE door: the kernel's FUSE protocol, spoken directly on `/dev/fuse`.
 //!
 //! A message is read ([`device`]), taken apart ([`request`]), given to the function that answers it ([`session`], then
-//! [`names`], [`files`], [`directories`]) and answered ([`reply`]). Node and handle numbers are the stack's own.
+//! [`names`], [`files`], [`directories`]) and answered ([`reply`]). What others change goes to the kernel by [`invalidate`]. Node and handle numbers are the stack's own.
 
 mod abi;
 mod device;
 mod directories;
 mod files;
 mod init;
+mod invalidate;
 mod names;
 mod reply;
 mod request;
@@ -27,6 +28,7 @@ use polytropo_libservices::{DoorId, Libservice};
 pub use statistics::{DoorStatistics, OperationStatistics};
 
 use device::{Device, PAYLOAD_BYTES_MAX};
+use invalidate::Notifier;
 use session::Session;
 use statistics::AllCounters;
 use worker::{Threads, Worker};
@@ -52,6 +54,7 @@ impl Default for FuseOptions {
 /// One FUSE mount being served.
 pub struct FuseDoor {
     counters: Arc<AllCounters>,
+    notifier: Mutex<Notifier>,
     threads: Mutex<Threads>,
     live: Arc<Live>,
 }
@@ -78,6 +81,7 @@ impl FuseDoor {
         let threads = Threads { stop: stop.clone(), handles: Vec::new() };
         let started = FuseDoor {
             counters: Arc::default(),
+            notifier: Mutex::new(Notifier::start(session.clone(), device.clone())?),
             threads: Mutex::new(threads),
             live: Arc::new(Live::default()),
         };
@@ -110,6 +114,8 @@ impl FuseDoor {
     /// Ends the threads. Requests that they have begun are answered; later ones wait in the kernel for whoever
     /// serves the device next, or for its last descriptor to be closed.
     pub fn stop(&self) {
+        // In this order: a notice may wait in the kernel for a request to be answered.
+        self.notifier.lock().end();
         self.threads.lock().end();
     }
 

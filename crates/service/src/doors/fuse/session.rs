@@ -47,6 +47,11 @@ impl Session {
         Self { stack, door, options, negotiated: OnceLock::new(), panicked: AtomicBool::new(false) }
     }
 
+    /// The protocol's version agreed on; 0 before INIT.
+    pub fn minor(&self) -> u32 {
+        self.negotiated.get().map_or(0, |agreed| agreed.minor)
+    }
+
     /// Does what `request` asks for. `no_groups` is the thread's own empty list.
     pub fn answer(&self, request: Request<'_>, reply: &mut Reply<'_>, no_groups: &Arc<[u32]>) -> Answer {
         let header = request.header;

@@ -1,0 +1,210 @@
+//! Telling the kernel what others changed.
+//!
+//! The kernel holds the lock of a directory while it waits for our answer about it, and wants the same lock to drop a
+//! name: a thread that answers requests must never notify. So notices go into a queue, and a thread of its own,
+//! which holds no lock and which nobody waits for, sends them.
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex};
+use polytropo_libservices::{Change, DoorId, Errno, Name, Observer};
+use rustc_hash::FxHashSet;
+use zerocopy::IntoBytes;
+
+use super::abi::{InvalEntryOut, InvalInodeOut, notify};
+use super::device::Device;
+use super::session::Session;
+
+/// Names that may wait; beyond it all names are taken back at once.
+const NAMES_MAX: usize = 65_536;
+
+/// What waits to be sent. Each thing waits once, however often it changed.
+#[derive(Default)]
+struct Pending {
+    /// As many as the stack has nodes, at the most.
+    inodes: FxHashSet<u64>,
+    names: FxHashSet<(u64, Box<Name>)>,
+    all_names: bool,
+    ended: bool,
+}
+
+impl Pending {
+    fn add(&mut self, change: Change<'_>) {
+        match change {
+            Change::Inode { node } => {
+                self.inodes.insert(node.0);
+            }
+            Change::Entry { .. } if self.all_names => {}
+            Change::Entry { parent, name } => {
+                self.names.insert((parent.0, name.to_boxed()));
+                if self.names.len() > NAMES_MAX {
+                    self.names = FxHashSet::default();
+                    self.all_names = true;
+                }
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.inodes.is_empty() && self.names.is_empty() && !self.all_names
+    }
+}
+
+/// The queue of one door.
+#[derive(Default)]
+pub struct Queue {
+    pending: Mutex<Pending>,
+    more: Condvar,
+}
+
+/// What the stack tells of changes. Holds the queue weakly, because stacks outlive doors.
+struct Listener {
+    door: DoorId,
+    queue: Weak<Queue>,
+}
+
+impl Observer for Listener {
+    fn changed(&self, change: Change<'_>, origin: DoorId) {
+        if origin == self.door {
+            return;
+        }
+        if let Some(queue) = self.queue.upgrade() {
+            queue.pending.lock().add(change);
+            queue.more.notify_one();
+        }
+    }
+}
+
+/// The thread that sends.
+pub struct Notifier {
+    queue: Arc<Queue>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Notifier {
+    pub fn start(session: Arc<Session>, device: Device) -> io::Result<Self> {
+        let queue = Arc::new(Queue::default());
+        let sender = Sender { session: session.clone(), device, queue: queue.clone() };
+        let name = format!("fuse{}.notify", session.door.0);
+        let thread = std::thread::Builder::new().name(name).spawn(move || sender.run())?;
+        session.stack.observe(Arc::new(Listener { door: session.door, queue: Arc::downgrade(&queue) }));
+        Ok(Self { queue, thread: Some(thread) })
+    }
+
+    /// Ends the thread. The threads that answer requests must still run: a notice that is under way may wait for them.
+    pub fn end(&mut self) {
+        self.queue.pending.lock().ended = true;
+        self.queue.more.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // A panic was logged by the panic hook already.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Sender {
+    session: Arc<Session>,
+    device: Device,
+    queue: Arc<Queue>,
+}
+
+impl Sender {
+    fn run(self) {
+        loop {
+            let batch = {
+                let mut pending = self.queue.pending.lock();
+                while pending.is_empty() && !pending.ended {
+                    self.queue.more.wait(&mut pending);
+                }
+                if pending.ended {
+                    return;
+                }
+                std::mem::take(&mut *pending)
+            };
+            self.send(batch);
+        }
+    }
+
+    fn send(&self, batch: Pending) {
+        if batch.all_names {
+            self.forget_all_names();
+        }
+        for (parent, name) in &batch.names {
+            let name = name.as_bytes();
+            let out = InvalEntryOut { parent: *parent, namelen: name.len() as u32, flags: 0 };
+            self.notify(notify::INVAL_ENTRY, &[out.as_bytes(), name, b"\0"]);
+        }
+        for node in &batch.inodes {
+            // Everything: attributes, and bytes from 0 to the end.
+            let out = InvalInodeOut { ino: *node, off: 0, len: 0 };
+            self.notify(notify::INVAL_INODE, &[out.as_bytes()]);
+        }
+    }
+
+    fn forget_all_names(&self) {
+        if self.session.minor() >= notify::INC_EPOCH_MINOR {
+            self.notify(notify::INC_EPOCH, &[]);
+        } else {
+            log::warn!(
+                "FUSE door {}: more than {NAMES_MAX} names changed at once; this kernel (FUSE before 7.44) sees some of \
+                 them when what it cached expires",
+                self.session.door.0,
+            );
+        }
+    }
+
+    fn notify(&self, code: i32, parts: &[&[u8]]) {
+        match self.device.notify(code, parts) {
+            // Not cached, or the connection is gone.
+            Ok(()) | Err(Errno::NOENT | Errno::NODEV | Errno::NOTCONN | Errno::NOTDIR) => {}
+            Err(errno) => {
+                log::error!(
+                    "FUSE door {}: the kernel did not take notice {code}: {errno}",
+                    self.session.door.0
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polytropo_libservices::NodeId;
+
+    fn entry(number: usize, pending: &mut Pending) {
+        let name = number.to_string();
+        pending.add(Change::Entry { parent: NodeId(1), name: Name::new(name.as_bytes()).unwrap() });
+    }
+
+    #[test]
+    fn what_changes_often_waits_once() {
+        let mut pending = Pending::default();
+        for _ in 0..10 {
+            pending.add(Change::Inode { node: NodeId(7) });
+            entry(1, &mut pending);
+        }
+        assert_eq!((pending.inodes.len(), pending.names.len()), (1, 1));
+    }
+
+    #[test]
+    fn too_many_names_become_all_names() {
+        let mut pending = Pending::default();
+        (0..NAMES_MAX).for_each(|number| entry(number, &mut pending));
+        assert!(!pending.all_names);
+        (NAMES_MAX..NAMES_MAX + 10).for_each(|number| entry(number, &mut pending));
+        assert!(pending.all_names && pending.names.is_empty());
+    }
+
+    #[test]
+    fn a_door_hears_nothing_of_what_it_did_itself() {
+        let queue = Arc::new(Queue::default());
+        let listener = Listener { door: DoorId(3), queue: Arc::downgrade(&queue) };
+        listener.changed(Change::Inode { node: NodeId(7) }, DoorId(3));
+        assert!(queue.pending.lock().is_empty());
+        listener.changed(Change::Inode { node: NodeId(7) }, DoorId(4));
+        assert!(!queue.pending.lock().is_empty());
+    }
+}
