@@ -91,7 +91,7 @@ def _engines(place: workloads.Place, kernel: Side, report: Report, rounds: int) 
 
 
 def _place(state: State, scratch: Path) -> workloads.Place:
-    from polytropo.images import get_image  # type: ignore[import-not-found,unused-ignore]
+    from polytropo.images import get_image
 
     extra = scratch / "extra"
     (extra / workloads.MANY).mkdir(parents=True)
@@ -114,7 +114,7 @@ def _place(state: State, scratch: Path) -> workloads.Place:
     command("tar", "-cf", source, "-C", library, "--exclude=__pycache__", *packages)
     cold = os.access("/proc/sys/vm/drop_caches", os.W_OK)
     probe = REPOSITORY / "target" / "release" / "polytropo-probe"
-    lowers = [extra, *(layer.tree for layer in get_image(state, IMAGE).layers)]
+    lowers = [extra, *get_image(state, IMAGE).layers]
     work = scratch / "work"
     work.mkdir()
     return workloads.Place(probe, lowers, source, work, cold)

@@ -20,6 +20,9 @@ class ContainerHooks(Protocol):
     def using_volume(self, state: State, tenant_name: str, volume_name: str) -> list[str]:
         """The names of the tenant's containers that mount the volume, running or not."""
 
+    def using_image(self, state: State, digest: str) -> list[str]:
+        """The names of containers, running or not, that were made from the image with this digest."""
+
     def stop_tenant(self, state: State, tenant_name: str) -> list[str]:
         """Stops the tenant's running containers and returns their names."""
 
@@ -54,6 +57,12 @@ def _module(package: str) -> ModuleType | None:
     if not (Path(__file__).parent / package / "hooks.py").exists():
         return None
     return importlib.import_module(f"polytropo.{package}.hooks")
+
+
+def image_users(state: State, digest: str) -> list[str]:
+    """The names of the containers that were made from an image."""
+    hooks = container_hooks()
+    return hooks.using_image(state, digest) if hooks else []
 
 
 def stop_tenant(state: State, tenant_name: str, *, force: bool = False) -> None:

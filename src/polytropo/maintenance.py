@@ -12,7 +12,6 @@ from polytropo.errors import PolytropoError, storage_errors
 from polytropo.state import LAYOUT, State
 from polytropo.trees import remove_tree
 
-
 _HALF_WRITTEN_S = 600.0
 """Writing one record takes milliseconds; what is older than this has no writer any more."""
 

@@ -20,6 +20,7 @@ COMPLETE_VARIABLE = "_POLYTROPO_COMPLETE"
 COMMANDS = {
     "completion": "polytropo.cli.completion:completion",
     "doctor": "polytropo.cli.doctor:doctor",
+    "image": "polytropo.cli.image:image",
     "mount": "polytropo.cli.mount:mount",
     "on": "polytropo.cli.mount:on",
     "stats": "polytropo.cli.stats:stats",

@@ -1,0 +1,21 @@
+"""Images: imported, bootstrapped, committed; kept as layers that are stored once by content."""
+
+from polytropo.images.config import ImageConfig
+from polytropo.images.errors import ImageError
+from polytropo.images.importing import import_image
+from polytropo.images.store import Image, get_image, list_images, remove_image, tag_image
+from polytropo.images.usage import Usage, df, prune
+
+__all__ = [
+    "Image",
+    "ImageConfig",
+    "ImageError",
+    "Usage",
+    "df",
+    "get_image",
+    "import_image",
+    "list_images",
+    "prune",
+    "remove_image",
+    "tag_image",
+]

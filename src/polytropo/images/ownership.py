@@ -1,0 +1,150 @@
+"""Owners, modes and attributes of files on disk: in the inodes, or in extended attributes."""
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from polytropo.images.errors import ImageError, shown
+
+Ownership = Literal["native", "xattr"]
+
+STAT_XATTR = b"user.polytropo.stat"
+RESERVED_XATTR = b"user.polytropo."
+KEPT_XATTR = b"user.polytropo.xattr."
+_KEPT = (b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default")
+_ALL_IDS = 4294967295
+
+
+@dataclass(slots=True, frozen=True)
+class Attributes:
+    """What a program in a container sees of a file, without its data; `mode` has the type bits."""
+
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+    mtime_ns: int
+    xattrs: dict[bytes, bytes]
+
+
+def host_ownership() -> Ownership:
+    """How this process keeps owners: native if it may give files to anybody."""
+    if os.geteuid() != 0:
+        return "xattr"
+    # Root of a user namespace may chown only to the ids that are mapped into it.
+    fields = Path("/proc/self/uid_map").read_text().split()
+    return "native" if fields[:3] == ["0", "0", str(_ALL_IDS)] else "xattr"
+
+
+def wanted_xattrs(xattrs: dict[bytes, bytes], name: bytes) -> dict[bytes, bytes]:
+    """Those attributes from an archive that a layer keeps: of users, capabilities, ACLs.
+
+    Labels and trusted attributes mean something to the machine that made the archive, or to the
+    kernel of this one; they are left out.
+    """
+    for key in xattrs:
+        if key.startswith(RESERVED_XATTR):
+            raise ImageError(f"its entry {shown(name)} has the reserved attribute {shown(key)}")
+    return {k: v for k, v in xattrs.items() if k in _KEPT or (k.startswith(b"user.") and len(k) > 5)}
+
+
+def stat_record(attributes: Attributes) -> bytes:
+    """The value of `user.polytropo.stat`."""
+    return b"%o %d %d %d" % (attributes.mode, attributes.uid, attributes.gid, attributes.rdev)
+
+
+def read_attributes(descriptor: int, path: bytes, ownership: Ownership) -> Attributes:
+    """The attributes of an inode; `path` leads to it without following a link, `descriptor` is O_PATH."""
+    status = os.fstat(descriptor)
+    names = _list_xattrs(path)
+    if ownership == "native":
+        xattrs = {k: _get_xattr(path, k) for k in names if not k.startswith(RESERVED_XATTR)}
+        kept = {k: v for k, v in xattrs.items() if k in _KEPT or k.startswith(b"user.")}
+        return Attributes(
+            status.st_mode, status.st_uid, status.st_gid, status.st_rdev, status.st_mtime_ns, kept
+        )
+    mode, uid, gid, rdev = status.st_mode, 0, 0, 0
+    if STAT_XATTR in names:
+        mode, uid, gid, rdev = _parse_stat(_get_xattr(path, STAT_XATTR), path)
+    kept = {
+        k: _get_xattr(path, k) for k in names if not k.startswith(RESERVED_XATTR) and k.startswith(b"user.")
+    }
+    for key in names:
+        if key.startswith(KEPT_XATTR):
+            kept[key[len(KEPT_XATTR) :]] = _get_xattr(path, key)
+    return Attributes(mode, uid, gid, rdev, status.st_mtime_ns, kept)
+
+
+def write_attributes(target: int | bytes, attributes: Attributes, ownership: Ownership) -> None:
+    """Gives a new inode its attributes. `target` is a descriptor, or the path of what cannot be opened."""
+    if ownership == "native":
+        _write_native(target, attributes)
+    else:
+        _write_xattr(target, attributes)
+    if isinstance(target, int):
+        os.utime(target, ns=(attributes.mtime_ns, attributes.mtime_ns))
+    else:
+        os.utime(target, ns=(attributes.mtime_ns, attributes.mtime_ns), follow_symlinks=False)
+
+
+def clear_xattrs(descriptor: int) -> None:
+    """Removes all attributes that `write_attributes` may have set."""
+    for name in os.listxattr(descriptor):
+        if name.startswith(("user.", "security.capability", "system.posix_acl_")):
+            os.removexattr(descriptor, name)
+
+
+def _write_native(target: int | bytes, attributes: Attributes) -> None:
+    mode = stat.S_IMODE(attributes.mode)
+    is_link = stat.S_ISLNK(attributes.mode)
+    if isinstance(target, int):
+        if attributes.uid or attributes.gid:
+            os.fchown(target, attributes.uid, attributes.gid)
+        os.fchmod(target, mode)
+    else:
+        os.chown(target, attributes.uid, attributes.gid, follow_symlinks=False)
+        if not is_link:
+            os.chmod(target, mode)  # noqa: PTH101
+    for key, value in attributes.xattrs.items():
+        if not (is_link and key.startswith(b"user.")):
+            _set_xattr(target, key, value)
+
+
+def _write_xattr(target: int | bytes, attributes: Attributes) -> None:
+    if stat.S_ISLNK(attributes.mode):
+        return
+    _set_xattr(target, STAT_XATTR, stat_record(attributes))
+    for key, value in attributes.xattrs.items():
+        _set_xattr(target, key if key.startswith(b"user.") else KEPT_XATTR + key, value)
+
+
+def _set_xattr(target: int | bytes, key: bytes, value: bytes) -> None:
+    try:
+        if isinstance(target, int):
+            os.setxattr(target, key, value)
+        else:
+            os.setxattr(target, key, value, follow_symlinks=False)
+    except OSError as error:
+        # ext4 says "no space" of attributes that do not fit into their block.
+        if error.errno in (errno.ENOSPC, errno.E2BIG, errno.ERANGE) and value:
+            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG)) from error
+        raise
+
+
+def _get_xattr(path: bytes, key: bytes) -> bytes:
+    return os.getxattr(path, key, follow_symlinks=False)
+
+
+def _list_xattrs(path: bytes) -> list[bytes]:
+    return [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False)]
+
+
+def _parse_stat(value: bytes, path: bytes) -> tuple[int, int, int, int]:
+    try:
+        mode, uid, gid, rdev = value.split(b" ")
+        return int(mode, 8), int(uid), int(gid), int(rdev)
+    except ValueError:
+        raise ImageError(f"the attribute user.polytropo.stat of {shown(path)} is damaged") from None
