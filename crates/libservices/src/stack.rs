@@ -3,6 +3,7 @@
 //! Python writes it, the service checks it whole before it starts. A wrong one is refused with one
 //! sentence that names the place: `root.lowers[1].path: ...`.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -126,7 +127,12 @@ pub struct StackError {
 
 impl std::fmt::Display for StackError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "stack document: {}: {}", self.place, self.problem)
+        // Field names come from the document; a terminal must not obey them.
+        let sentence = format!("stack document: {}: {}", self.place, self.problem);
+        sentence.chars().try_for_each(|c| match c.is_control() {
+            true => write!(f, "{}", c.escape_default()),
+            false => f.write_char(c),
+        })
     }
 }
 
@@ -139,7 +145,10 @@ fn refuse<T>(place: &str, problem: impl Into<String>) -> Result<T, StackError> {
 impl StackDocument {
     /// Reads and checks a document whole.
     pub fn parse(json: &str) -> Result<Self, StackError> {
-        check_version(json)?;
+        let value: serde_json::Value = serde_json::from_str(json)
+            .map_err(|e| StackError { place: "document".into(), problem: e.to_string() })?;
+        check_version(&value)?;
+        check_words(&value, "root")?;
         let mut reader = serde_json::Deserializer::from_str(json);
         let document: StackDocument = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
             let place = e.path().to_string();
@@ -171,14 +180,27 @@ impl StackDocument {
 }
 
 // The version is looked at before anything else, so that a newer document is called newer and not malformed.
-fn check_version(json: &str) -> Result<(), StackError> {
-    let value: serde_json::Value = serde_json::from_str(json)
-        .map_err(|e| StackError { place: "document".into(), problem: e.to_string() })?;
+fn check_version(value: &serde_json::Value) -> Result<(), StackError> {
     match value.get("version").map(serde_json::Value::as_u64) {
         None => refuse("version", "is missing; write \"version\": 1"),
         Some(Some(n)) if n == u64::from(VERSION) => Ok(()),
         Some(Some(n)) => refuse("version", version_problem(n)),
         Some(None) => refuse("version", "is not a whole number"),
+    }
+}
+
+// serde also takes a number or an object for a word that stands for a choice; a document may only name it.
+// The depth of `value` is bounded by serde_json.
+fn check_words(value: &serde_json::Value, within: &str) -> Result<(), StackError> {
+    match value {
+        serde_json::Value::Object(fields) => fields.iter().try_for_each(|(name, field)| {
+            if matches!(name.as_str(), "kind" | "coherence" | "ownership") && !field.is_string() {
+                return refuse(within, format!("the value of `{name}` is not a word"));
+            }
+            check_words(field, name)
+        }),
+        serde_json::Value::Array(items) => items.iter().try_for_each(|item| check_words(item, within)),
+        _ => Ok(()),
     }
 }
 
@@ -298,7 +320,10 @@ mod tests {
         let unknown = refused(r#"{"version":1,"root":{"kind":"dir","path":"/a","colour":1}}"#);
         assert!(unknown.contains("root") && unknown.contains("colour"), "{unknown}");
         assert!(refused(r#"{"root":{}}"#).contains("version: is missing"));
+        assert!(refused(r#"{"version":1,"root":{"kind":0,"path":"/a"}}"#).contains("`kind` is not a word"));
         assert!(refused("{").contains("document"));
+        let bell = refused(r#"{"version":1,"root":{"kind":"dir","path":"/a","\u0007\n":1}}"#);
+        assert!(bell.contains("`\\u{7}\\n`"), "{bell}");
         assert!(
             refused(r#"{"version":1,"root":{"kind":"union","lowers":[]}}"#).contains("root.lowers: is empty")
         );

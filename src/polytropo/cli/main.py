@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from polytropo import __version__
+from polytropo.cli.output import printable
 from polytropo.errors import PolytropoError
 
 PROGRAM = "polytropo"
@@ -118,14 +119,15 @@ def _misuse(error: click.ClickException, meta: dict[str, Any]) -> int:
         return error.exit_code
     context = error.ctx if isinstance(error, click.UsageError) else None
     where = context.command_path if context else PROGRAM
-    click.echo(f"{PROGRAM}: {message[:1].lower()}{message[1:]}; see `{where} --help`", err=True)
+    message = printable(message[:1].lower() + message[1:])
+    click.echo(f"{PROGRAM}: {message}; see `{where} --help`", err=True)
     return _RUN_FAMILY_STATUS if meta.get("polytropo.command") in _RUN_FAMILY else error.exit_code
 
 
 def _failure(error: Exception, sentence: str, debug: bool, meta: dict[str, Any]) -> int:
     if debug:
         traceback.print_exception(error)
-    click.echo(f"{PROGRAM}: {sentence}", err=True)
+    click.echo(f"{PROGRAM}: {printable(sentence)}", err=True)
     return _RUN_FAMILY_STATUS if meta.get("polytropo.command") in _RUN_FAMILY else 1
 
 

@@ -23,7 +23,7 @@ def print_json(value: Any) -> None:
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints a table: with lines and colours on a terminal, else plain aligned columns."""
-    texts = [[_printable(cell) for cell in row] for row in rows]
+    texts = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _print_rich(headers, texts)
         return
@@ -37,7 +37,7 @@ def print_fields(fields: Sequence[tuple[str, object]]) -> None:
     """Prints one thing's properties, a line each."""
     width = max((len(name) for name, _ in fields), default=0)
     for name, value in fields:
-        click.echo(f"{name.ljust(width)}  {_printable(value)}")
+        click.echo(f"{name.ljust(width)}  {printable(value)}")
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def _print_rich(headers: Sequence[str], texts: list[list[str]]) -> None:
     Console().print(table)
 
 
-def _printable(cell: object) -> str:
-    # Names may come from hostile archives; a terminal must not obey them.
+def printable(cell: object) -> str:
+    """Text that a terminal shows and does not obey: names may come from hostile archives."""
     text = "" if cell is None else str(cell)
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
