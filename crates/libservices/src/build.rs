@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 use crate::dir::Dir;
 use crate::error::{Attempt, Errno, Error, Result};
 use crate::libservice::Libservice;
+use crate::owners::Owners;
 use crate::stack::{DirCoherence, DirLayer, Layer, Ownership, StackDocument, UnionLayer};
 
 /// Builds a stack. `roots` are the directories of `document.dirs()`, in that order; EINVAL when they are not as many.
@@ -63,9 +64,7 @@ impl Interner {
         }
         let made: Arc<dyn Libservice> = match config.ownership {
             Ownership::Native => Arc::new(Dir::new(root, config)?),
-            Ownership::Xattr => {
-                return Err(Error::new(Errno::OPNOTSUPP, "keep owners in extended attributes"));
-            }
+            Ownership::Xattr => Arc::new(Owners::new(Arc::new(Dir::new(root, config)?))),
         };
         dirs.retain(|_, dir| dir.strong_count() > 0);
         dirs.insert(key, Arc::downgrade(&made));

@@ -10,6 +10,7 @@ mod handles;
 pub mod libservice;
 pub mod name;
 mod notices;
+pub mod owners;
 pub mod stack;
 pub mod types;
 

@@ -24,3 +24,13 @@ fn native_directory() {
 fn native_directory_that_others_change_too() {
     suite::run(|| stacks::directory(DirCoherence::Shared, Ownership::Native));
 }
+
+#[test]
+fn directory_with_owners_in_attributes() {
+    suite::run(|| stacks::directory(DirCoherence::Exclusive, Ownership::Xattr));
+}
+
+#[test]
+fn directory_with_owners_in_attributes_that_others_change_too() {
+    suite::run(|| stacks::directory(DirCoherence::Shared, Ownership::Xattr));
+}

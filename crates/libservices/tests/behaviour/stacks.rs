@@ -4,7 +4,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use polytropo_libservices::Libservice;
 use polytropo_libservices::dir::Dir;
+use polytropo_libservices::owners::Owners;
 use polytropo_libservices::stack::{DirCoherence, DirLayer, Ownership};
 
 use crate::suite::Stack;
@@ -18,6 +20,10 @@ pub fn layer(path: &Path, coherence: DirCoherence, ownership: Ownership) -> Dir 
 
 pub fn directory(coherence: DirCoherence, ownership: Ownership) -> Stack {
     let temp = tempfile::tempdir().unwrap();
-    let service = Arc::new(layer(temp.path(), coherence, ownership));
+    let dir = Arc::new(layer(temp.path(), coherence, ownership));
+    let service: Arc<dyn Libservice> = match ownership {
+        Ownership::Native => dir,
+        Ownership::Xattr => Arc::new(Owners::new(dir)),
+    };
     Stack::new(service, temp.path().to_owned(), temp)
 }
