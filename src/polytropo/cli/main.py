@@ -20,16 +20,27 @@ COMPLETE_VARIABLE = "_POLYTROPO_COMPLETE"
 # Where each command lives. Only the module of the command that was asked for is imported.
 COMMANDS = {
     "completion": "polytropo.cli.completion:completion",
+    "cp": "polytropo.cli.cp:cp",
     "doctor": "polytropo.cli.doctor:doctor",
     "image": "polytropo.cli.image:image",
+    "exec": "polytropo.cli.exec:execute",
+    "inspect": "polytropo.cli.inspect:inspect",
+    "kill": "polytropo.cli.container:kill",
+    "logs": "polytropo.cli.logs:logs",
     "mount": "polytropo.cli.mount:mount",
     "on": "polytropo.cli.mount:on",
+    "ps": "polytropo.cli.ps:ps",
+    "rm": "polytropo.cli.container:rm",
+    "run": "polytropo.cli.run:run",
+    "start": "polytropo.cli.container:start",
     "stats": "polytropo.cli.stats:stats",
+    "stop": "polytropo.cli.container:stop",
     "system": "polytropo.cli.system:system",
     "tenant": "polytropo.cli.tenant:tenant",
     "umount": "polytropo.cli.mount:unmount",
     "unmount": "polytropo.cli.mount:unmount",
     "volume": "polytropo.cli.volume:volume",
+    "wait": "polytropo.cli.container:wait",
 }
 ALIASES = frozenset({"umount"})  # work, but are not listed
 

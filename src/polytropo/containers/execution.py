@@ -1,0 +1,78 @@
+"""`exec`: one more program in a container that runs."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from polytropo.containers import engine, records
+from polytropo.containers.attach import forwarded_signals
+from polytropo.containers.records import Container, Files
+from polytropo.containers.runtime import Runtime
+from polytropo.containers.spec import Process, process_section, terminal_environment
+from polytropo.containers.users import resolve_user
+from polytropo.errors import PolytropoError
+from polytropo.state import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecOrder:
+    """What `polytropo exec` was asked for; None is what the container has."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    user: str | None = None
+    cwd: str | None = None
+    terminal: bool = False
+    stdin_open: bool = False
+
+
+def execute(state: State, container: Container, order: ExecOrder) -> int:
+    """Runs a program in the container and returns its status. Raises PolytropoError."""
+    files = records.files_of(state, container.id)
+    if not records.is_alive(records.process_of(files)):
+        raise PolytropoError(
+            f"the container {container.name} does not run; start it with `polytropo start {container.name}`"
+        )
+    if order.terminal and not sys.stdin.isatty():
+        raise PolytropoError("there is no terminal to pass on; leave --tty away")
+    root = engine.process_root(container, files)
+    try:
+        user = resolve_user(root, container.user if order.user is None else order.user)
+    finally:
+        os.close(root)
+    environment = terminal_environment(
+        container.environment | dict(order.environment), user, container.hostname, order.terminal
+    )
+    process = Process(order.command, environment, order.cwd or container.cwd, user, order.terminal)
+    with tempfile.NamedTemporaryFile(dir=files.directory, prefix="exec-") as document:
+        document.write(msgspec.json.encode(process_section(process)))
+        document.flush()
+        return _run(container, files, order, document.name)
+
+
+def _run(container: Container, files: Files, order: ExecOrder, document: str) -> int:
+    log = Path(f"{document}.log")
+    runtime = Runtime(container, files, log=log)
+    command = runtime.command("exec", "--process", document, container.id)
+    try:
+        program = subprocess.Popen(
+            command, stdin=None if order.stdin_open or order.terminal else subprocess.DEVNULL, cwd="/"
+        )
+        pidfd = os.pidfd_open(program.pid)
+        try:
+            # On a terminal the runtime gets the keyboard's signals from the kernel, as we do.
+            with forwarded_signals(pidfd, None, keyboard=not sys.stdin.isatty()):
+                status = program.wait()
+        finally:
+            os.close(pidfd)
+        if failure := runtime.logged_failure("exec"):
+            raise failure
+        return 128 - status if status < 0 else status
+    finally:
+        log.unlink(missing_ok=True)

@@ -1,0 +1,244 @@
+"""The OCI runtime (runc, crun) and the monitor (conmon) that stays with each container.
+
+The monitor is the parent of the container's first process: it keeps the log, carries the terminal and
+the standard streams, and writes the exit status down, whatever happens to the command that started it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from polytropo.containers.records import Container, Files
+from polytropo.errors import PolytropoError
+
+RUNTIMES = ("runc", "crun")
+_COMMAND_TIMEOUT_S = 60.0
+_LOG_TAIL_BYTES = 1 << 16
+_SYNC_MAX_BYTES = 1 << 20
+
+# Moves itself into the control groups named before "--" and becomes the program named after it.
+_ENTER_GROUPS = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
+# What the monitor runs at the container's end: if the command that is attached to it is gone, or there never
+# was one, another one cleans up. $1: the container's directory; the rest: the command.
+_AT_EXIT = 'dir=$1; shift; flock "$dir/client" true; [ ! -e "$dir/process.json" ] || exec "$@"'
+
+NOT_EXECUTABLE_STATUS = 126
+NOT_FOUND_STATUS = 127
+FAILED_STATUS = 125
+
+
+class StartError(PolytropoError):
+    """The runtime could not start a program; `status` is what podman would answer."""
+
+    def __init__(self, sentence: str, status: int = FAILED_STATUS) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Runtime:
+    """The runtime's commands for one container."""
+
+    def __init__(self, container: Container, files: Files, *, log: Path | None = None) -> None:
+        self._container = container
+        self._files = files
+        self._log = log or files.runtime_log
+        self.program = find_program(container.runtime)
+
+    @property
+    def knows_container(self) -> bool:
+        """Whether the runtime keeps something of the container."""
+        return (self._files.runtime_root / self._container.id).exists()
+
+    @property
+    def waits_for_start(self) -> bool:
+        """Whether the container was created, but never started."""
+        return (self._files.runtime_root / self._container.id / "exec.fifo").exists()
+
+    def command(self, operation: str, *arguments: str) -> list[str]:
+        return [self.program, *self._options(), operation, *arguments]
+
+    def call(self, operation: str, *arguments: str) -> None:
+        """Runs one command of the runtime. Raises StartError with what it said."""
+        self._log.unlink(missing_ok=True)
+        try:
+            done = subprocess.run(
+                self.command(operation, *arguments),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                cwd="/",
+                timeout=_COMMAND_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise StartError(
+                f"{self._container.runtime} {operation} did not end within {_COMMAND_TIMEOUT_S:g} s"
+            ) from None
+        if done.returncode != 0:
+            raise self.failure(operation, done.stderr.decode(errors="replace"))
+
+    def start(self) -> None:
+        self.call("start", self._container.id)
+
+    def delete(self) -> None:
+        """Ends what is left of the container and makes the runtime forget it."""
+        if self.knows_container:
+            self.call("delete", "--force", self._container.id)
+
+    def create(self, monitor_groups: list[Path]) -> int:
+        """Creates the container under a monitor of its own and returns its first process's id.
+
+        The program waits for `start`. Raises StartError.
+        """
+        self._log.unlink(missing_ok=True)
+        read_end, write_end = os.pipe()
+        command = self._monitor_command()
+        if monitor_groups:
+            command = ["/bin/sh", "-c", _ENTER_GROUPS, "sh", *map(str, monitor_groups), "--", *command]
+        try:
+            with self._files.directory.joinpath("monitor.log").open("wb") as log:
+                monitor = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd="/",
+                    env=_monitor_environment(write_end),
+                    pass_fds=(write_end,),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            os.close(read_end)
+            raise StartError(f"the monitor cannot be started: {error.strerror}") from error
+        finally:
+            os.close(write_end)
+        try:
+            answer = _read_all(read_end)
+        finally:
+            os.close(read_end)
+            monitor.wait()  # it goes on in a process of its own
+        return self._created_pid(answer)
+
+    def failure(self, operation: str, otherwise: str) -> StartError:
+        """The sentence and status for the runtime's last error; `otherwise` where its log has none."""
+        text = self._last_error() or otherwise.strip() or "it says nothing"
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return _start_error(self._container.runtime, operation, lines[-1] if lines else text)
+
+    def logged_failure(self, operation: str) -> StartError | None:
+        """What the runtime itself failed at, if its log says so."""
+        said = self._last_error()
+        return (
+            _start_error(self._container.runtime, operation, said.strip().splitlines()[-1]) if said else None
+        )
+
+    def _options(self) -> list[str]:
+        files = self._files
+        return ["--root", str(files.runtime_root), "--log", str(self._log), "--log-format", "json"]
+
+    def _monitor_command(self) -> list[str]:
+        container, files = self._container, self._files
+        command = [
+            find_program("conmon"),
+            "--api-version",
+            "1",
+            "--cid",
+            container.id,
+            "--cuuid",
+            container.id,
+        ]
+        command += ["--name", container.name, "--runtime", self.program, "--bundle", str(files.bundle)]
+        for option in self._options():
+            command += ["--runtime-arg", option]
+        command += ["--conmon-pidfile", str(files.monitor_pid), "--log-path", f"k8s-file:{files.log}"]
+        command += ["--container-pidfile", str(files.directory / "container.pid")]
+        command += ["--exit-dir", str(files.exits), "--persist-dir", str(files.exits), "--full-attach"]
+        command += ["--no-sync-log", "--log-level", "error"]
+        command += ["--terminal"] if container.terminal else []
+        command += ["--stdin"] if container.stdin_open else []
+        reap = [sys.executable, "-m", "polytropo.containers.reap"]
+        reap += [str(files.directory.parent.parent), container.id]
+        command += ["--exit-command", "/bin/sh"]
+        for argument in ("-c", _AT_EXIT, "sh", str(files.directory), *reap):
+            command += ["--exit-command-arg", argument]
+        return command
+
+    def _created_pid(self, answer: bytes) -> int:
+        import msgspec
+
+        for line in answer.splitlines():
+            try:
+                value: Any = msgspec.json.decode(line)
+            except msgspec.DecodeError:
+                continue
+            if isinstance(value, dict):
+                pid = value.get("data", value.get("pid"))
+                if isinstance(pid, int) and pid > 0:
+                    return pid
+                raise self.failure("create", str(value.get("message", "")))
+        raise self.failure("create", self._monitor_words())
+
+    def _monitor_words(self) -> str:
+        try:
+            said = (self._files.directory / "monitor.log").read_text(errors="replace").strip()
+        except OSError:
+            said = ""
+        return said or "the monitor ended without an answer"
+
+    def _last_error(self) -> str:
+        import msgspec
+
+        try:
+            with self._log.open("rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - _LOG_TAIL_BYTES))
+                lines = log.read().splitlines()
+        except OSError:
+            return ""
+        for line in reversed(lines):
+            try:
+                entry: Any = msgspec.json.decode(line)
+            except msgspec.DecodeError:
+                continue
+            if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
+                return str(entry.get("msg", ""))
+        return ""
+
+
+def find_program(name: str) -> str:
+    """The path of an installed program. Raises PolytropoError with what to install."""
+    path = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/bin:/sbin:/bin")
+    if path is None:
+        raise PolytropoError(f"the program {name} is missing; install Debian's package {name}")
+    return path
+
+
+def _start_error(runtime: str, operation: str, said: str) -> StartError:
+    if "executable file not found" in said or ("exec" in said and "no such file or directory" in said):
+        return StartError(f"the program is not in the image: {_tail(said)}", NOT_FOUND_STATUS)
+    if "exec" in said and ("permission denied" in said or "is a directory" in said):
+        return StartError(f"the program cannot be executed: {_tail(said)}", NOT_EXECUTABLE_STATUS)
+    return StartError(f"{runtime} {operation} failed: {said}")
+
+
+def _tail(said: str) -> str:
+    """What follows runc's chain of "unable to start container process"."""
+    return said.rpartition("container process: ")[2].strip()
+
+
+def _monitor_environment(sync_fd: int) -> dict[str, str]:
+    kept = {
+        name: value for name, value in os.environ.items() if name.startswith(("POLYTROPO_", "XDG_RUNTIME"))
+    }
+    path = os.environ.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    return {"PATH": path, "_OCI_SYNCPIPE": str(sync_fd), **kept}
+
+
+def _read_all(descriptor: int) -> bytes:
+    received = b""
+    while len(received) < _SYNC_MAX_BYTES and (block := os.read(descriptor, 1 << 16)):
+        received += block
+        if b"\n" in received:
+            break
+    return received
