@@ -39,6 +39,8 @@ def import_command(source: str, name: str | None, as_json: bool) -> None:
     from polytropo.images import import_image
     from polytropo.state import State
 
+    if source == "-" and sys.stdin.isatty():
+        raise click.UsageError("standard input is a terminal; pipe an archive into it, or name a file")
     state = State.open()
     with progress("Importing") as told:
         place = sys.stdin.buffer if source == "-" else Path(source)

@@ -309,7 +309,7 @@ class Extractor:
         free_bytes = space.f_bavail * space.f_frsize
         if entry.data_bytes > free_bytes:
             raise StorageError(
-                f"its entry {shown(entry.name)} takes {format_size(entry.data_bytes)}, but"
+                f"cannot unpack {shown(entry.name)}: it takes {format_size(entry.data_bytes)}, but"
                 f" the filesystem of {self._tree} has {format_size(free_bytes)} left;"
                 " free some space (`polytropo system prune`)",
                 errno.ENOSPC,

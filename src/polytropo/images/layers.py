@@ -11,14 +11,12 @@ from polytropo.errors import storage_errors
 from polytropo.images.errors import ImageError
 from polytropo.images.extract import Extractor
 from polytropo.images.ownership import Ownership, host_ownership
-from polytropo.images.streams import DigestReader, Readable, decompressed, drain
+from polytropo.images.streams import PADDING_BYTES_MAX, DigestReader, Readable, decompressed, drain
 from polytropo.images.syscalls import sync_filesystem
 from polytropo.images.tar_reader import TarReader
 from polytropo.state import HeldLock, Record, State, fsync_directory, read_record, write_record
 from polytropo.trees import remove_tree
 
-# Programs pad archives to a few KiB; whoever sends more wants to keep us busy.
-_PADDING_BYTES_MAX = 64 << 20
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -133,8 +131,8 @@ def _unpacked(
             extractor.run(reader)
         if needs_end and not reader.ended_properly:
             raise ImageError("its tar archive has no end; get a complete copy")
-        drain(archive, _PADDING_BYTES_MAX)
-        drain(blob, _PADDING_BYTES_MAX)
+        drain(archive, PADDING_BYTES_MAX)
+        drain(blob, PADDING_BYTES_MAX)
         if blob_digest is not None and blob.digest != blob_digest:
             raise ImageError(f"it has the digest {blob.digest} instead of {blob_digest}; get a sound copy")
         record = LayerRecord(

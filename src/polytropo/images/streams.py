@@ -10,6 +10,8 @@ import zstandard
 from polytropo.images.errors import ImageError
 
 CHUNK_BYTES = 1 << 20
+# Programs pad archives to a few KiB; whoever sends more wants to keep us busy.
+PADDING_BYTES_MAX = 64 << 20
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = (b"\x50\x2a\x4d\x18", b"\x5f\x2a\x4d\x18")

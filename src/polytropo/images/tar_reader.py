@@ -4,7 +4,7 @@ Knows ustar, pax and GNU archives with long names, sparse files, base-256 number
 header, one pax record block and one sparse map at a time; entries are not remembered.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -77,6 +77,8 @@ class TarReader:
 
     def __init__(self, source: Readable) -> None:
         self._source = source
+        # A source on disk can jump.
+        self._skip: Callable[[int], int] | None = getattr(source, "skip", None)
         self._left = 0
         self._padding = 0
         self._pax: dict[bytes, bytes] = {}
@@ -119,6 +121,8 @@ class TarReader:
     def _skip_rest(self) -> None:
         self._left += self._padding
         self._padding = 0
+        if self._skip is not None and self._left:
+            self._left -= self._skip(self._left)
         while self._left:
             self.read(CHUNK_BYTES)
 
