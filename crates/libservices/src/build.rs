@@ -11,6 +11,7 @@ use crate::error::{Attempt, Errno, Error, Result};
 use crate::libservice::Libservice;
 use crate::owners::Owners;
 use crate::stack::{DirCoherence, DirLayer, Layer, Ownership, StackDocument, UnionLayer};
+use crate::union::Union;
 
 /// Builds a stack. `roots` are the directories of `document.dirs()`, in that order; EINVAL when they are not as many.
 pub fn build(document: &StackDocument, roots: Vec<OwnedFd>) -> Result<Arc<dyn Libservice>> {
@@ -94,9 +95,9 @@ impl Builder<'_> {
 
     /// The upper first, as in `StackDocument::dirs`.
     fn union(&mut self, config: &UnionLayer) -> Result<Arc<dyn Libservice>> {
-        let _upper = config.upper.as_deref().map(|upper| self.layer(upper)).transpose()?;
-        let _lowers = config.lowers.iter().map(|lower| self.layer(lower)).collect::<Result<Vec<_>>>()?;
-        Err(Error::new(Errno::OPNOTSUPP, "build a union layer"))
+        let upper = config.upper.as_deref().map(|upper| self.layer(upper)).transpose()?;
+        let lowers = config.lowers.iter().map(|lower| self.layer(lower)).collect::<Result<Vec<_>>>()?;
+        Ok(Arc::new(Union::new(lowers, upper)?))
     }
 }
 

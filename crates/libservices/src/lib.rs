@@ -13,6 +13,7 @@ mod notices;
 pub mod owners;
 pub mod stack;
 pub mod types;
+pub mod union;
 
 pub use build::{Interner, build, build_with};
 pub use capabilities::{Capabilities, Coherence};

@@ -1,0 +1,97 @@
+//! Attributes and extended attributes.
+
+use std::sync::Arc;
+
+use super::Union;
+use super::layers::marks;
+use super::nodes::Node;
+use crate::error::{Errno, Error, Result};
+use crate::types::*;
+
+impl Union {
+    pub(super) fn attributes(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        handle: Option<HandleId>,
+    ) -> Result<Attr> {
+        if let Some(handle) = handle.filter(|_| !node.is_dir()) {
+            if let Ok((_, open)) = self.current(caller, handle) {
+                let attr = open.service().getattr(caller, open.held.node, Some(open.handle))?;
+                return Ok(node.shown(attr));
+            }
+        }
+        let attr = node.stack().top().attr(caller)?;
+        Ok(node.shown(attr))
+    }
+
+    pub(super) fn set_attributes(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        handle: Option<HandleId>,
+        changes: &SetAttr,
+    ) -> Result<Attr> {
+        let upper = match changes.size_bytes {
+            Some(size_bytes) if node.kind == libc::S_IFREG => self.raise_limited(node, size_bytes)?,
+            _ => self.raise(node)?,
+        };
+        let open = if node.is_dir() { None } else { self.handle_in_upper(caller, handle) };
+        let handle = open.as_ref().map(|open| open.handle);
+        let attr = upper.service().setattr(&self.inside(caller), upper.node, handle, changes)?;
+        self.notices.inode(caller, node.id);
+        Ok(node.shown(attr))
+    }
+
+    pub(super) fn get_attribute(&self, caller: &Caller, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        if marks::is_own(name) {
+            return Err(Error::new(Errno::NODATA, "read an attribute of the union itself"));
+        }
+        let node = self.node(node)?;
+        let stack = node.stack();
+        stack.top().service().getxattr(caller, stack.top().node, name)
+    }
+
+    pub(super) fn attribute_names(&self, caller: &Caller, node: NodeId) -> Result<Vec<u8>> {
+        let node = self.node(node)?;
+        let stack = node.stack();
+        let listed = stack.top().service().listxattr(caller, stack.top().node)?;
+        let shown = listed.split_inclusive(|byte| *byte == 0).filter(|name| !marks::is_own(name));
+        Ok(shown.flatten().copied().collect())
+    }
+
+    pub(super) fn set_attribute(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        refuse_own(name)?;
+        let node = self.node(node)?;
+        let upper = self.raise(&node)?;
+        upper.service().setxattr(&self.inside(caller), upper.node, name, value, flags)?;
+        self.notices.inode(caller, node.id);
+        Ok(())
+    }
+
+    pub(super) fn remove_attribute(&self, caller: &Caller, node: NodeId, name: &[u8]) -> Result<()> {
+        refuse_own(name)?;
+        let node = self.node(node)?;
+        self.work()?;
+        // Without this a missing attribute would cost a copy.
+        self.get_attribute(caller, node.id, name)?;
+        let upper = self.raise(&node)?;
+        upper.service().removexattr(&self.inside(caller), upper.node, name)?;
+        self.notices.inode(caller, node.id);
+        Ok(())
+    }
+}
+
+fn refuse_own(name: &[u8]) -> Result<()> {
+    if marks::is_own(name) {
+        return Err(Error::new(Errno::PERM, "change an attribute of the union itself"));
+    }
+    Ok(())
+}

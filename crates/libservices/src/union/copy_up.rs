@@ -1,0 +1,314 @@
+//! Copying to the upper what lies in a lower, before it is changed.
+//!
+//! A copy is made whole in the work area, made durable, and moved to its place in one step: at every moment the place
+//! shows the lower inode or all of the copy. This is the seam for copying less than the whole (`limit_bytes`).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Release;
+
+use super::Union;
+use super::layers::{Held, OpenFile, Origin, marks};
+use super::nodes::{DEPTH_MAX, Node, Place};
+use super::work::Work;
+use crate::capabilities::Capabilities;
+use crate::error::{Errno, Error, Result};
+use crate::name::Name;
+use crate::types::*;
+
+/// A finished copy under a name of the work area.
+struct Copy {
+    held: Arc<Held>,
+    name: Box<Name>,
+    /// The copy carries its origin itself.
+    marked: bool,
+    ino: u64,
+    nlink: u32,
+}
+
+impl Union {
+    pub(super) fn work(&self) -> Result<&Work> {
+        self.work.as_ref().ok_or_else(|| Error::new(Errno::ROFS, "change a union without an upper layer"))
+    }
+
+    /// The upper's inode of `node`, copied there if need be with all its bytes. No `entries` may be held.
+    pub(super) fn raise(&self, node: &Arc<Node>) -> Result<Arc<Held>> {
+        self.raise_limited(node, u64::MAX)
+    }
+
+    /// `raise`, for one who is going to cut the file to `limit_bytes`.
+    pub(super) fn raise_limited(&self, node: &Arc<Node>, limit_bytes: u64) -> Result<Arc<Held>> {
+        let work = self.work()?;
+        loop {
+            if let Some(upper) = node.upper() {
+                return Ok(upper);
+            }
+            // From the highest that is not there yet down to the node; nothing is held from one to the next.
+            let mut chain = vec![node.clone()];
+            while let Some(place) = chain.last().and_then(|last| last.place()) {
+                if place.parent.is_raised() {
+                    break;
+                }
+                if chain.len() >= DEPTH_MAX {
+                    return Err(Error::new(Errno::LOOP, "copy up a directory nested too deep"));
+                }
+                chain.push(place.parent);
+            }
+            while let Some(next) = chain.pop() {
+                if !self.raise_one(work, &next, limit_bytes)? {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Says whether it is on the upper now; if not, its parent went elsewhere meanwhile.
+    fn raise_one(&self, work: &Work, node: &Arc<Node>, limit_bytes: u64) -> Result<bool> {
+        let _copying = node.copying.lock();
+        if node.is_raised() {
+            return Ok(true);
+        }
+        let place = node.place();
+        if place.as_ref().is_some_and(|place| !place.parent.is_raised()) {
+            return Ok(false);
+        }
+        if node.is_dir() && place.is_none() {
+            return Err(Error::new(Errno::NOENT, "change a directory that was removed"));
+        }
+        let copy = self.copy(work, node, limit_bytes)?;
+        let published = self.publish(work, node, place, &copy);
+        if published.is_err() && !node.is_raised() {
+            self.discard(work, node.is_dir(), &copy.name);
+        }
+        published?;
+        Ok(true)
+    }
+
+    /// Best effort: what stays is cleared at the next start.
+    fn discard(&self, work: &Work, is_dir: bool, name: &Name) {
+        let (service, tmp) = (work.tmp.service(), work.tmp.node);
+        let _ = match is_dir {
+            true => service.rmdir(&self.own, tmp, name),
+            false => service.unlink(&self.own, tmp, name),
+        };
+    }
+
+    fn copy(&self, work: &Work, node: &Arc<Node>, limit_bytes: u64) -> Result<Copy> {
+        let stack = node.stack();
+        let (lower, name) = (stack.top(), work.fresh_name());
+        let attr = lower.attr(&self.own)?;
+        let (held, file) = self.make_like(work, lower, &attr, &name)?;
+        let filled = self.fill(lower, &attr, &held, file.as_ref(), limit_bytes).and_then(|()| {
+            let marked = self.mark_origin(&held, node.origin, &attr)?;
+            self.dress(lower, &attr, &held)?;
+            match &file {
+                // Without this a power cut could leave a short file where a whole one was.
+                Some(file) if attr.size_bytes > 0 && limit_bytes > 0 => {
+                    file.service().fsync(&self.own, held.node, file.handle, false)?;
+                }
+                _ => {}
+            }
+            Ok(marked)
+        });
+        match filled {
+            Ok(marked) => {
+                let ino = held.attr(&self.own)?.ino;
+                Ok(Copy { held, name, marked, ino, nlink: attr.nlink })
+            }
+            Err(e) => {
+                self.discard(work, attr.is_dir(), &name);
+                Err(e)
+            }
+        }
+    }
+
+    fn make_like(
+        &self,
+        work: &Work,
+        lower: &Held,
+        attr: &Attr,
+        name: &Name,
+    ) -> Result<(Arc<Held>, Option<OpenFile>)> {
+        let (service, tmp, own) = (work.tmp.service(), work.tmp.node, &self.own);
+        let mut handle = None;
+        let entry = match attr.file_type() {
+            libc::S_IFDIR => service.mkdir(own, tmp, name, 0o700)?,
+            libc::S_IFLNK => {
+                let target = lower.service().readlink(own, lower.node)?;
+                service.symlink(own, tmp, name, &target)?
+            }
+            libc::S_IFREG => {
+                let flags = OpenFlags::WRITE | OpenFlags::EXCLUSIVE;
+                let (entry, opened) = service.create(own, tmp, name, libc::S_IFREG | 0o600, flags)?;
+                handle = Some(opened.handle);
+                entry
+            }
+            special => service.mknod(own, tmp, name, special | 0o600, attr.rdev)?,
+        };
+        let held = Arc::new(work.tmp.take(entry).0);
+        let file = handle.map(|handle| OpenFile { held: held.clone(), handle });
+        Ok((held, file))
+    }
+
+    fn fill(
+        &self,
+        lower: &Arc<Held>,
+        attr: &Attr,
+        held: &Held,
+        file: Option<&OpenFile>,
+        limit_bytes: u64,
+    ) -> Result<()> {
+        let size_bytes = attr.size_bytes.min(limit_bytes);
+        let Some(file) = file.filter(|_| size_bytes > 0) else { return Ok(()) };
+        let (source, _) = OpenFile::open(&self.own, lower, OpenFlags::READ | OpenFlags::NOATIME)?;
+        super::copy_bytes::copy_bytes(&self.own, &source, file, size_bytes)?;
+        // A hole at the end.
+        let size = SetAttr { size_bytes: Some(size_bytes), ..SetAttr::default() };
+        held.service().setattr(&self.own, held.node, Some(file.handle), &size)?;
+        Ok(())
+    }
+
+    /// Owner, extended attributes (a change of owner drops capabilities), mode, times.
+    fn dress(&self, lower: &Held, attr: &Attr, held: &Held) -> Result<()> {
+        let own = &self.own;
+        let owner = SetAttr { uid: Some(attr.uid), gid: Some(attr.gid), ..SetAttr::default() };
+        held.service().setattr(own, held.node, None, &owner)?;
+        copy_attributes(own, lower, held)?;
+        let mode = (attr.file_type() != libc::S_IFLNK).then_some(attr.mode & 0o7777);
+        let (atime, mtime) = (Some(SetTime::At(attr.atime)), Some(SetTime::At(attr.mtime)));
+        let rest = SetAttr { mode, atime, mtime, ..SetAttr::default() };
+        held.service().setattr(own, held.node, None, &rest)?;
+        Ok(())
+    }
+
+    /// Says whether the copy could be marked.
+    fn mark_origin(&self, held: &Held, origin: Option<Origin>, attr: &Attr) -> Result<bool> {
+        let Some(origin) = origin else { return Ok(true) };
+        if !matches!(attr.file_type(), libc::S_IFREG | libc::S_IFDIR) {
+            return Ok(false);
+        }
+        let (text, none) = (origin.text(), XattrFlags::empty());
+        match held.service().setxattr(&self.own, held.node, marks::ORIGIN, text.as_bytes(), none) {
+            Ok(()) => Ok(true),
+            Err(e) if e.is(Errno::OPNOTSUPP) || e.is(Errno::PERM) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Moves a finished copy to where it belongs. Where the name went away meanwhile, only open files lead to it.
+    fn publish(&self, work: &Work, node: &Arc<Node>, place: Option<Place>, copy: &Copy) -> Result<()> {
+        let (own, tmp) = (&self.own, &work.tmp);
+        let can_link = self.capabilities_below().contains(Capabilities::HARD_LINKS);
+        let indexed = !node.is_dir() && can_link && (copy.nlink > 1 || !copy.marked);
+        let Some(Place { parent, name }) = place else {
+            return self.publish_nameless(work, node, copy, indexed);
+        };
+        let _names = parent.entries.write();
+        let lower_key = node.stack().top().key();
+        let stands = self.find(own, &parent, &name)?.is_some_and(|found| Arc::ptr_eq(&found.node, node));
+        if !stands || node.stack().top().key() != lower_key {
+            if node.is_dir() {
+                return Err(Error::new(Errno::NOENT, "change a directory that was removed"));
+            }
+            node.lost_name(&parent, &name);
+            return self.publish_nameless(work, node, copy, indexed);
+        }
+        let upper = parent.upper().ok_or_else(|| Error::new(Errno::STALE, "copy into a directory"))?;
+        if copy.marked || indexed {
+            self.mark_impure(&parent, &upper)?;
+        }
+        let times = upper.attr(own)?;
+        if indexed {
+            self.enter_index(work, node, copy)?;
+            let linked = upper.service().link(own, copy.held.node, upper.node, &name)?;
+            drop(upper.take(linked));
+        } else {
+            let none = RenameFlags::empty();
+            upper.service().rename(own, tmp.node, &copy.name, upper.node, &name, none)?;
+        }
+        self.nodes.raise(node, copy.held.clone());
+        node.fresh.store(true, Release);
+        restore_times(own, &upper, &times)
+    }
+
+    fn publish_nameless(&self, work: &Work, node: &Arc<Node>, copy: &Copy, indexed: bool) -> Result<()> {
+        let left = copy.nlink.saturating_sub(node.names_removed.load(std::sync::atomic::Ordering::Relaxed));
+        if indexed && left > 0 {
+            self.enter_index(work, node, copy)?;
+        } else {
+            work.tmp.service().unlink(&self.own, work.tmp.node, &copy.name)?;
+        }
+        self.nodes.raise(node, copy.held.clone());
+        Ok(())
+    }
+
+    /// From now on every name of the lower inode leads to the copy.
+    fn enter_index(&self, work: &Work, node: &Arc<Node>, copy: &Copy) -> Result<()> {
+        let Some(origin) = node.origin else { return Ok(()) };
+        let left = copy.nlink.saturating_sub(node.names_removed.load(std::sync::atomic::Ordering::Relaxed));
+        if copy.marked {
+            self.record_links(&copy.held, left)?;
+        }
+        let text = origin.text();
+        let (links, name) = (&work.links, Name::new(text.as_bytes())?);
+        let none = RenameFlags::empty();
+        links.service().rename(&self.own, work.tmp.node, &copy.name, links.node, name, none)?;
+        work.index.lock().insert(origin, copy.ino);
+        *node.links.lock() = Some(left);
+        Ok(())
+    }
+
+    pub(super) fn record_links(&self, held: &Held, links: u32) -> Result<()> {
+        let (text, none) = (links.to_string(), XattrFlags::empty());
+        held.service().setxattr(&self.own, held.node, marks::LINKS, text.as_bytes(), none)
+    }
+
+    /// Says on disk that entries of the directory may carry an origin, before the first does.
+    pub(super) fn mark_impure(&self, parent: &Node, upper: &Held) -> Result<()> {
+        if parent.impure.load(std::sync::atomic::Ordering::Acquire) {
+            return Ok(());
+        }
+        match upper.service().setxattr(&self.own, upper.node, marks::IMPURE, b"y", XattrFlags::empty()) {
+            Ok(()) => {}
+            Err(e) if e.is(Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(e),
+        }
+        parent.impure.store(true, Release);
+        Ok(())
+    }
+}
+
+/// Whatever a copy-up does to a directory of the upper, nobody changed the union's directory.
+pub fn restore_times(caller: &Caller, upper: &Held, attr: &Attr) -> Result<()> {
+    let (atime, mtime) = (Some(SetTime::At(attr.atime)), Some(SetTime::At(attr.mtime)));
+    let times = SetAttr { atime, mtime, ..SetAttr::default() };
+    upper.service().setattr(caller, upper.node, None, &times).map(drop)
+}
+
+fn copy_attributes(caller: &Caller, lower: &Held, held: &Held) -> Result<()> {
+    let listed = match lower.service().listxattr(caller, lower.node) {
+        Ok(listed) => listed,
+        Err(e) if e.is(Errno::OPNOTSUPP) => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    for name in listed.split(|byte| *byte == 0).filter(|name| !name.is_empty() && !marks::is_own(name)) {
+        let value = match lower.service().getxattr(caller, lower.node, name) {
+            Ok(value) => value,
+            // Listed, but not for us to read (or gone by now).
+            Err(e) if e.is(Errno::NODATA) || e.is(Errno::OPNOTSUPP) => continue,
+            Err(e) => return Err(e),
+        };
+        match held.service().setxattr(caller, held.node, name, &value, XattrFlags::empty()) {
+            Ok(()) => {}
+            Err(e) if may_stay_behind(name, &e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// What grants or refuses access must come along; anything else only where the upper can hold it.
+fn may_stay_behind(name: &[u8], error: &Error) -> bool {
+    let guards = name.starts_with(b"system.posix_acl_") || name == b"security.capability";
+    let host_only = name.starts_with(b"trusted.") || name.starts_with(b"security.");
+    !guards && (error.is(Errno::OPNOTSUPP) || host_only && error.is(Errno::PERM))
+}

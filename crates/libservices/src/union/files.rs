@@ -1,0 +1,181 @@
+//! Open files. A handle of the union leads to a layer's by way of [`File`], so that a file opened before it was copied
+//! up shows what is written afterwards.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+
+use parking_lot::RwLock;
+
+use super::Union;
+use super::layers::{OpenDir, OpenFile};
+use super::nodes::{DEPTH_MAX, Node};
+use crate::error::{Errno, Error, Result};
+use crate::types::*;
+
+/// One open file of the union.
+pub struct File {
+    node: Arc<Node>,
+    flags: OpenFlags,
+    target: RwLock<Arc<OpenFile>>,
+}
+
+impl Union {
+    pub(super) fn open_file(&self, caller: &Caller, node: &Arc<Node>, flags: OpenFlags) -> Result<Opened> {
+        let flags = flags - OpenFlags::EXCLUSIVE;
+        let changes = flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE);
+        let held = if changes && node.kind == libc::S_IFREG {
+            let limit = if flags.contains(OpenFlags::TRUNCATE) { 0 } else { u64::MAX };
+            self.raise_limited(node, limit)?
+        } else {
+            node.stack().top().clone()
+        };
+        let (open, opened) = OpenFile::open(&self.inside(caller), &held, flags)?;
+        if flags.contains(OpenFlags::TRUNCATE) {
+            self.notices.inode(caller, node.id);
+        }
+        Ok(self.opened(node, open, opened, flags))
+    }
+
+    pub(super) fn opened(
+        &self,
+        node: &Arc<Node>,
+        open: OpenFile,
+        opened: Opened,
+        flags: OpenFlags,
+    ) -> Opened {
+        let flags = flags - (OpenFlags::TRUNCATE | OpenFlags::EXCLUSIVE);
+        let file = File { node: node.clone(), flags, target: RwLock::new(Arc::new(open)) };
+        Opened { handle: self.files.insert(file), ..opened }
+    }
+
+    /// The layer's open file behind a handle, which moves to the upper once its node has.
+    pub(super) fn current(&self, caller: &Caller, handle: HandleId) -> Result<(Arc<File>, Arc<OpenFile>)> {
+        let file = self.files.get(handle)?;
+        let open = file.target.read().clone();
+        if open.held.is_upper() || !file.node.is_raised() {
+            return Ok((file, open));
+        }
+        let mut target = file.target.write();
+        if !target.held.is_upper() {
+            if let Some(upper) = file.node.upper() {
+                *target = Arc::new(OpenFile::open(caller, &upper, file.flags)?.0);
+            }
+        }
+        let open = target.clone();
+        drop(target);
+        Ok((file, open))
+    }
+
+    pub(super) fn read_file(
+        &self,
+        caller: &Caller,
+        handle: HandleId,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize> {
+        let (_, open) = self.current(caller, handle)?;
+        open.service().read(caller, open.held.node, open.handle, offset, buffer)
+    }
+
+    pub(super) fn write_file(
+        &self,
+        caller: &Caller,
+        handle: HandleId,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize> {
+        let (file, open) = self.current(caller, handle)?;
+        let written =
+            open.service().write(&self.inside(caller), open.held.node, open.handle, offset, data)?;
+        self.notices.inode(caller, file.node.id);
+        Ok(written)
+    }
+
+    pub(super) fn flush_file(&self, caller: &Caller, handle: HandleId) -> Result<()> {
+        let (_, open) = self.current(caller, handle)?;
+        open.service().flush(caller, open.held.node, open.handle)
+    }
+
+    pub(super) fn sync_file(&self, caller: &Caller, handle: HandleId, data_only: bool) -> Result<()> {
+        let (file, open) = self.current(caller, handle)?;
+        open.service().fsync(caller, open.held.node, open.handle, data_only)?;
+        self.sync_names(&file.node)
+    }
+
+    /// A file that was copied up stood under a durable name before: its new name, and those of directories copied up
+    /// for it, have to be durable as well.
+    pub(super) fn sync_names(&self, node: &Arc<Node>) -> Result<()> {
+        let mut at = node.clone();
+        for _ in 0..DEPTH_MAX {
+            if !at.fresh.load(Acquire) {
+                return Ok(());
+            }
+            let Some(place) = at.place() else { return Ok(()) };
+            if let Some(upper) = place.parent.upper() {
+                OpenDir::open(&self.own, &upper)?.sync(&self.own, false)?;
+            }
+            at.fresh.store(false, Release);
+            at = place.parent;
+        }
+        Ok(())
+    }
+
+    pub(super) fn allocate(
+        &self,
+        caller: &Caller,
+        handle: HandleId,
+        mode: FallocateMode,
+        (offset, length): (u64, u64),
+    ) -> Result<()> {
+        let (file, open) = self.current(caller, handle)?;
+        open.service().fallocate(&self.inside(caller), open.held.node, open.handle, mode, offset, length)?;
+        self.notices.inode(caller, file.node.id);
+        Ok(())
+    }
+
+    pub(super) fn seek_sparse(
+        &self,
+        caller: &Caller,
+        handle: HandleId,
+        offset: u64,
+        to: SeekTo,
+    ) -> Result<u64> {
+        let (_, open) = self.current(caller, handle)?;
+        open.service().seek(caller, open.held.node, open.handle, offset, to)
+    }
+
+    /// EXDEV between layers: those who asked copy by reading and writing then.
+    pub(super) fn copy_between(
+        &self,
+        caller: &Caller,
+        from: (HandleId, u64),
+        to: (HandleId, u64),
+        length: u64,
+    ) -> Result<u64> {
+        let (_, source) = self.current(caller, from.0)?;
+        let (file, target) = self.current(caller, to.0)?;
+        if source.held.layer.ordinal != target.held.layer.ordinal {
+            return Err(Error::new(Errno::XDEV, "copy from one layer to another"));
+        }
+        let copied = target.service().copy_range(
+            &self.inside(caller),
+            (source.held.node, source.handle, from.1),
+            (target.held.node, target.handle, to.1),
+            length,
+        )?;
+        self.notices.inode(caller, file.node.id);
+        Ok(copied)
+    }
+
+    pub(super) fn file_of_host(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
+        let (_, open) = self.current(&self.own, handle).ok()?;
+        open.service().host_file(open.handle)
+    }
+
+    /// The handle of the layer that `held` is of, for operations that may use one.
+    pub(super) fn handle_in_upper(&self, caller: &Caller, handle: Option<HandleId>) -> Option<Arc<OpenFile>> {
+        let (_, open) = self.current(caller, handle?).ok()?;
+        open.held.is_upper().then_some(open)
+    }
+}

@@ -1,0 +1,177 @@
+//! The work area in the upper's root: files on their way up, and the index of files that need one.
+//!
+//! `tmp/` holds what is being copied; it is cleared at start. `links/` has one name, `ORDINAL-INO` of the lower inode,
+//! for every copied file of several names, so that all of them lead to the copy; and for symbolic links and special files,
+//! which cannot carry their origin themselves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+
+use super::Union;
+use super::layers::{Held, Layer, OpenDir, Origin, marks, names};
+use super::lookup::mark;
+use crate::error::{Errno, Error, Result};
+use crate::name::Name;
+use crate::types::*;
+
+/// Bound on nesting when leftovers are cleared.
+const DEPTH_MAX: usize = 64;
+
+pub struct Work {
+    pub tmp: Arc<Held>,
+    pub links: Arc<Held>,
+    next: AtomicU64,
+    pub index: Mutex<Index>,
+}
+
+/// What `links/` holds, in memory.
+#[derive(Default)]
+pub struct Index {
+    origins: FxHashMap<Origin, u64>,
+    upper_inos: FxHashMap<u64, Origin>,
+}
+
+impl Index {
+    pub fn contains(&self, origin: Origin) -> bool {
+        self.origins.contains_key(&origin)
+    }
+
+    pub fn by_upper_ino(&self, ino: u64) -> Option<Origin> {
+        self.upper_inos.get(&ino).copied()
+    }
+
+    pub fn insert(&mut self, origin: Origin, upper_ino: u64) {
+        self.origins.insert(origin, upper_ino);
+        self.upper_inos.insert(upper_ino, origin);
+    }
+
+    pub fn remove(&mut self, origin: Origin) {
+        if let Some(ino) = self.origins.remove(&origin) {
+            self.upper_inos.remove(&ino);
+        }
+    }
+}
+
+impl Work {
+    /// Finds or makes the work area, and clears what an earlier life left half done.
+    pub fn open(caller: &Caller, upper: &Arc<Layer>) -> Result<Self> {
+        let root = Held::new(upper, NodeId::ROOT);
+        let area = directory(caller, &root, names::work_area())?;
+        let tmp = directory(caller, &area, names::fixed("tmp"))?;
+        let links = directory(caller, &area, names::fixed("links"))?;
+        clear(caller, &tmp, 0)?;
+        let index = Mutex::new(read_index(caller, &links)?);
+        Ok(Self { tmp, links, next: AtomicU64::new(0), index })
+    }
+
+    /// A name in `tmp/` that is not in use.
+    pub fn fresh_name(&self) -> Box<Name> {
+        let number = self.next.fetch_add(1, Relaxed).to_string();
+        Name::new(number.as_bytes()).expect("a number is a name").to_boxed()
+    }
+}
+
+impl Union {
+    /// The copy that stands for a lower inode of several names.
+    pub(super) fn copied_link(
+        &self,
+        caller: &Caller,
+        origin: Option<Origin>,
+        attr: &Attr,
+    ) -> Result<Option<Held>> {
+        let (Some(work), Some(origin), false) = (&self.work, origin, attr.is_dir()) else { return Ok(None) };
+        if !work.index.lock().contains(origin) {
+            return Ok(None);
+        }
+        let text = origin.text();
+        Ok(work.links.find(caller, Name::new(text.as_bytes())?)?.map(|(held, _)| held))
+    }
+
+    /// How many names an inode of the index has. `None` when it is not in the index.
+    pub(super) fn links_of(
+        &self,
+        caller: &Caller,
+        held: &Held,
+        origin: Option<Origin>,
+        attr: &Attr,
+    ) -> Result<Option<u32>> {
+        let (Some(work), Some(origin), true) = (&self.work, origin, held.is_upper()) else { return Ok(None) };
+        if !work.index.lock().contains(origin) {
+            return Ok(None);
+        }
+        let recorded =
+            if attr.file_type() == libc::S_IFREG { mark(caller, held, marks::LINKS)? } else { None };
+        Ok(Some(recorded.and_then(|text| count(&text)).unwrap_or(attr.nlink.saturating_sub(1))))
+    }
+}
+
+fn count(text: &[u8]) -> Option<u32> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn directory(caller: &Caller, parent: &Held, name: &Name) -> Result<Arc<Held>> {
+    if let Some((held, attr)) = parent.find(caller, name)? {
+        if !attr.is_dir() {
+            return Err(Error::new(Errno::NOTDIR, "use the work area of a union"));
+        }
+        return Ok(Arc::new(held));
+    }
+    let entry = parent.service().mkdir(caller, parent.node, name, 0o700)?;
+    let (held, _) = parent.take(entry);
+    // Files pass through here: nothing of the upper's root may be inherited by them.
+    for acl in [&b"system.posix_acl_default"[..], b"system.posix_acl_access"] {
+        match held.service().removexattr(caller, held.node, acl) {
+            Ok(()) => {}
+            Err(e) if e.is(Errno::NODATA) || e.is(Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let private = SetAttr { mode: Some(0o700), ..SetAttr::default() };
+    held.service().setattr(caller, held.node, None, &private)?;
+    Ok(Arc::new(held))
+}
+
+/// Removes everything in a directory of the upper.
+pub fn clear(caller: &Caller, directory: &Arc<Held>, depth: usize) -> Result<()> {
+    if depth > DEPTH_MAX {
+        return Err(Error::new(Errno::LOOP, "clear a directory nested too deep"));
+    }
+    for name in list(caller, directory)? {
+        let Some((held, attr)) = directory.find(caller, &name)? else { continue };
+        let service = directory.service();
+        if attr.is_dir() {
+            clear(caller, &Arc::new(held), depth + 1)?;
+            service.rmdir(caller, directory.node, &name)?;
+        } else {
+            service.unlink(caller, directory.node, &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// The names in a directory of one layer.
+pub fn list(caller: &Caller, directory: &Arc<Held>) -> Result<Vec<Box<Name>>> {
+    let mut found = Vec::new();
+    OpenDir::open(caller, directory)?.read_all(caller, |entry| found.push(entry.name.to_boxed()))?;
+    Ok(found)
+}
+
+fn read_index(caller: &Caller, links: &Arc<Held>) -> Result<Index> {
+    let mut index = Index::default();
+    for name in list(caller, links)? {
+        let Some((held, attr)) = links.find(caller, &name)? else { continue };
+        let Some(origin) = Origin::parse(name.as_bytes()) else { continue };
+        let is_file = attr.file_type() == libc::S_IFREG;
+        let recorded = if is_file { mark(caller, &held, marks::LINKS)? } else { None };
+        if recorded.and_then(|text| count(&text)) == Some(0) {
+            // Its last name went, the entry stayed.
+            links.service().unlink(caller, links.node, &name)?;
+            continue;
+        }
+        index.insert(origin, attr.ino);
+    }
+    Ok(index)
+}
