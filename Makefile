@@ -41,10 +41,15 @@ lint: venv
 rust-test:
 	cargo test --locked
 
+# Every interleaving of the queues' small cases, in a target directory of its own since a compiler flag differs.
+.PHONY: loom
+loom:
+	RUSTFLAGS="--cfg loom" cargo test --locked --release -p polytropo-queue --test loom --target-dir target/loom
+
 python-test: build venv
 	$(VENV)/bin/pytest
 
-test: bootstrap build venv lint rust-test python-test
+test: bootstrap build venv lint rust-test loom python-test
 
 # Two tenants at work, in a state directory of its own; KEEP=1 keeps it.
 demo: product-bootstrap build venv

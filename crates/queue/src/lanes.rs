@@ -1,0 +1,162 @@
+//! Lanes side by side: one queue in which each CPU mostly works in a lane of its own, with bounded disorder.
+//!
+//! An operation may run in a lane only if the lane is at most `skew` tickets ahead of the one that is furthest behind,
+//! full (empty) lanes aside; otherwise it goes to that one. So the tails stay within `skew` of each other, and so do the heads,
+//! and an item is overtaken by at most `(lanes - 1) x (2 x skew + 1)` others, and one more for each operation under way.
+//! Tickets only grow, so a lower bound of the others' tickets stays good: looking at other lanes costs once in `skew` operations.
+//!
+//! Full and empty are exact: all lanes were found so, and then found not to have changed since.
+
+use crate::cell::Cell;
+use crate::lane::{Index, Lane, LaneControl, Refusal, Slot};
+use crate::sync::Acquire;
+
+pub const LANES_MAX: usize = 64;
+
+/// Each round of a search fails only because another operation succeeded, or because a peer scribbles.
+const SEARCHES_MAX: u32 = 1 << 16;
+
+pub struct Lanes<'a, C> {
+    pub controls: &'a [LaneControl],
+    pub slots: &'a [Slot<C>],
+    /// Logarithm of the slots of one lane.
+    pub shift: u32,
+    pub skew: u64,
+}
+
+impl<C> Clone for Lanes<'_, C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<C> Copy for Lanes<'_, C> {}
+
+/// Where a participant works, and how far it may go there without looking at the other lanes.
+#[derive(Clone, Copy)]
+pub struct Choice {
+    pub lane: usize,
+    pub limit: u64,
+}
+
+impl<'a, C: Cell> Lanes<'a, C> {
+    #[inline(always)]
+    pub fn lane(&self, number: usize) -> Lane<'a, C> {
+        let first = number << self.shift;
+        let slots = &self.slots[first..first + (1 << self.shift)];
+        Lane { control: &self.controls[number], slots, shift: self.shift }
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = Lane<'a, C>> {
+        let lanes = *self;
+        (0..self.controls.len()).map(move |number| lanes.lane(number))
+    }
+
+    /// The first choice of a participant on this CPU.
+    pub fn home(&self, cpu: u32) -> Choice {
+        let limit = if self.controls.len() == 1 { u64::MAX } else { 0 };
+        Choice { lane: cpu as usize & (self.controls.len() - 1), limit }
+    }
+
+    /// Runs `operation` in the lane of choice, or in another if that one refuses. `index` is the end that it works at.
+    #[inline]
+    pub fn turn<R>(
+        &self,
+        choice: &mut Choice,
+        index: fn(&LaneControl) -> &Index,
+        mut operation: impl FnMut(&Lane<'a, C>, u64) -> Result<R, Refusal>,
+    ) -> Result<R, Refusal> {
+        match operation(&self.lane(choice.lane), choice.limit) {
+            Err(refusal) if self.controls.len() > 1 && refusal != Refusal::Corrupt => {
+                self.search(choice, index, operation)
+            }
+            outcome => outcome,
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn search<R>(
+        &self,
+        choice: &mut Choice,
+        index: fn(&LaneControl) -> &Index,
+        mut operation: impl FnMut(&Lane<'a, C>, u64) -> Result<R, Refusal>,
+    ) -> Result<R, Refusal> {
+        let mut refusals = [Refusal::Beyond; LANES_MAX];
+        let mut refused = 0u64;
+        for _ in 0..SEARCHES_MAX {
+            let Some(lead) = self.lead(choice.lane, refused, index) else {
+                let settled = self.all().zip(&refusals).all(|(lane, refusal)| lane.is_still(*refusal));
+                if settled {
+                    return Err(self.verdict(&refusals));
+                }
+                refused = 0;
+                continue;
+            };
+            match operation(&self.lane(lead.lane), lead.limit) {
+                Ok(result) => {
+                    *choice = Choice { lane: lead.lane, limit: lead.limit_of_all };
+                    return Ok(result);
+                }
+                Err(Refusal::Corrupt) => return Err(Refusal::Corrupt),
+                Err(Refusal::Beyond) => {}
+                Err(refusal) => {
+                    refusals[lead.lane] = refusal;
+                    refused |= 1 << lead.lane;
+                }
+            }
+        }
+        Err(Refusal::Corrupt)
+    }
+
+    /// The lane to try next: the preferred one if it is not too far ahead of those that have not refused, else the one
+    /// that is furthest behind. None if all have refused.
+    fn lead(&self, preferred: usize, refused: u64, index: fn(&LaneControl) -> &Index) -> Option<Lead> {
+        let (mut least, mut least_of_all, mut preferred_ticket) = (None, u64::MAX, u64::MAX);
+        for (number, control) in self.controls.iter().enumerate() {
+            let ticket = index(control).ticket.load(Acquire);
+            least_of_all = least_of_all.min(ticket);
+            if refused & (1 << number) != 0 {
+                continue;
+            }
+            if number == preferred {
+                preferred_ticket = ticket;
+            }
+            if least.is_none_or(|(_, smallest)| ticket < smallest) {
+                least = Some((number, ticket));
+            }
+        }
+        let (number, smallest) = least?;
+        let limit = smallest.saturating_add(self.skew);
+        let lane = if preferred_ticket <= limit { preferred } else { number };
+        Some(Lead { lane, limit, limit_of_all: least_of_all.saturating_add(self.skew) })
+    }
+
+    fn verdict(&self, refusals: &[Refusal; LANES_MAX]) -> Refusal {
+        let used = &refusals[..self.controls.len()];
+        used.iter().copied().find(|refusal| *refusal != Refusal::Sealed).unwrap_or(Refusal::Sealed)
+    }
+
+    /// Seals every lane, all of them being empty; false if an item is there after all.
+    pub fn seal_empty(&self) -> Result<bool, Refusal> {
+        for lane in self.all() {
+            match lane.front(u64::MAX) {
+                Ok(_) => return Ok(false),
+                Err(Refusal::Sealed) => {}
+                Err(Refusal::Empty(ticket)) if lane.seal(ticket) => {}
+                Err(Refusal::Corrupt) => return Err(Refusal::Corrupt),
+                Err(_) => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    pub fn item_count(&self) -> usize {
+        self.all().map(|lane| lane.item_count()).sum()
+    }
+}
+
+struct Lead {
+    lane: usize,
+    limit: u64,
+    limit_of_all: u64,
+}
