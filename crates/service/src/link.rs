@@ -21,6 +21,8 @@ pub const PACKET_DESCRIPTORS_MAX: usize = 200;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Task {
+    /// The id maps are written.
+    Mapped {},
     /// Serve a stack at a FUSE device. Descriptors: the document, the devices; the directories
     /// come in `Roots` packets after it.
     Serve { request: u64, door: u64, document_bytes: usize, roots: usize },
@@ -34,6 +36,8 @@ pub enum Task {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Report {
+    /// It is in a new user namespace and waits for its id maps.
+    Separated {},
     /// It is confined and takes tasks.
     Ready {},
     /// A task is done; or what stood in the way.

@@ -3,16 +3,17 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use log::{error, info, warn};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::control::Refusal;
+use crate::control::{Refusal, describe};
+use crate::isolation::ids::Ids;
 use crate::link::{Link, PACKET_DESCRIPTORS_MAX, Report, Task};
 
 const START_TIMEOUT: Duration = Duration::from_secs(15);
@@ -33,6 +34,9 @@ enum Outcome {
 pub struct Child {
     pid: u32,
     pidfd: OwnedFd,
+    ids: Ids,
+    /// Its user namespace, by which directories are idmapped for it.
+    namespace: OnceLock<OwnedFd>,
     link: Link,
     /// Keeps the packets of one task together.
     sending: Mutex<()>,
@@ -43,7 +47,7 @@ pub struct Child {
 
 impl Child {
     /// Starts a worker and waits until it is confined.
-    pub fn start(watcher: Arc<dyn Watcher>) -> Result<Arc<Self>, Refusal> {
+    pub fn start(ids: Ids, watcher: Arc<dyn Watcher>) -> Result<Arc<Self>, Refusal> {
         let (ours, theirs) =
             Link::pair().map_err(|errno| Refusal::of(errno, "the link to a worker cannot be made"))?;
         let (tell, told) = sync_channel(1);
@@ -70,6 +74,8 @@ impl Child {
         let child = Arc::new(Self {
             pid,
             pidfd,
+            ids,
+            namespace: OnceLock::new(),
             link: ours,
             sending: Mutex::new(()),
             waiting: Mutex::default(),
@@ -83,21 +89,39 @@ impl Child {
     }
 
     fn wait_until_ready(&self) -> Result<(), Refusal> {
+        self.shake_hands().map_err(|problem| {
+            self.kill();
+            Refusal::new(format!("the worker cannot be started: {problem}"))
+        })
+    }
+
+    fn shake_hands(&self) -> Result<(), String> {
+        match self.next_report()? {
+            Report::Separated {} => {}
+            report => return Err(what_went_wrong(report)),
+        }
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/user", self.pid))
+            .map_err(|error| format!("its user namespace cannot be opened: {error}"))?;
+        let _ = self.namespace.set(namespace.into());
+        self.ids.write(self.pid).map_err(|error| format!("its ids cannot be mapped: {error}"))?;
+        self.link.send(&Task::Mapped {}, &[]).map_err(describe)?;
+        match self.next_report()? {
+            Report::Ready {} => Ok(()),
+            report => Err(what_went_wrong(report)),
+        }
+    }
+
+    fn next_report(&self) -> Result<Report, String> {
         let timeout = rustix::time::Timespec { tv_sec: START_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
         let mut polled = [rustix::event::PollFd::new(&self.link, rustix::event::PollFlags::IN)];
         let ready = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&timeout)));
-        let problem = match ready.and_then(|count| if count == 0 { Err(Errno::TIMEDOUT) } else { Ok(()) }) {
-            Err(errno) => crate::control::describe(errno),
-            Ok(()) => match self.link.receive::<Report>() {
-                Ok(Some((Report::Ready {}, _))) => return Ok(()),
-                Ok(Some((Report::Done { problem: Some(problem), .. }, _))) => problem,
-                Ok(Some(_)) => "it said something unexpected".into(),
-                Ok(None) => "it ended at its start".into(),
-                Err(errno) => crate::control::describe(errno),
-            },
-        };
-        self.kill();
-        Err(Refusal::new(format!("the worker cannot be started: {problem}")))
+        if ready.map_err(describe)? == 0 {
+            return Err(describe(Errno::TIMEDOUT));
+        }
+        match self.link.receive::<Report>().map_err(describe)? {
+            Some((report, _)) => Ok(report),
+            None => Err("it ended at its start".into()),
+        }
     }
 
     /// Hears the worker's reports until it ends. Runs on a thread of its own.
@@ -134,7 +158,9 @@ impl Child {
                 }
                 watcher.door_ended(door);
             }
-            Report::Ready {} => warn!("worker {} says twice that it is ready", self.pid),
+            Report::Separated {} | Report::Ready {} => {
+                warn!("worker {} says once more that it starts", self.pid);
+            }
         }
     }
 
@@ -230,6 +256,14 @@ impl Child {
         })
     }
 
+    pub fn ids(&self) -> Ids {
+        self.ids
+    }
+
+    pub fn namespace(&self) -> Option<&OwnedFd> {
+        self.namespace.get()
+    }
+
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -245,7 +279,18 @@ impl Child {
     }
 }
 
+fn what_went_wrong(report: Report) -> String {
+    match report {
+        Report::Done { problem: Some(problem), .. } => problem,
+        _ => "it said something unexpected".into(),
+    }
+}
+
+/// Starts the program anew as a worker, the first process of a new PID namespace. The calling thread can start
+/// no other processes in its own afterwards.
 fn spawn(socket: OwnedFd) -> std::io::Result<(std::process::Child, OwnedFd)> {
+    // SAFETY: only what this thread starts is concerned; no descriptors are parted.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID)? };
     let child = Command::new("/proc/self/exe")
         .arg("worker")
         .env_clear()

@@ -16,9 +16,10 @@ use serde_json::{Value, json};
 use super::Config;
 use super::child::{Child, Watcher};
 use super::mounting::{self, Detach, Unattached};
-use super::roots;
+use super::roots::{self, Obstacle, Root};
 use super::table::{self, Door, Mount, Table};
 use crate::control::{Answer, Order, Orders, Refusal};
+use crate::isolation::ids::Ids;
 
 /// After the last unmount the door is given so long to end, so that all is written before the order is answered.
 const DOOR_END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,7 +35,8 @@ pub struct Keeper {
     ordering: Mutex<()>,
     table: Mutex<Table>,
     door_ends: Condvar,
-    worker: Mutex<Option<Arc<Child>>>,
+    /// The living workers, one for each way to map ids that was needed.
+    workers: Mutex<Vec<Arc<Child>>>,
     wake: OwnedFd,
     stopped: AtomicBool,
 }
@@ -51,11 +53,11 @@ impl Keeper {
             ordering: Mutex::new(()),
             table: Mutex::new(Table::new()),
             door_ends: Condvar::new(),
-            worker: Mutex::new(None),
+            workers: Mutex::default(),
             wake,
             stopped: AtomicBool::new(false),
         });
-        keeper.living_worker()?;
+        keeper.living_worker(keeper.usual_ids())?;
         Ok(keeper)
     }
 
@@ -106,21 +108,49 @@ impl Keeper {
                 warn!("{} stays mounted: {errno}", mount.mountpoint.display());
             }
         }
-        if let Some(worker) = self.worker.lock().take() {
+        for worker in self.workers.lock().drain(..) {
             worker.kill();
         }
     }
 
-    fn living_worker(&self) -> Result<Arc<Child>, Refusal> {
-        let mut worker = self.worker.lock();
-        if let Some(living) = worker.as_ref().filter(|worker| worker.is_alive()) {
+    fn usual_ids(&self) -> Ids {
+        Ids::Shifted { base: self.config.uid_base, count: self.config.uid_count }
+    }
+
+    fn living_worker(&self, ids: Ids) -> Result<Arc<Child>, Refusal> {
+        let mut workers = self.workers.lock();
+        workers.retain(|worker| worker.is_alive());
+        if let Some(living) = workers.iter().find(|worker| worker.ids() == ids) {
             return Ok(living.clone());
         }
         let watcher: Arc<dyn Watcher> = Arc::new(Watching(self.me.clone()));
-        let started = Child::start(watcher.clone())?;
+        let started = Child::start(ids, watcher.clone())?;
         started.listen(watcher)?;
-        *worker = Some(started.clone());
+        workers.push(started.clone());
         Ok(started)
+    }
+
+    /// A worker that can serve `roots`, and their copies for it.
+    fn worker_for(&self, roots: &[Root]) -> Result<(Arc<Child>, Vec<OwnedFd>), Refusal> {
+        let ids = self.usual_ids();
+        let worker = self.living_worker(ids)?;
+        let namespace = match ids {
+            Ids::Shifted { .. } => worker.namespace(),
+            Ids::Same { .. } => None,
+        };
+        match roots::hand_over(roots, namespace) {
+            Ok(copies) => return Ok((worker, copies)),
+            Err(Obstacle::Refused(refusal)) => return Err(refusal),
+            Err(Obstacle::NotMappable(sentence)) => {
+                info!("{sentence}; a worker with the host's own ids serves it");
+            }
+        }
+        let worker = self.living_worker(Ids::Same { count: self.config.uid_count })?;
+        match roots::hand_over(roots, None) {
+            Ok(copies) => Ok((worker, copies)),
+            Err(Obstacle::Refused(refusal)) => Err(refusal),
+            Err(Obstacle::NotMappable(sentence)) => Err(Refusal::new(sentence)),
+        }
     }
 
     fn mount(&self, stack: &Value, mountpoint: &Path) -> Answer {
@@ -162,11 +192,11 @@ impl Keeper {
         &self,
         document: &StackDocument,
         text: String,
-        roots: &[OwnedFd],
+        roots: &[Root],
         place: &OwnedFd,
         mountpoint: &Path,
     ) -> Result<u64, Refusal> {
-        let worker = self.living_worker()?;
+        let (worker, roots) = self.worker_for(roots)?;
         let device = mounting::open_device()?;
         let shown = mountpoint.display();
         let cannot = |errno| Refusal::of(errno, format!("{shown} cannot be mounted"));
@@ -185,7 +215,7 @@ impl Keeper {
             door
         };
         let attached = worker
-            .serve(door, &sealed, length, &[device], roots)
+            .serve(door, &sealed, length, &[device], &roots)
             .and_then(|()| superblock.attach(place).map_err(cannot));
         let mut table = self.table.lock();
         match attached {
@@ -302,7 +332,7 @@ impl Keeper {
     }
 
     fn worker_pid(&self) -> Option<u32> {
-        self.worker.lock().as_ref().filter(|worker| worker.is_alive()).map(|worker| worker.pid())
+        self.workers.lock().iter().find(|worker| worker.is_alive()).map(|worker| worker.pid())
     }
 
     fn status(&self) -> Answer {

@@ -1,17 +1,40 @@
 //! Opens the directories that a stack names, as its owner means them, and hands over copies of their mounts.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
 
+use libc::{MOUNT_ATTR_IDMAP, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use polytropo_libservices::stack::{DirLayer, Layer, StackDocument};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
 use crate::control::{Refusal, describe};
 
+/// A directory that a stack names, opened.
+pub struct Root {
+    place: String,
+    path: PathBuf,
+    read_only: bool,
+    directory: OwnedFd,
+}
+
+/// Why directories were not handed over.
+pub enum Obstacle {
+    /// The filesystem of one cannot be idmapped; the sentence says which.
+    NotMappable(String),
+    Refused(Refusal),
+}
+
 /// The directories of `document`, in its order. A refusal names the place in the document.
-pub fn open_all(document: &StackDocument) -> Result<Vec<OwnedFd>, Refusal> {
-    places(document).into_iter().map(|(place, layer)| open(&place, layer)).collect()
+pub fn open_all(document: &StackDocument) -> Result<Vec<Root>, Refusal> {
+    places(document).into_iter().map(|(place, layer)| open(place, layer)).collect()
+}
+
+/// Detached copies of the directories' mounts: without what is mounted inside of them, without devices, programs and
+/// set-id bits, read-only where the stack says so, and with `namespace` idmapped into that user namespace.
+pub fn hand_over(roots: &[Root], namespace: Option<&OwnedFd>) -> Result<Vec<OwnedFd>, Obstacle> {
+    roots.iter().map(|root| root.hand_over(namespace)).collect()
 }
 
 /// Every directory layer with its place, in the order of `StackDocument::dirs`.
@@ -36,7 +59,7 @@ fn collect<'a>(layer: &'a Layer, place: String, found: &mut Vec<(String, &'a Dir
     }
 }
 
-fn open(place: &str, layer: &DirLayer) -> Result<OwnedFd, Refusal> {
+fn open(place: String, layer: &DirLayer) -> Result<Root, Refusal> {
     let shown = layer.path.display();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(&layer.path, flags, Mode::empty()).map_err(|errno| {
@@ -47,24 +70,62 @@ fn open(place: &str, layer: &DirLayer) -> Result<OwnedFd, Refusal> {
         };
         Refusal::with_errno(errno, sentence)
     })?;
-    clone_mount(&directory).map_err(|errno| {
-        let why = describe(errno);
-        Refusal::with_errno(errno, format!("{place}.path: {shown} cannot be handed to the service: {why}"))
-    })
+    Ok(Root { place, path: layer.path.clone(), read_only: layer.read_only, directory })
 }
 
-/// A detached copy of the mount below `directory`, without what is mounted inside of it.
-fn clone_mount(directory: &OwnedFd) -> rustix::io::Result<OwnedFd> {
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    rustix::mount::open_tree(directory, "", flags).or_else(|errno| match errno {
-        // An unattached or foreign mount cannot be cloned before Linux 6.15.
-        Errno::INVAL => rustix::fs::openat(
-            CWD,
-            format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(directory)),
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        ),
-        errno => Err(errno),
-    })
+impl Root {
+    fn hand_over(&self, namespace: Option<&OwnedFd>) -> Result<OwnedFd, Obstacle> {
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let copy = rustix::mount::open_tree(&self.directory, "", flags).map_err(|e| self.refused(e))?;
+        let mut attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+        if self.read_only {
+            attributes |= MOUNT_ATTR_RDONLY;
+        }
+        set_attributes(&copy, attributes, None).map_err(|e| self.refused(e))?;
+        if let Some(namespace) = namespace {
+            set_attributes(&copy, MOUNT_ATTR_IDMAP, Some(namespace)).map_err(|errno| match errno {
+                // The filesystem has no idmapped mounts; this one is idmapped already.
+                Errno::INVAL | Errno::PERM => {
+                    let (place, path) = (&self.place, self.path.display());
+                    Obstacle::NotMappable(format!(
+                        "{place}.path: {path} cannot be idmapped: {}",
+                        describe(errno)
+                    ))
+                }
+                errno => self.refused(errno),
+            })?;
+        }
+        Ok(copy)
+    }
+
+    fn refused(&self, errno: Errno) -> Obstacle {
+        let (place, path, why) = (&self.place, self.path.display(), describe(errno));
+        let sentence = format!("{place}.path: {path} cannot be handed to the service: {why}");
+        Obstacle::Refused(Refusal::with_errno(errno, sentence))
+    }
+}
+
+fn set_attributes(mount: &OwnedFd, attributes: u64, namespace: Option<&OwnedFd>) -> rustix::io::Result<()> {
+    let wanted = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: namespace.map_or(0, |namespace| namespace.as_raw_fd() as u64),
+    };
+    // SAFETY: the kernel reads an empty, NUL-terminated path and one structure whose size is told, and keeps neither.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const wanted,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 {
+        return Ok(());
+    }
+    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
 }

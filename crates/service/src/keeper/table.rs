@@ -108,8 +108,7 @@ impl Table {
     /// Drops doors that nobody can reach any more and keeps the idle clock.
     pub fn settle(&mut self) {
         let mounts = &self.mounts;
-        self.doors
-            .retain(|id, door| door.worker.is_alive() || mounts.values().any(|mount| mount.door == *id));
+        self.doors.retain(|id, door| door.is_alive() || mounts.values().any(|mount| mount.door == *id));
         let busy = !self.mounts.is_empty() || !self.doors.is_empty();
         self.idle_since = if busy { None } else { self.idle_since.or_else(|| Some(Instant::now())) };
     }

@@ -2,11 +2,12 @@
 
 mod serving;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use log::{error, info};
 
+use crate::isolation;
 use crate::link::{Link, Report, Task};
 use serving::Doors;
 
@@ -33,14 +34,36 @@ pub fn run() -> i32 {
 }
 
 fn start() -> Result<Link, String> {
-    let link = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
-        .map_err(|errno| format!("there is no link on standard input: {errno}"))?;
-    let nothing = std::fs::File::open("/dev/null").map_err(|e| format!("/dev/null cannot be opened: {e}"))?;
-    rustix::stdio::dup2_stdin(&nothing).map_err(|e| format!("standard input cannot be replaced: {e}"))?;
-    polytropo_libservices::dir::keep_proc_self_fd();
-    let link = Link::from_socket(link);
+    let link = take_link()?;
+    isolation::enter(|| {
+        link.send(&Report::Separated {}, &[]).map_err(|e| format!("the keeper does not listen: {e}"))?;
+        match link.receive::<Task>() {
+            Ok(Some((Task::Mapped {}, _))) => Ok(()),
+            other => Err(format!("the keeper maps no ids but says {other:?}")),
+        }
+    })
+    .inspect_err(|problem| {
+        // The sentence is in the log too, should the keeper be gone.
+        let _ = link.send(&Report::Done { request: 0, problem: Some(problem.clone()) }, &[]);
+    })?;
     link.send(&Report::Ready {}, &[]).map_err(|errno| format!("the keeper does not listen: {errno}"))?;
     Ok(link)
+}
+
+/// Takes the link from standard input and closes all else that was inherited, but the log.
+fn take_link() -> Result<Link, String> {
+    let link = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
+        .map_err(|errno| format!("there is no link on standard input: {errno}"))?;
+    let number = link.as_raw_fd() as u32;
+    for (first, last) in [(3, number.wrapping_sub(1)), (number + 1, u32::MAX)] {
+        // SAFETY: nothing in this process has opened a descriptor yet but the link, which is left out.
+        if first <= last && unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
+            return Err(format!("descriptors cannot be closed: {}", std::io::Error::last_os_error()));
+        }
+    }
+    let nothing = std::fs::File::open("/dev/null").map_err(|e| format!("/dev/null cannot be opened: {e}"))?;
+    rustix::stdio::dup2_stdin(&nothing).map_err(|e| format!("standard input cannot be replaced: {e}"))?;
+    Ok(Link::from_socket(link))
 }
 
 fn serve(link: &Arc<Link>) -> rustix::io::Result<()> {
@@ -52,7 +75,7 @@ fn serve(link: &Arc<Link>) -> rustix::io::Result<()> {
                 let problem = doors.serve(door, descriptors, document_bytes, roots).err();
                 link.send(&Report::Done { request, problem }, &[])?;
             }
-            Task::Roots {} => return Err(rustix::io::Errno::PROTO),
+            Task::Roots {} | Task::Mapped {} => return Err(rustix::io::Errno::PROTO),
             Task::Statistics { request, door } => {
                 let statistics = doors.statistics(door);
                 link.send(&Report::Statistics { request, statistics }, &[])?;
