@@ -428,6 +428,7 @@ def _keeper_command(state: State, tenant: Tenant, ready_fd: int) -> list[str]:
         str(service_binary()),
         "keeper",
         f"--run-dir={run_dir(state, tenant.name)}",
+        f"--tenant={tenant.name}",
         f"--uid-base={tenant.uid_base}",
         f"--idle-timeout-s={tenant.idle_timeout_s}",
         f"--ready-fd={ready_fd}",

@@ -85,7 +85,9 @@ def on(workdir: Path | None, mountpoint: Path, command: tuple[str, ...]) -> NoRe
     state = State.open()
     start = Path(os.path.realpath(mountpoint))
     tenant = find_mount_above(state, start)
-    words = list(command)
+    words = list(command[1:] if command[0] == "--" else command)
+    if not words:
+        raise click.MissingParameter(param_hint="'COMMAND...'", param_type="argument")
     directory = start if workdir is None else workdir.absolute()
     if is_rootless():
         words = enter_command(state, tenant, directory, words)

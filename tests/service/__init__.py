@@ -1,0 +1,1 @@
+"""The service through the command line: real mounts in a machine of their own."""

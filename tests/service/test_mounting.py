@@ -1,0 +1,125 @@
+"""Stacks mounted, used and unmounted."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import POLYTROPO, Isolated
+
+
+@pytest.fixture
+def data(isolated: Isolated) -> Path:
+    path = isolated.directory / "data"
+    path.mkdir()
+    (path / "file").write_text("content\n")
+    return path
+
+
+@pytest.fixture
+def mnt(isolated: Isolated) -> Path:
+    path = isolated.directory / "mnt"
+    path.mkdir()
+    return path
+
+
+def write_stack(path: Path, root: dict[str, object]) -> Path:
+    path.write_text(json.dumps({"version": 1, "root": root}))
+    return path
+
+
+def test_a_directory_is_served_both_ways(isolated: Isolated, data: Path, mnt: Path) -> None:
+    isolated.polytropo("mount", data, mnt)
+    assert isolated.run("cat", mnt / "file").stdout == "content\n"
+    isolated.run("sh", "-c", 'echo more >"$1/new" && mkdir "$1/d"', "sh", mnt)
+    assert (data / "new").read_text() == "more\n" and (data / "d").is_dir()
+    assert not (mnt / "file").exists(), "the mount is seen outside of its namespace"
+
+    (stats,) = isolated.json("stats", "--tenant", "default")
+    assert stats["running"] and stats["mounts"][0]["mountpoint"] == str(mnt)
+    assert stats["mounts"][0]["operations"]["lookup"]["count"] > 0
+    assert (stats["read_bytes"], stats["written_bytes"]) == (8, 5)
+    assert "write" in isolated.polytropo("stats", "--operations").stdout
+
+    isolated.polytropo("umount", mnt)
+    assert isolated.run("ls", mnt).stdout == ""
+    isolated.polytropo("mount", data, mnt, "--read-only")
+    assert "Read-only file system" in isolated.run("touch", mnt / "x", check=False).stderr
+    isolated.polytropo("unmount", mnt)
+    assert "nothing is mounted at" in isolated.refused("unmount", mnt)
+
+
+def test_a_stack_that_cannot_be_built_is_refused(isolated: Isolated, data: Path, mnt: Path) -> None:
+    gone = write_stack(isolated.directory / "gone.json", {"kind": "dir", "path": str(data / "absent")})
+    assert str(data / "absent") in isolated.refused("mount", gone, mnt)
+    file = write_stack(isolated.directory / "file.json", {"kind": "dir", "path": str(data / "file")})
+    assert "is not a directory" in isolated.refused("mount", file, mnt)
+    assert isolated.json("stats")[0]["mounts"] == []
+
+
+def test_programs_run_on_the_stack(isolated: Isolated, data: Path, mnt: Path) -> None:
+    (data / "sub").mkdir()
+    isolated.polytropo("mount", data, mnt)
+    done = isolated.polytropo("on", mnt, "--", "sh", "-c", "pwd; cat file; exit 7", check=False)
+    assert (done.returncode, done.stdout) == (7, f"{mnt}\ncontent\n")
+    assert isolated.polytropo("on", mnt / "sub", "pwd").stdout == f"{mnt / 'sub'}\n"
+    assert isolated.polytropo("on", "-w", "/", mnt, "--", "pwd").stdout == "/\n"
+    assert isolated.polytropo("on", mnt, "--", "cat", "--", "file").stdout == "content\n"
+    isolated.refused("on", mnt, "--", "nonesuch", status=127)
+    isolated.refused("on", mnt, "--", "./file", status=126)
+    killed = isolated.polytropo("on", mnt, "--", "sh", "-c", "kill -9 $$", check=False)
+    assert killed.returncode in (-9, 137)
+    assert f"there are mounts at {mnt}" in isolated.refused("on", data, "--", "true", status=125)
+
+
+def test_places_that_are_taken(isolated: Isolated, data: Path, mnt: Path) -> None:
+    isolated.polytropo("mount", data, mnt)
+    assert "is in use by a fuse.polytropo mount" in isolated.refused("mount", data, mnt)
+    with subprocess.Popen(isolated.command("sleep", "100"), cwd="/") as outside:
+        busy = subprocess.Popen(
+            isolated.command("sh", "-c", f"cd {mnt}; echo; exec sleep 100"), stdout=subprocess.PIPE
+        )
+        assert busy.stdout is not None and busy.stdout.readline() == b"\n"
+        assert "in use" in isolated.refused("unmount", mnt)
+        assert "in use" in isolated.refused("tenant", "stop", "default")
+        assert isolated.run("cat", mnt / "file").stdout == "content\n"
+        isolated.polytropo("unmount", "--lazy", mnt)
+        assert isolated.run("ls", mnt).stdout == ""
+        busy.kill()
+        busy.wait(10)
+        outside.kill()
+
+
+def test_identical_stacks_are_one_filesystem(isolated: Isolated, data: Path, mnt: Path) -> None:
+    other = isolated.directory / "other"
+    other.mkdir()
+    isolated.polytropo("mount", data, mnt)
+    isolated.polytropo("mount", data, other)
+    one, two = (isolated.run("stat", "-c", "%d %i", path / "file").stdout for path in (mnt, other))
+    assert one == two
+    isolated.polytropo("unmount", mnt, other)
+
+
+def test_commands_at_once_share_one_service(isolated: Isolated, data: Path) -> None:
+    places = [isolated.directory / f"m{i}" for i in range(6)]
+    for place in places:
+        place.mkdir()
+    running = [
+        subprocess.Popen(isolated.command(POLYTROPO, "mount", data, place), env=isolated.environment)
+        for place in places
+    ]
+    assert [process.wait(60) for process in running] == [0] * 6
+    (stats,) = isolated.json("stats")
+    assert sorted(mount["mountpoint"] for mount in stats["mounts"]) == sorted(map(str, places))
+    assert stats["process_count"] == 2, "keeper and worker"
+    same = [
+        subprocess.Popen(
+            isolated.command(POLYTROPO, "unmount", places[0]),
+            env=isolated.environment,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(3)
+    ]
+    assert sorted(process.wait(60) for process in same)[0] == 0
+    isolated.polytropo("unmount", *places[1:])
