@@ -1,12 +1,13 @@
 //! The worker as its parent sees it: started, asked, watched.
 
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use parking_lot::Mutex;
@@ -17,6 +18,10 @@ use crate::isolation::ids::Ids;
 use crate::link::{Link, PACKET_DESCRIPTORS_MAX, Report, Task};
 
 const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// A worker may log so much in a period; more is dropped.
+const LOG_BURST_BYTES: usize = 64 << 10;
+const LOG_PERIOD: Duration = Duration::from_secs(10);
+const LOG_LINE_MAX_BYTES: u64 = 4096;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Hears of doors and of the worker's end. Called on threads of the child's own.
@@ -56,7 +61,7 @@ impl Child {
             match spawn(theirs.into_socket()) {
                 Ok((mut child, pidfd)) => {
                     let (owner, ended) = sync_channel::<Arc<Child>>(1);
-                    let _ = tell.send(Ok((child.id(), pidfd, owner)));
+                    let _ = tell.send(Ok((child.id(), pidfd, child.stderr.take(), owner)));
                     let status = child.wait();
                     if let Ok(child) = ended.recv() {
                         child.ended(&status, &*watcher);
@@ -70,7 +75,11 @@ impl Child {
         let cannot =
             |why: &dyn std::fmt::Display| Refusal::new(format!("the worker cannot be started: {why}"));
         spawned.map_err(|e| cannot(&e))?;
-        let (pid, pidfd, owner) = told.recv().map_err(|e| cannot(&e))?.map_err(|e| cannot(&e))?;
+        let (pid, pidfd, log, owner) = told.recv().map_err(|e| cannot(&e))?.map_err(|e| cannot(&e))?;
+        // Not on the waiting thread, which can start no other.
+        if let Some(log) = log {
+            relay_log(log);
+        }
         let child = Arc::new(Self {
             pid,
             pidfd,
@@ -279,6 +288,46 @@ impl Child {
     }
 }
 
+/// Copies what the worker logs into the keeper's log, on a thread of its own: the worker has no file of the host open, and
+/// one that runs wild cannot fill the disk with it.
+fn relay_log(pipe: std::process::ChildStderr) {
+    let relay = move || {
+        let mut budget = LOG_BURST_BYTES;
+        let mut since = Instant::now();
+        let mut reader = BufReader::new(pipe);
+        loop {
+            let mut line = Vec::new();
+            match (&mut reader).take(LOG_LINE_MAX_BYTES).read_until(b'\n', &mut line) {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            if since.elapsed() >= LOG_PERIOD {
+                if budget == 0 {
+                    warn!("the worker's log was too long and is cut");
+                }
+                (budget, since) = (LOG_BURST_BYTES, Instant::now());
+            }
+            if let Some(left) = budget.checked_sub(line.len()) {
+                budget = left;
+                // There is nobody to tell that the log cannot be written.
+                let _ = std::io::stderr().write_all(&printable_line(&line));
+            } else {
+                budget = 0;
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("worker-log".into()).spawn(relay) {
+        error!("the worker's log cannot be read: {error}");
+    }
+}
+
+/// A hostile worker's line: no terminal sequences, one end.
+fn printable_line(line: &[u8]) -> Vec<u8> {
+    let keep = |byte: &u8| if byte.is_ascii_control() && *byte != b'\t' { b'?' } else { *byte };
+    let text = line.strip_suffix(b"\n").unwrap_or(line);
+    text.iter().map(keep).chain([b'\n']).collect()
+}
+
 fn what_went_wrong(report: Report) -> String {
     match report {
         Report::Done { problem: Some(problem), .. } => problem,
@@ -298,6 +347,7 @@ fn spawn(socket: OwnedFd) -> std::io::Result<(std::process::Child, OwnedFd)> {
         .current_dir("/")
         .stdin(Stdio::from(socket))
         .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()?;
     let pid = rustix::process::Pid::from_child(&child);
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;

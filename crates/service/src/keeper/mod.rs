@@ -34,7 +34,7 @@ const TABLE_PAUSE: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_secs(5);
 
 /// Runs until it is stopped or idle for long enough.
-pub fn run(config: Config) -> Result<(), Refusal> {
+pub fn run(mut config: Config) -> Result<(), Refusal> {
     let failed = |what: &str, error: std::io::Error| Refusal::new(format!("{what}: {error}"));
     let signals = block_signals().map_err(|e| failed("signals cannot be received", e))?;
     let server = Server::listen(&config.run_dir)?;
@@ -43,12 +43,11 @@ pub fn run(config: Config) -> Result<(), Refusal> {
         .map_err(|e| failed("keeper.pid cannot be written", e))?;
     let table = mounting::watch_table().map_err(|e| failed("the mount table cannot be watched", e))?;
     let idle_timeout = config.idle_timeout;
-    let ready = config.ready.as_ref().map(OwnedFd::try_clone).transpose();
-    let ready = ready.map_err(|e| failed("--ready-fd is unusable", e))?;
+    let ready = config.ready.take();
     let keeper = Keeper::start(config)?;
     info!("ready, version {}", env!("CARGO_PKG_VERSION"));
     if let Some(ready) = ready
-        && let Err(errno) = rustix::io::write(&ready, b"ready\n")
+        && let Err(errno) = rustix::io::write(ready, b"ready\n")
     {
         warn!("whoever started this keeper does not listen: {errno}");
     }

@@ -26,6 +26,8 @@ const DOOR_END_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bound on one stack document; the worker has the same.
 pub const DOCUMENT_MAX_BYTES: usize = 4 << 20;
 
+const DOOR_THREADS_MAX: usize = 8;
+
 /// The keeper's state, shared by the threads of its clients.
 pub struct Keeper {
     me: Weak<Keeper>,
@@ -197,11 +199,14 @@ impl Keeper {
         mountpoint: &Path,
     ) -> Result<u64, Refusal> {
         let (worker, roots) = self.worker_for(roots)?;
-        let device = mounting::open_device()?;
+        let mut devices = vec![mounting::open_device()?];
+        for _ in 1..door_threads() {
+            devices.push(mounting::open_device()?);
+        }
         let shown = mountpoint.display();
         let cannot = |errno| Refusal::of(errno, format!("{shown} cannot be mounted"));
         let source = self.config.tenant.as_deref().unwrap_or("polytropo");
-        let superblock = Unattached::make(&device, source).map_err(cannot)?;
+        let superblock = Unattached::make(&devices[0], source).map_err(cannot)?;
         let identity = superblock.identity().map_err(cannot)?;
         let kind = kind_of(document);
         let sealed = sealed_copy(&text).map_err(cannot)?;
@@ -215,7 +220,7 @@ impl Keeper {
             door
         };
         let attached = worker
-            .serve(door, &sealed, length, &[device], &roots)
+            .serve(door, &sealed, length, &devices, &roots)
             .and_then(|()| superblock.attach(place).map_err(cannot));
         let mut table = self.table.lock();
         match attached {
@@ -412,6 +417,12 @@ fn in_use_or(errno: Errno, mountpoint: &Path) -> Refusal {
         }
         errno => Refusal::of(errno, format!("{shown} cannot be unmounted")),
     }
+}
+
+/// Threads that answer one mount's requests: one a CPU that the tenant may use, so that a request seldom waits for
+/// another, and always two, so that one slow request holds up nobody.
+fn door_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, DOOR_THREADS_MAX)
 }
 
 fn kind_of(document: &StackDocument) -> &'static str {

@@ -4,15 +4,16 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
-use log::info;
 use parking_lot::Mutex;
 use polytropo_libservices::stack::StackDocument;
 use polytropo_libservices::{DoorId, Interner, build_with};
 use serde_json::{Value, json};
 
 use crate::doors::fuse::{FuseDoor, FuseOptions};
+use crate::isolation;
 use crate::link::{Link, Report};
 
 /// The keeper refuses longer ones.
@@ -21,16 +22,29 @@ const DOCUMENT_MAX_BYTES: usize = 4 << 20;
 /// The doors that are open, by the keeper's numbers.
 pub struct Doors {
     link: Arc<Link>,
-    interner: Interner,
-    open: Arc<Mutex<HashMap<u64, Arc<FuseDoor>>>>,
+    interner: Arc<Interner>,
+    open: OpenDoors,
+}
+
+type OpenDoors = Arc<Mutex<HashMap<u64, Arc<FuseDoor>>>>;
+
+/// What it takes to open a door.
+struct Plan {
+    number: u64,
+    id: DoorId,
+    document: StackDocument,
+    roots: Vec<OwnedFd>,
+    device: OwnedFd,
+    spare_devices: Vec<Arc<OwnedFd>>,
 }
 
 impl Doors {
     pub fn new(link: Arc<Link>) -> Self {
-        Self { link, interner: Interner::default(), open: Arc::default() }
+        Self { link, interner: Arc::default(), open: Arc::default() }
     }
 
-    /// Builds a stack and serves it at a FUSE device. `descriptors`: the document, then the device.
+    /// Builds a stack and serves it at a FUSE device. `descriptors`: the document, the device, and one more device for each
+    /// thread but the first.
     pub fn serve(
         &mut self,
         number: u64,
@@ -43,39 +57,63 @@ impl Doors {
             return Err("the keeper sent no document or no device".into());
         };
         let document = read_document(document, document_bytes)?;
-        let stack = build_with(&document, roots, &self.interner)
-            .map_err(|error| format!("the stack cannot be built: {error}"))?;
-        let door = FuseDoor::start(device, stack, FuseOptions::default(), door_id(number)?)
-            .map_err(|error| format!("the FUSE door cannot be opened: {error}"))?;
-        let door = Arc::new(door);
-        self.open.lock().insert(number, door.clone());
-        self.watch(number, door).inspect_err(|_| {
-            self.open.lock().remove(&number);
-        })
-    }
-
-    /// Tells the keeper when the door ends.
-    fn watch(&self, number: u64, door: Arc<FuseDoor>) -> Result<(), String> {
-        let (link, open) = (self.link.clone(), Arc::downgrade(&self.open));
-        let watch = move || {
-            door.wait_ended();
-            if let Some(open) = Weak::upgrade(&open) {
-                open.lock().remove(&number);
+        let id = door_id(number)?;
+        let spare_devices = descriptors.map(Arc::new).collect();
+        let plan = Plan { number, id, document, roots, device, spare_devices };
+        let (link, interner, open) = (self.link.clone(), self.interner.clone(), self.open.clone());
+        let (tell, told) = sync_channel(1);
+        // A thread of the door's own, since Landlock confines it, and all that it starts, to this stack.
+        let run = move || match plan.open(&interner) {
+            Ok(door) => {
+                open.lock().insert(number, door.clone());
+                // The task's thread is there until it has heard of it.
+                let _ = tell.send(Ok(()));
+                attend(number, door, &link, &open);
             }
-            // The stack's last writes are done before the keeper may hear of it.
-            drop(door);
-            info!("door {number} ended");
-            // A keeper that is gone needs no report.
-            let _ = link.send(&Report::Ended { door: number, problem: None }, &[]);
+            Err(problem) => {
+                let _ = tell.send(Err(problem));
+            }
         };
-        let spawned = std::thread::Builder::new().name(format!("door-{number}")).spawn(watch);
-        spawned.map(drop).map_err(|error| format!("the door cannot be watched: {error}"))
+        std::thread::Builder::new()
+            .name(format!("door-{number}"))
+            .spawn(run)
+            .map_err(|error| format!("a thread cannot be started: {error}"))?;
+        told.recv().unwrap_or_else(|_| Err("the door's thread ended".into()))
     }
 
     pub fn statistics(&self, number: u64) -> Value {
         let door = self.open.lock().get(&number).cloned();
         door.and_then(|door| serde_json::to_value(door.statistics()).ok()).unwrap_or_else(|| json!({}))
     }
+}
+
+impl Plan {
+    fn open(self, interner: &Interner) -> Result<Arc<FuseDoor>, String> {
+        let dirs = self.document.dirs();
+        let rules = self.roots.iter().zip(&dirs).map(|(root, dir)| (root, dir.read_only));
+        isolation::landlock::allow_only(rules)
+            .map_err(|error| format!("Landlock cannot be set up: {error}"))?;
+        let stack = build_with(&self.document, self.roots, interner)
+            .map_err(|error| format!("the stack cannot be built: {error}"))?;
+        let options = FuseOptions {
+            threads: 1 + self.spare_devices.len(),
+            spare_devices: self.spare_devices,
+            ..FuseOptions::default()
+        };
+        let door = FuseDoor::start(self.device, stack, options, self.id)
+            .map_err(|error| format!("the FUSE door {} cannot be opened: {error}", self.number))?;
+        Ok(Arc::new(door))
+    }
+}
+
+/// Waits for a door's end and tells the keeper.
+fn attend(number: u64, door: Arc<FuseDoor>, link: &Link, open: &OpenDoors) {
+    door.wait_ended();
+    open.lock().remove(&number);
+    // The stack's last writes are done before the keeper may hear of it.
+    drop(door);
+    // A keeper that is gone needs no report.
+    let _ = link.send(&Report::Ended { door: number, problem: None }, &[]);
 }
 
 fn door_id(number: u64) -> Result<DoorId, String> {

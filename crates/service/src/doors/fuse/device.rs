@@ -39,20 +39,22 @@ impl Device {
         Self(Arc::new(fd))
     }
 
-    /// A device of its own on the same connection, where `/dev/fuse` can be opened; else the same one.
-    pub fn clone_or_share(&self) -> Self {
-        self.try_clone().unwrap_or_else(|errno| {
+    /// A device of its own on the same connection, made of `spare` or where `/dev/fuse` can be opened; else the same one.
+    pub fn clone_or_share(&self, spare: Option<Arc<OwnedFd>>) -> Self {
+        self.try_clone(spare).unwrap_or_else(|errno| {
             log::debug!("FUSE door: threads share one device, since /dev/fuse cannot be opened: {errno}");
             self.clone()
         })
     }
 
-    fn try_clone(&self) -> rustix::io::Result<Self> {
-        let fresh = rustix::fs::open(c"/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    fn try_clone(&self, spare: Option<Arc<OwnedFd>>) -> rustix::io::Result<Self> {
+        let open =
+            || rustix::fs::open(c"/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map(Arc::new);
+        let fresh = spare.map_or_else(open, Ok)?;
         let source = self.0.as_raw_fd() as u32;
         // SAFETY: the kernel reads one u32 from the pointer and keeps nothing of it.
         let done = unsafe { libc::ioctl(fresh.as_raw_fd(), abi::DEV_IOC_CLONE.into(), &raw const source) };
-        if done == 0 { Ok(Self::new(fresh)) } else { Err(last_errno()) }
+        if done == 0 { Ok(Self(fresh)) } else { Err(last_errno()) }
     }
 
     pub fn receive(&self, message: &mut MessageBuffer) -> std::result::Result<Received, Errno> {

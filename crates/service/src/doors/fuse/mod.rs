@@ -43,11 +43,14 @@ pub struct FuseOptions {
     /// Lets the kernel hold back writes where the stack is `Exclusive`. Only for a stack with one door: another one
     /// would not see what is held back.
     pub writeback_cache: bool,
+    /// Opened `/dev/fuse`s that are in no use yet, for the threads but the first. Where they are too few, threads open
+    /// their own or share one.
+    pub spare_devices: Vec<Arc<OwnedFd>>,
 }
 
 impl Default for FuseOptions {
     fn default() -> Self {
-        Self { threads: 2, shared_timeout: Duration::ZERO, writeback_cache: true }
+        Self { threads: 2, shared_timeout: Duration::ZERO, writeback_cache: true, spare_devices: Vec::new() }
     }
 }
 
@@ -71,9 +74,10 @@ impl FuseDoor {
     pub fn start(
         device: OwnedFd,
         stack: Arc<dyn Libservice>,
-        options: FuseOptions,
+        mut options: FuseOptions,
         door: DoorId,
     ) -> io::Result<FuseDoor> {
+        let mut spares = std::mem::take(&mut options.spare_devices).into_iter();
         worker::prepare_wake_signal()?;
         let device = Device::new(device);
         let session = Arc::new(Session::new(stack, door, options));
@@ -86,7 +90,7 @@ impl FuseDoor {
             live: Arc::new(Live::default()),
         };
         for number in 0..session.options.threads.max(1) {
-            let own = if number == 0 { device.clone() } else { device.clone_or_share() };
+            let own = if number == 0 { device.clone() } else { device.clone_or_share(spares.next()) };
             let worker = Worker::new(session.clone(), own, started.counters.of_new_thread(), stop.clone())?;
             started.spawn(worker, format!("fuse{}.{number}", door.0))?;
         }
