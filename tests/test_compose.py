@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from polytropo.compose import (
     DEPTH_MAX,
+    FAULT_ERRNOS,
+    FAULT_OPERATIONS,
     LOWERS_MAX,
     Dir,
     Fault,
@@ -42,11 +44,11 @@ _DIRS = st.builds(
 )
 _RULES = st.builds(
     FaultRule,
-    operation=st.sampled_from(["*", "read", "write", "create", "fsync"]),
+    operation=st.sampled_from(FAULT_OPERATIONS),
     after=_U64,
     times=_U64,
     probability=st.floats(0, 1),
-    errno=st.sampled_from(["EIO", "ENOSPC", "EINTR"]),
+    errno=st.sampled_from(sorted(FAULT_ERRNOS)),
     delay_ms=_U64,
     short_bytes=st.none() | st.integers(1, 2**64 - 1),
 )
@@ -89,6 +91,8 @@ def test_values_are_hashable_and_take_path_objects() -> None:
             Fault(Dir("/a"), [FaultRule(operation="read", errno="EIO", probability=2)]),
             "root.rules[0].probability",
         ),
+        (Fault(Dir("/a"), [FaultRule(operation="red", errno="EIO")]), "root.rules[0].operation"),
+        (Fault(Dir("/a"), [FaultRule(operation="read", errno="EWHAT")]), "root.rules[0].errno"),
         (Fault(Dir("/a"), [], seed=2**64), "root.seed"),
         (Image(""), "root.name"),
     ],

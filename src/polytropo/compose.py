@@ -121,6 +121,22 @@ class Union(_Node, frozen=True, tag_field="kind", tag="union"):
             msgspec.structs.force_setattr(self, "lowers", tuple(self.lowers))
 
 
+# What rules may name: operations of the libservice trait that can fail, and errors of filesystems.
+_OPERATION_NAMES = """
+    * read write copy_range lookup getattr setattr readlink mknod mkdir symlink link unlink rmdir rename open
+    create tmpfile flush fsync opendir readdir readdir_plus fsyncdir statfs getxattr listxattr setxattr
+    removexattr fallocate seek
+"""
+_ERRNO_NAMES = """
+    E2BIG EACCES EAGAIN EBADF EBUSY ECANCELED ECONNREFUSED EDEADLK EDQUOT EEXIST EFAULT EFBIG EINTR EINVAL EIO
+    EISDIR ELOOP EMFILE EMLINK ENAMETOOLONG ENFILE ENODATA ENODEV ENOENT ENOLCK ENOMEM ENOSPC ENOSYS ENOTCONN
+    ENOTDIR ENOTEMPTY ENOTSUP ENOTTY ENXIO EOPNOTSUPP EOVERFLOW EPERM EPIPE ERANGE EREMOTEIO EROFS ESPIPE
+    ESTALE ETIME ETIMEDOUT ETXTBSY EUCLEAN EXDEV
+"""
+FAULT_OPERATIONS = tuple(_OPERATION_NAMES.split())
+FAULT_ERRNOS = frozenset(_ERRNO_NAMES.split())
+
+
 class FaultRule(_Node, frozen=True, kw_only=True):
     """When a fault applies and what it does.
 
@@ -350,6 +366,15 @@ def _check_rule(rule: FaultRule, place: str) -> None:
         raise StackError(place, "does nothing; give errno, delay_ms or short_bytes")
     if rule.short_bytes == 0:
         raise StackError(f"{place}.short_bytes", "is 0; at least 1 byte must pass")
+    if rule.operation not in FAULT_OPERATIONS:
+        known = ", ".join(FAULT_OPERATIONS[1:])
+        raise StackError(
+            f"{place}.operation", f'"{rule.operation}" is no operation; write "*" or one of {known}'
+        )
+    if rule.errno is not None and rule.errno not in FAULT_ERRNOS:
+        raise StackError(
+            f"{place}.errno", f'"{rule.errno}" is no error that a filesystem answers with; "EIO" is one'
+        )
 
 
 def _check_u64(value: int, place: str) -> None:

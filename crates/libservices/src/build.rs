@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 
 use crate::dir::Dir;
 use crate::error::{Attempt, Errno, Error, Result};
+use crate::fault::Fault;
 use crate::libservice::Libservice;
 use crate::owners::Owners;
 use crate::stack::{DirCoherence, DirLayer, Layer, Ownership, StackDocument, UnionLayer};
@@ -83,7 +84,7 @@ impl Builder<'_> {
         match layer {
             Layer::Dir(config) => self.dir(config),
             Layer::Union(config) => self.union(config),
-            Layer::Fault(_) => Err(Error::new(Errno::OPNOTSUPP, "build a fault layer")),
+            Layer::Fault(config) => Ok(Arc::new(Fault::new(self.layer(&config.below)?, config)?)),
         }
     }
 

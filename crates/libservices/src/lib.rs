@@ -6,6 +6,7 @@ pub mod build;
 pub mod capabilities;
 pub mod dir;
 pub mod error;
+pub mod fault;
 mod handles;
 pub mod libservice;
 pub mod name;

@@ -6,6 +6,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use crate::fault;
 use serde::{Deserialize, Serialize};
 
 /// The version that this program reads and writes.
@@ -284,8 +285,29 @@ impl FaultLayer {
             if rule.short_bytes == Some(0) {
                 return refuse(&format!("{place}.short_bytes"), "is 0; at least 1 byte must pass");
             }
+            rule.check_names(&place)?;
         }
         self.below.check(&format!("{place}.below"), depth + 1)
+    }
+}
+
+impl FaultRule {
+    fn check_names(&self, place: &str) -> Result<(), StackError> {
+        if self.operation != fault::ANY && !fault::OPERATIONS.contains(&self.operation.as_str()) {
+            let problem = format!(
+                "{:?} is no operation; write \"*\" or one of {}",
+                self.operation,
+                fault::OPERATIONS.join(", ")
+            );
+            return refuse(&format!("{place}.operation"), problem);
+        }
+        match &self.errno {
+            Some(name) if fault::errno_by_name(name).is_none() => refuse(
+                &format!("{place}.errno"),
+                format!("{name:?} is no error that a filesystem answers with; \"EIO\" is one"),
+            ),
+            _ => Ok(()),
+        }
     }
 }
 

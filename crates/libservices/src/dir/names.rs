@@ -79,12 +79,14 @@ impl Dir {
         let source = self.stat_name(&*old_fd, from.1).attempt("look up the name to rename")?;
         let source = self.nodes.find(&source.key);
         let victim = self.known(&new_fd, to.1)?;
-        let host_flags = fs::RenameFlags::from_bits_truncate(flags.bits());
-        let renamed = if flags.is_empty() {
-            fs::renameat(&*old_fd, from.1.as_bytes(), &*new_fd, to.1.as_bytes())
-        } else {
-            fs::renameat_with(&*old_fd, from.1.as_bytes(), &*new_fd, to.1.as_bytes(), host_flags)
-        };
+        // renameat2 also without flags: one system call for workers to be allowed.
+        let renamed = fs::renameat_with(
+            &*old_fd,
+            from.1.as_bytes(),
+            &*new_fd,
+            to.1.as_bytes(),
+            fs::RenameFlags::from_bits_truncate(flags.bits()),
+        );
         if let Err(errno) = renamed {
             if let Some(victim) = &victim {
                 self.nodes.sighted(victim, (&new_parent, to.1), true, self.nodes.now());

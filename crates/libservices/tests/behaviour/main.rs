@@ -34,3 +34,8 @@ fn directory_with_owners_in_attributes() {
 fn directory_with_owners_in_attributes_that_others_change_too() {
     suite::run(|| stacks::directory(DirCoherence::Shared, Ownership::Xattr));
 }
+
+#[test]
+fn faults_that_never_strike() {
+    suite::run(stacks::faultless);
+}

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use polytropo_libservices::Libservice;
 use polytropo_libservices::dir::Dir;
+use polytropo_libservices::fault::Fault;
 use polytropo_libservices::owners::Owners;
-use polytropo_libservices::stack::{DirCoherence, DirLayer, Ownership};
+use polytropo_libservices::stack::{DirCoherence, DirLayer, FaultLayer, Layer, Ownership};
 
 use crate::suite::Stack;
 
@@ -26,4 +27,18 @@ pub fn directory(coherence: DirCoherence, ownership: Ownership) -> Stack {
         Ownership::Xattr => Arc::new(Owners::new(dir)),
     };
     Stack::new(service, temp.path().to_owned(), temp)
+}
+
+/// A layer of faults that never strike.
+pub fn faultless() -> Stack {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = Arc::new(layer(temp.path(), DirCoherence::Exclusive, Ownership::Native));
+    let below = Box::new(Layer::Dir(DirLayer {
+        path: temp.path().to_owned(),
+        read_only: false,
+        coherence: DirCoherence::Exclusive,
+        ownership: Ownership::Native,
+    }));
+    let config = FaultLayer { below, rules: Vec::new(), seed: 0 };
+    Stack::new(Arc::new(Fault::new(dir, &config).unwrap()), temp.path().to_owned(), temp)
 }
