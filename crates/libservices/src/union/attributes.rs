@@ -68,8 +68,8 @@ impl Union {
         value: &[u8],
         flags: XattrFlags,
     ) -> Result<()> {
-        refuse_own(name)?;
         let node = self.node(node)?;
+        refuse(&node, name)?;
         let upper = self.raise(&node)?;
         upper.service().setxattr(&self.inside(caller), upper.node, name, value, flags)?;
         self.notices.inode(caller, node.id);
@@ -77,8 +77,8 @@ impl Union {
     }
 
     pub(super) fn remove_attribute(&self, caller: &Caller, node: NodeId, name: &[u8]) -> Result<()> {
-        refuse_own(name)?;
         let node = self.node(node)?;
+        refuse(&node, name)?;
         self.work()?;
         // Without this a missing attribute would cost a copy.
         self.get_attribute(caller, node.id, name)?;
@@ -89,9 +89,13 @@ impl Union {
     }
 }
 
-fn refuse_own(name: &[u8]) -> Result<()> {
+/// Before anything is copied up in vain.
+fn refuse(node: &Node, name: &[u8]) -> Result<()> {
     if marks::is_own(name) {
         return Err(Error::new(Errno::PERM, "change an attribute of the union itself"));
+    }
+    if name.starts_with(b"user.") && !matches!(node.kind, libc::S_IFREG | libc::S_IFDIR) {
+        return Err(Error::new(Errno::PERM, "give a user's attribute to a link or special file"));
     }
     Ok(())
 }

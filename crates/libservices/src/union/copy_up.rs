@@ -4,7 +4,7 @@
 //! shows the lower inode or all of the copy. This is the seam for copying less than the whole (`limit_bytes`).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Release;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::Union;
 use super::layers::{Held, OpenFile, Origin, marks};
@@ -231,7 +231,7 @@ impl Union {
     }
 
     fn publish_nameless(&self, work: &Work, node: &Arc<Node>, copy: &Copy, indexed: bool) -> Result<()> {
-        let left = copy.nlink.saturating_sub(node.names_removed.load(std::sync::atomic::Ordering::Relaxed));
+        let left = copy.nlink.saturating_sub(node.names_removed.load(Relaxed));
         if indexed && left > 0 {
             self.enter_index(work, node, copy)?;
         } else {
@@ -244,7 +244,7 @@ impl Union {
     /// From now on every name of the lower inode leads to the copy.
     fn enter_index(&self, work: &Work, node: &Arc<Node>, copy: &Copy) -> Result<()> {
         let Some(origin) = node.origin else { return Ok(()) };
-        let left = copy.nlink.saturating_sub(node.names_removed.load(std::sync::atomic::Ordering::Relaxed));
+        let left = copy.nlink.saturating_sub(node.names_removed.load(Relaxed));
         if copy.marked {
             self.record_links(&copy.held, left)?;
         }
@@ -254,7 +254,7 @@ impl Union {
         links.service().rename(&self.own, work.tmp.node, &copy.name, links.node, name, none)?;
         work.index.lock().insert(origin, copy.ino);
         *node.links.lock() = Some(left);
-        Ok(())
+        work.record_removed(&self.own, origin, 0)
     }
 
     pub(super) fn record_links(&self, held: &Held, links: u32) -> Result<()> {
@@ -264,7 +264,7 @@ impl Union {
 
     /// Says on disk that entries of the directory may carry an origin, before the first does.
     pub(super) fn mark_impure(&self, parent: &Node, upper: &Held) -> Result<()> {
-        if parent.impure.load(std::sync::atomic::Ordering::Acquire) {
+        if parent.impure.load(Acquire) {
             return Ok(());
         }
         match upper.service().setxattr(&self.own, upper.node, marks::IMPURE, b"y", XattrFlags::empty()) {

@@ -36,6 +36,7 @@ impl Union {
             stack: Stack { parts: vec![Arc::new(held)], redirect: None },
             impure: false,
             links: None,
+            names_removed: 0,
         };
         let node = self.nodes.intern(seed);
         node.set_place(&parent, name);
@@ -212,6 +213,7 @@ impl Union {
             stack: Stack { parts: vec![Arc::new(held)], redirect: None },
             impure: false,
             links: None,
+            names_removed: 0,
         };
         let node = self.nodes.intern(seed);
         let attr = node.shown(attr);

@@ -22,9 +22,18 @@ pub struct File {
 
 impl Union {
     pub(super) fn open_file(&self, caller: &Caller, node: &Arc<Node>, flags: OpenFlags) -> Result<Opened> {
+        let refused = match node.kind {
+            libc::S_IFREG => None,
+            libc::S_IFDIR => Some((Errno::ISDIR, "open a directory as a file")),
+            libc::S_IFLNK => Some((Errno::LOOP, "open a symbolic link")),
+            _ => Some((Errno::NXIO, "open a special file")),
+        };
+        if let Some((errno, attempt)) = refused {
+            return Err(Error::new(errno, attempt));
+        }
         let flags = flags - OpenFlags::EXCLUSIVE;
         let changes = flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE);
-        let held = if changes && node.kind == libc::S_IFREG {
+        let held = if changes {
             let limit = if flags.contains(OpenFlags::TRUNCATE) { 0 } else { u64::MAX };
             self.raise_limited(node, limit)?
         } else {

@@ -176,6 +176,10 @@ impl Union {
             stack: Stack { parts, redirect: marks.redirect },
             impure: marks.impure,
             links,
+            names_removed: match (&self.work, origin) {
+                (Some(work), Some(origin)) => work.index.lock().removed(origin),
+                _ => 0,
+            },
         };
         let node = self.nodes.intern(seed);
         if let (false, Some(key)) = (is_dir, lower_key) {

@@ -175,6 +175,7 @@ fn root(own: &Caller, upper: &Option<Arc<Layer>>, lowers: &[Arc<Layer>]) -> Resu
         stack: Stack { parts, redirect: None },
         impure,
         links: None,
+        names_removed: 0,
     })
 }
 

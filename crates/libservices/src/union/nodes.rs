@@ -73,7 +73,7 @@ pub struct Node {
     dead: AtomicBool,
     /// Of a directory: entries of its upper part may carry an origin.
     pub impure: AtomicBool,
-    /// Names of a lower inode that were hidden since the node lives.
+    /// How many names of a lower inode were hidden.
     pub names_removed: AtomicU32,
     /// How many names the union has for an inode of the link index.
     pub links: Mutex<Option<u32>>,
@@ -91,6 +91,7 @@ pub struct Seed {
     pub stack: Stack,
     pub impure: bool,
     pub links: Option<u32>,
+    pub names_removed: u32,
 }
 
 impl Node {
@@ -270,7 +271,7 @@ impl Nodes {
             entries: RwLock::default(),
             dead: AtomicBool::new(false),
             impure: AtomicBool::new(seed.impure),
-            names_removed: AtomicU32::new(0),
+            names_removed: AtomicU32::new(seed.names_removed),
             links: Mutex::new(seed.links),
             fresh: AtomicBool::new(false),
             lower_names: Mutex::default(),

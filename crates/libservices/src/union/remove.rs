@@ -48,7 +48,7 @@ impl Union {
         if self.upper_has(caller, &node, &upper, name)? {
             upper.service().unlink(&self.inside(caller), upper.node, name)?;
         }
-        let counted = self.name_removed(&node, &parent, name);
+        let counted = self.name_removed(&node, &parent, name, found.attr.nlink);
         drop(guard);
         self.notices.inode(caller, node.id);
         self.notices.entry(caller, parent.id, name);
@@ -157,11 +157,25 @@ impl Union {
     }
 
     /// Keeps count after a name of `node` went away.
-    pub(super) fn name_removed(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name) -> Result<()> {
+    pub(super) fn name_removed(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &Name,
+        nlink: u32,
+    ) -> Result<()> {
         node.lost_name(parent, name);
         let Some(held) = node.upper() else {
-            node.names_removed.fetch_add(1, Relaxed);
-            return Ok(());
+            let _counting = node.links.lock();
+            let gone = node.names_removed.load(Relaxed) + 1;
+            node.names_removed.store(gone, Relaxed);
+            return match (&self.work, node.origin) {
+                // Of the last name, what was recorded of the others is forgotten.
+                (Some(work), Some(origin)) => {
+                    work.record_removed(&self.own, origin, if nlink > 1 { gone } else { 0 })
+                }
+                _ => Ok(()),
+            };
         };
         self.count_links(node, &held, -1)?;
         let last = *node.links.lock() == Some(0);

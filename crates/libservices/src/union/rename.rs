@@ -20,6 +20,7 @@ struct End<'a> {
     name: &'a Name,
     /// What the name stands for.
     node: Option<Arc<Node>>,
+    nlink: u32,
 }
 
 impl Union {
@@ -36,11 +37,13 @@ impl Union {
         }
         names::check_new(to.1)?;
         self.work()?;
-        let mut old = End { parent: self.directory(from.0)?, name: from.1, node: None };
-        let mut new = End { parent: self.directory(to.0)?, name: to.1, node: None };
+        let mut old = End { parent: self.directory(from.0)?, name: from.1, node: None, nlink: 0 };
+        let mut new = End { parent: self.directory(to.0)?, name: to.1, node: None, nlink: 0 };
         for _ in 0..TRIES_MAX {
             old.node = Some(self.find_or_fail(caller, &old.parent, old.name)?);
-            new.node = self.find_shared(caller, &new.parent, new.name)?.map(|found| found.node);
+            let target = self.find_shared(caller, &new.parent, new.name)?;
+            new.nlink = target.as_ref().map_or(0, |found| found.attr.nlink);
+            new.node = target.map(|found| found.node);
             if self.try_move(caller, &old, &new, flags)? {
                 return Ok(());
             }
@@ -174,7 +177,7 @@ impl Union {
             } else if target.is_dir() {
                 target.bury();
             } else {
-                self.name_removed(target, &new.parent, new.name)?;
+                self.name_removed(target, &new.parent, new.name, new.nlink)?;
             }
         }
         if self.upper_hides(&self.own, &new.parent, &new.parent.upper().ok_or_else(gone)?, new.name)? {
@@ -194,28 +197,27 @@ impl Union {
 }
 
 fn check(old: &End<'_>, new: &End<'_>, source: &Arc<Node>, flags: RenameFlags) -> Result<()> {
+    // In the order in which the kernel looks.
     let exchange = flags.contains(RenameFlags::EXCHANGE);
+    match &new.node {
+        Some(_) if flags.contains(RenameFlags::NOREPLACE) => {
+            return Err(Error::new(Errno::EXIST, "rename without replacing"));
+        }
+        None if exchange => return Err(Error::new(Errno::NOENT, "exchange with a name")),
+        _ => {}
+    }
     if source.is_dir() && new.parent.lies_below(source) {
         return Err(Error::new(Errno::INVAL, "move a directory into itself"));
     }
-    let Some(target) = &new.node else {
-        return if exchange { Err(Error::new(Errno::NOENT, "exchange with a name")) } else { Ok(()) };
-    };
-    if flags.contains(RenameFlags::NOREPLACE) {
-        return Err(Error::new(Errno::EXIST, "rename without replacing"));
-    }
-    if exchange {
-        if target.is_dir() && old.parent.lies_below(target) {
-            return Err(Error::new(Errno::INVAL, "move a directory into itself"));
-        }
-        return Ok(());
+    let Some(target) = &new.node else { return Ok(()) };
+    if target.is_dir() && old.parent.lies_below(target) {
+        let errno = if exchange { Errno::INVAL } else { Errno::NOTEMPTY };
+        return Err(Error::new(errno, "rename over a directory above"));
     }
     match (source.is_dir(), target.is_dir()) {
+        _ if exchange => Ok(()),
         (true, false) => Err(Error::new(Errno::NOTDIR, "rename a directory over something else")),
         (false, true) => Err(Error::new(Errno::ISDIR, "rename over a directory")),
-        (_, true) if old.parent.lies_below(target) => {
-            Err(Error::new(Errno::NOTEMPTY, "rename over a directory above"))
-        }
         _ => Ok(()),
     }
 }

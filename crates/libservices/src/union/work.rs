@@ -2,7 +2,8 @@
 //!
 //! `tmp/` holds what is being copied; it is cleared at start. `links/` has one name, `ORDINAL-INO` of the lower inode,
 //! for every copied file of several names, so that all of them lead to the copy; and for symbolic links and special files,
-//! which cannot carry their origin themselves.
+//! which cannot carry their origin themselves. `removed/` has one name, `ORDINAL-INO-COUNT`, for every lower inode of several names that lost
+//! some of them without having been copied.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,15 +24,17 @@ const DEPTH_MAX: usize = 64;
 pub struct Work {
     pub tmp: Arc<Held>,
     pub links: Arc<Held>,
+    removed: Arc<Held>,
     next: AtomicU64,
     pub index: Mutex<Index>,
 }
 
-/// What `links/` holds, in memory.
+/// What `links/` and `removed/` hold, in memory.
 #[derive(Default)]
 pub struct Index {
     origins: FxHashMap<Origin, u64>,
     upper_inos: FxHashMap<u64, Origin>,
+    removed: FxHashMap<Origin, u32>,
 }
 
 impl Index {
@@ -48,6 +51,11 @@ impl Index {
         self.upper_inos.insert(upper_ino, origin);
     }
 
+    /// How many names of a lower inode are gone.
+    pub fn removed(&self, origin: Origin) -> u32 {
+        self.removed.get(&origin).copied().unwrap_or(0)
+    }
+
     pub fn remove(&mut self, origin: Origin) {
         if let Some(ino) = self.origins.remove(&origin) {
             self.upper_inos.remove(&ino);
@@ -62,9 +70,12 @@ impl Work {
         let area = directory(caller, &root, names::work_area())?;
         let tmp = directory(caller, &area, names::fixed("tmp"))?;
         let links = directory(caller, &area, names::fixed("links"))?;
+        let removed = directory(caller, &area, names::fixed("removed"))?;
         clear(caller, &tmp, 0)?;
-        let index = Mutex::new(read_index(caller, &links)?);
-        Ok(Self { tmp, links, next: AtomicU64::new(0), index })
+        let mut index = read_index(caller, &links)?;
+        index.removed = read_removed(caller, &removed)?;
+        let index = Mutex::new(index);
+        Ok(Self { tmp, links, removed, next: AtomicU64::new(0), index })
     }
 
     /// A name in `tmp/` that is not in use.
@@ -72,6 +83,34 @@ impl Work {
         let number = self.next.fetch_add(1, Relaxed).to_string();
         Name::new(number.as_bytes()).expect("a number is a name").to_boxed()
     }
+
+    /// Records how many names of a lower inode are gone; 0 when that does not matter any more.
+    pub fn record_removed(&self, caller: &Caller, origin: Origin, count: u32) -> Result<()> {
+        let before = self.index.lock().removed(origin);
+        let (service, node) = (self.removed.service(), self.removed.node);
+        let (old, new) = (removed_name(origin, before), removed_name(origin, count));
+        match (before, count) {
+            (before, count) if before == count => return Ok(()),
+            (0, _) => {
+                drop(self.removed.take(service.mknod(caller, node, &new, libc::S_IFREG, 0)?));
+                self.index.lock().removed.insert(origin, count);
+            }
+            (_, 0) => {
+                service.unlink(caller, node, &old)?;
+                self.index.lock().removed.remove(&origin);
+            }
+            _ => {
+                service.rename(caller, node, &old, node, &new, RenameFlags::empty())?;
+                self.index.lock().removed.insert(origin, count);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn removed_name(origin: Origin, count: u32) -> Box<Name> {
+    let text = format!("{}-{count}", origin.text());
+    Name::new(text.as_bytes()).expect("numbers are a name").to_boxed()
 }
 
 impl Union {
@@ -174,4 +213,16 @@ fn read_index(caller: &Caller, links: &Arc<Held>) -> Result<Index> {
         index.insert(origin, attr.ino);
     }
     Ok(index)
+}
+
+fn read_removed(caller: &Caller, removed: &Arc<Held>) -> Result<FxHashMap<Origin, u32>> {
+    let mut found = FxHashMap::default();
+    for name in list(caller, removed)? {
+        let text = name.as_bytes();
+        let Some(dash) = text.iter().rposition(|byte| *byte == b'-') else { continue };
+        if let (Some(origin), Some(count)) = (Origin::parse(&text[..dash]), count(&text[dash + 1..])) {
+            found.insert(origin, count);
+        }
+    }
+    Ok(found)
 }

@@ -2,6 +2,7 @@
 
 mod basics;
 mod copying;
+mod model;
 
 use std::fs as host;
 use std::os::fd::OwnedFd;
@@ -61,23 +62,29 @@ impl Rig {
 
     pub fn union(&self) -> View {
         let upper = dir_layer(&self.upper(""), false, DirCoherence::Exclusive);
-        View::new(Union::new(self.lowers(), Some(upper)).unwrap())
+        View::of_union(Union::new(self.lowers(), Some(upper)).unwrap())
     }
 
     pub fn read_only(&self) -> View {
-        View::new(Union::new(self.lowers(), None).unwrap())
+        View::of_union(Union::new(self.lowers(), None).unwrap())
     }
 }
 
-/// A union by paths. What is looked up is forgotten at once.
+/// A libservice by paths. What is looked up is forgotten at once.
 pub struct View {
-    pub union: Union,
+    pub union: Arc<dyn Libservice>,
     pub caller: Caller,
+    nodes: Option<Arc<Nodes>>,
 }
 
 impl View {
-    pub fn new(union: Union) -> Self {
-        Self { union, caller: Caller::service() }
+    pub fn new(service: Arc<dyn Libservice>) -> Self {
+        Self { union: service, caller: Caller::service(), nodes: None }
+    }
+
+    pub fn of_union(union: Union) -> Self {
+        let nodes = Some(union.nodes.clone());
+        Self { nodes, ..Self::new(Arc::new(union)) }
     }
 
     /// Looks `path` up and runs `then` while the look-up is held.
@@ -223,6 +230,27 @@ impl View {
         Ok(names)
     }
 
+    /// Every path with its attributes, a directory before what it holds.
+    pub fn attrs(&self) -> Vec<(String, Attr)> {
+        let mut found = Vec::new();
+        let mut next = vec![String::new()];
+        while let Some(parent) = next.pop() {
+            for child in self.list(&parent).unwrap() {
+                let path = if parent.is_empty() { child } else { format!("{parent}/{child}") };
+                let attr = self.attr(&path).unwrap();
+                if attr.is_dir() {
+                    next.push(path.clone());
+                }
+                found.push((path, attr));
+            }
+        }
+        found
+    }
+
+    pub fn inos(&self) -> Vec<(String, u64)> {
+        self.attrs().into_iter().map(|(path, attr)| (path, attr.ino)).collect()
+    }
+
     /// The whole tree as text, one line a name.
     pub fn tree(&self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -251,7 +279,8 @@ impl View {
 
     /// Nothing may be held by the table but the root.
     pub fn assert_nothing_held(&self) {
-        assert_eq!(self.union.nodes.len().0, 1, "nodes by number");
+        let (by_id, _) = self.nodes.as_ref().expect("a view of a union").len();
+        assert_eq!(by_id, 1, "nodes by number");
     }
 }
 
