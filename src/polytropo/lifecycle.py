@@ -99,4 +99,31 @@ def remove_volume(state: State, tenant_name: str, name: str) -> None:
         raise PolytropoError(
             f"the volume {name} is used by the container {', '.join(users)}; remove that first"
         )
+    if places := _mounted_at(state, tenant_name, volumes.volume_data(state, tenant_name, name)):
+        raise PolytropoError(f"the volume {name} is mounted at {', '.join(places)}; unmount that first")
     volumes.remove_volume(state, tenant_name, name)
+
+
+def _mounted_at(state: State, tenant_name: str, path: Path) -> list[str]:
+    """Where stacks are mounted that hold the directory `path`."""
+    client = service.reach(state, tenant_name)
+    if client is None:
+        return []
+    with client:
+        try:
+            found = client.mounts(stacks=True)
+        except service.ServiceGone:
+            return []
+    return [mount.mountpoint for mount in found if _names_directory(mount.stack, str(path))]
+
+
+def _names_directory(part: object, path: str) -> bool:
+    match part:
+        case {"kind": "dir", "path": other}:
+            return bool(other == path)
+        case dict():
+            return any(_names_directory(below, path) for below in part.values())
+        case list():
+            return any(_names_directory(below, path) for below in part)
+        case _:
+            return False

@@ -66,6 +66,10 @@ class MountInfo(msgspec.Struct):
     mountpoint: str
     kind: str
     since_unix_s: float
+    dead: bool = False
+    """Whether the worker behind it is gone, so that every access fails."""
+    stack: dict[str, Any] | None = None
+    """Its document, if it was asked for."""
 
 
 class ServiceClient:
@@ -102,8 +106,10 @@ class ServiceClient:
     def unmount(self, mountpoint: Path, *, lazy: bool = False) -> None:
         self.call("unmount", mountpoint=str(mountpoint), lazy=lazy)
 
-    def mounts(self) -> list[MountInfo]:
-        return msgspec.convert(self.call("list")["mounts"], list[MountInfo], strict=False)
+    def mounts(self, *, stacks: bool = False) -> list[MountInfo]:
+        """What is mounted; with `stacks` each with its document."""
+        answer = self.call("list", stacks=True) if stacks else self.call("list")
+        return msgspec.convert(answer["mounts"], list[MountInfo], strict=False)
 
     def stats(self) -> dict[str, Any]:
         return self.call("stats")

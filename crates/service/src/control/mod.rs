@@ -21,7 +21,11 @@ pub enum Order {
         #[serde(default)]
         lazy: bool,
     },
-    List {},
+    /// With `stacks` each mount comes with its document.
+    List {
+        #[serde(default)]
+        stacks: bool,
+    },
     Stats {},
     Status {},
     Stop {
@@ -125,7 +129,7 @@ mod tests {
     #[test]
     fn reads_orders() {
         let read = |line: &str| serde_json::from_str::<Order>(line);
-        assert!(matches!(read(r#"{"op":"list"}"#), Ok(Order::List {})));
+        assert!(matches!(read(r#"{"op":"list"}"#), Ok(Order::List { stacks: false })));
         assert!(matches!(read(r#"{"op":"stop"}"#), Ok(Order::Stop { force: false })));
         let unmount = read(r#"{"op":"unmount","mountpoint":"/m","lazy":true}"#);
         assert!(matches!(unmount, Ok(Order::Unmount { lazy: true, .. })));

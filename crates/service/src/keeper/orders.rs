@@ -279,20 +279,25 @@ impl Keeper {
         }
     }
 
-    fn list(&self) -> Answer {
+    fn list(&self, stacks: bool) -> Answer {
         let table = self.table.lock();
         let mounts: Vec<_> = table
             .mounts
             .iter()
             .map(|(number, mount)| {
                 let since = mount.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-                json!({
+                let mut shown = json!({
                     "mount": number,
                     "mountpoint": mount.mountpoint,
                     "kind": table.doors.get(&mount.door).map_or("", |door| door.kind),
                     "since_unix_s": since,
                     "dead": table.is_dead(mount),
-                })
+                });
+                if stacks && let Some(door) = table.doors.get(&mount.door) {
+                    // What was read once reads again.
+                    shown["stack"] = serde_json::from_str(&door.document).unwrap_or_default();
+                }
+                shown
             })
             .collect();
         Ok(json!({ "mounts": mounts }))
@@ -380,7 +385,7 @@ impl Orders for Keeper {
         match order {
             Order::Mount { stack, mountpoint } => self.mount(&stack, &mountpoint),
             Order::Unmount { mountpoint, lazy } => self.unmount(&mountpoint, lazy),
-            Order::List {} => self.list(),
+            Order::List { stacks } => self.list(stacks),
             Order::Stats {} => self.stats(),
             Order::Status {} => self.status(),
             Order::Stop { force } => self.stop(force),

@@ -1,0 +1,205 @@
+"""Killed services and commands, full and read-only disks, missing rights and devices."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import POLYTROPO, Isolated
+
+_AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+
+
+@pytest.fixture
+def data(isolated: Isolated) -> Path:
+    path = isolated.directory / "data"
+    path.mkdir()
+    (path / "file").write_text("content\n")
+    return path
+
+
+@pytest.fixture
+def mnt(isolated: Isolated) -> Path:
+    path = isolated.directory / "mnt"
+    path.mkdir()
+    return path
+
+
+def kill_service(isolated: Isolated) -> None:
+    """Keeper and worker at once, so that nobody is left to start the other anew."""
+    (stats,) = isolated.json("stats")
+    isolated.run("kill", "-STOP", str(stats["keeper_pid"]))
+    isolated.run("kill", "-KILL", str(stats["worker_pid"]), str(stats["keeper_pid"]))
+
+
+def dead(isolated: Isolated, mnt: Path) -> bool:
+    return "not connected" in isolated.run("ls", mnt, check=False).stderr
+
+
+def test_a_dead_mount_is_cleared_by_unmount(isolated: Isolated, data: Path, mnt: Path) -> None:
+    isolated.polytropo("mount", data, mnt)
+    kill_service(isolated)
+    assert dead(isolated, mnt)
+    assert "is a dead mount of an ended service; clear it with" in isolated.refused("mount", data, mnt)
+    isolated.polytropo("unmount", mnt)
+    assert isolated.run("ls", mnt).stdout == ""
+    isolated.polytropo("mount", data, mnt)
+    assert isolated.run("cat", mnt / "file").stdout == "content\n"
+
+
+def test_a_dead_mount_is_cleared_by_doctor(isolated: Isolated, data: Path, mnt: Path) -> None:
+    isolated.polytropo("mount", data, mnt)
+    kill_service(isolated)
+    told = isolated.polytropo("doctor").stdout
+    assert f"mounts whose service is dead: {mnt}; clear them with `polytropo doctor --fix`" in told
+    assert dead(isolated, mnt), "looking changes nothing"
+    assert f"dead mounts cleared: {mnt}" in isolated.polytropo("doctor", "--fix").stdout
+    assert isolated.run("ls", mnt).stdout == ""
+
+
+def test_a_dead_mount_in_the_state_directory_is_cleared_by_prune(isolated: Isolated, data: Path) -> None:
+    inside = isolated.state.containers / "c" / "root"
+    inside.mkdir(parents=True)
+    isolated.polytropo("mount", data, inside)
+    kill_service(isolated)
+    assert isolated.json("system", "prune")["mount_count"] == 1
+    assert isolated.run("ls", inside, check=False).stdout == ""
+
+
+def test_a_silent_service_is_told_and_ended(isolated: Isolated, data: Path, mnt: Path) -> None:
+    isolated.polytropo("mount", data, mnt)
+    (stats,) = isolated.json("stats")
+    isolated.run("kill", "-STOP", str(stats["worker_pid"]))
+    told = isolated.polytropo("doctor").stdout
+    assert f"the mount at {mnt} does not answer" in told
+    isolated.polytropo("tenant", "stop", "--force", "default")
+    assert isolated.run("ls", mnt).stdout == ""
+
+
+def test_commands_killed_at_any_moment_leave_nothing_that_matters(
+    isolated: Isolated, data: Path, mnt: Path
+) -> None:
+    dice = random.Random(1)
+    for round_number in range(12):
+        verb = ("mount", data, mnt) if round_number % 2 == 0 else ("unmount", mnt)
+        process = subprocess.Popen(
+            isolated.command(POLYTROPO, *verb), env=isolated.environment, stderr=subprocess.DEVNULL
+        )
+        time.sleep(dice.uniform(0, 0.25))
+        process.kill()
+        process.wait(30)
+        # The command itself lives on in the namespace, where only a part of it was reached.
+        isolated.run("sh", "-c", "pkill -KILL -x polytropo || true")
+    isolated.polytropo("unmount", mnt, check=False)
+    isolated.polytropo("mount", data, mnt)
+    assert isolated.run("cat", mnt / "file").stdout == "content\n"
+    isolated.polytropo("unmount", mnt)
+    isolated.polytropo("tenant", "stop", "default")
+    isolated.polytropo("system", "prune")
+    assert list(isolated.state.tmp.iterdir()) == []
+    assert "polytropo" not in isolated.run("cat", "/proc/self/mountinfo").stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_watch_ends_quietly(isolated: Isolated, number: signal.Signals) -> None:
+    isolated.polytropo("tenant", "create", "shop")
+    command = [sys.executable, "-m", "polytropo", "stats", "--watch", "--json", "--interval", "0.1"]
+    with subprocess.Popen(
+        command, env=isolated.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as watch:
+        assert watch.stdout is not None and watch.stdout.readline().startswith(b"[{")
+        watch.send_signal(number)
+        _, told = watch.communicate(timeout=30)
+        assert (watch.returncode, told) == (128 + number, b"")
+
+
+def test_without_a_fuse_device(isolated: Isolated, data: Path, mnt: Path) -> None:
+    devices = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9"
+    isolated.run("sh", "-c", devices)
+    assert "/dev/fuse" in isolated.refused("mount", data, mnt)
+    assert "there is no /dev/fuse" in isolated.polytropo("doctor", check=False).stdout
+    isolated.run("umount", "--lazy", "/dev")
+    isolated.polytropo("mount", data, mnt)
+
+
+def test_a_full_state_directory(isolated: Isolated, mnt: Path) -> None:
+    isolated.home.mkdir()
+    isolated.run("mount", "-t", "tmpfs", "-o", "size=4m,mode=711", "none", isolated.home)
+    isolated.polytropo("volume", "create", "orders")
+    stack = isolated.directory / "stack.json"
+    stack.write_text('{"version":1,"root":{"kind":"volume","name":"orders"}}')
+    isolated.polytropo("mount", stack, mnt)
+    isolated.run("sh", "-c", 'echo early >"$1/early" && sync "$1/early"', "sh", mnt)
+    fill = isolated.run("dd", "if=/dev/zero", f"of={mnt}/big", "bs=64k", "count=200", check=False)
+    assert fill.returncode == 1 and "No space left on device" in fill.stderr
+    assert isolated.run("cat", mnt / "early").stdout == "early\n"
+    assert "is full; free some space" in isolated.refused("tenant", "create", "shop")
+    assert "is full; free some space" in isolated.refused("volume", "create", "more")
+    assert isolated.run("cat", mnt / "early").stdout == "early\n"
+    isolated.run("rm", mnt / "big")
+    isolated.polytropo("volume", "create", "more")
+    isolated.polytropo("unmount", mnt)
+    isolated.polytropo("tenant", "stop", "default")
+
+
+def test_a_state_directory_that_turned_read_only(isolated: Isolated, data: Path, mnt: Path) -> None:
+    isolated.home.mkdir()
+    isolated.run("mount", "-t", "tmpfs", "-o", "size=4m,mode=711", "none", isolated.home)
+    isolated.polytropo("tenant", "create", "shop")
+    isolated.polytropo("volume", "create", "-t", "shop", "orders")
+    isolated.run("mount", "-o", "remount,ro", isolated.home)
+    for command in (
+        ("tenant", "create", "more"),
+        ("volume", "create", "-t", "shop", "more"),
+        ("volume", "rm", "-t", "shop", "orders"),
+        ("mount", "-t", "shop", data, mnt),
+        ("system", "prune"),
+        ("tenant", "rm", "--force", "shop"),
+    ):
+        assert "is read-only" in isolated.refused(*command), command
+    assert [v["name"] for v in isolated.json("volume", "list")] == ["orders"]
+    assert "is read-only" in isolated.polytropo("doctor", check=False).stdout
+
+
+def test_a_volume_in_use_is_not_removed(isolated: Isolated, mnt: Path) -> None:
+    isolated.polytropo("volume", "create", "orders")
+    isolated.polytropo("mount", "-", mnt, stdin='{"version":1,"root":{"kind":"volume","name":"orders"}}')
+    assert f"is mounted at {mnt}" in isolated.refused("volume", "rm", "orders")
+    isolated.polytropo("unmount", mnt)
+    isolated.polytropo("volume", "rm", "orders")
+
+
+def test_another_user_is_refused(isolated: Isolated, data: Path, mnt: Path) -> None:
+    isolated.polytropo("mount", data, mnt)
+    (packages,) = (Path(sys.prefix) / "lib").glob("python3.*/site-packages")
+    places = {
+        isolated.directory / "src": Path(__file__).parents[2] / "src",
+        isolated.directory / "site": packages,
+    }
+    for place, path in places.items():
+        place.mkdir()
+        isolated.run("mount", "--bind", path, place)
+    command = [*_AS_NOBODY, "/usr/bin/python3", "-m", "polytropo", "stats"]
+    done = isolated.run(*command, check=False, environment={"PYTHONPATH": ":".join(map(str, places))})
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done
+    assert "may not be used by this user" in done.stderr
+
+
+def test_a_service_of_another_mount_namespace_is_told(isolated: Isolated, data: Path, mnt: Path) -> None:
+    isolated.polytropo("mount", data, mnt)
+    done = isolated.run(
+        "unshare", "--mount", POLYTROPO, "mount", data, isolated.directory / "home", check=False
+    )
+    assert done.returncode == 1 and "runs in another mount namespace" in done.stderr
+
+
+def test_a_service_that_cannot_start_is_told(isolated: Isolated, data: Path, mnt: Path) -> None:
+    sentence = isolated.refused("mount", data, mnt, environment={"POLYTROPO_SERVICE_BIN": "/bin/false"})
+    assert "the service of the tenant default ended with status 1 at its start" in sentence
+    sentence = isolated.refused("mount", data, mnt, environment={"POLYTROPO_SERVICE_BIN": "/nonexistent"})
+    assert "the service program /nonexistent is missing" in sentence
+    assert [path.name for path in (isolated.state.tenants / "default/run").iterdir()] == ["service.log"]
