@@ -48,6 +48,29 @@ def import_command(source: str, name: str | None, as_json: bool) -> None:
     _print_made(images, as_json)
 
 
+@image.command()
+@click.argument("name")
+@click.option("--suite", default="bookworm", show_default=True, help="The Debian release.")
+@click.option("--include", multiple=True, help="Packages to add as a second layer, separated by commas.")
+@click.option("--mirror", help="Where to get packages; without it from where this machine gets its own.")
+@json_option
+def bootstrap(name: str, suite: str, include: tuple[str, ...], mirror: str | None, as_json: bool) -> None:
+    """Make an image of minimal Debian.
+
+    \b
+    Example:
+      polytropo image bootstrap debian --include sqlite3,busybox
+    """
+    from polytropo.cli.output import progress
+    from polytropo.images import bootstrap as make
+    from polytropo.state import State
+
+    state = State.open()
+    with progress("Bootstrapping") as told:
+        made = make(state, name, suite=suite, include=include, mirror=mirror, progress=told)
+    _print_made([made], as_json)
+
+
 @image.command("list")
 @json_option
 def list_command(as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """Images: imported, bootstrapped, committed; kept as layers that are stored once by content."""
 
+from polytropo.images.bootstrap import bootstrap
 from polytropo.images.config import ImageConfig
 from polytropo.images.errors import ImageError
 from polytropo.images.importing import import_image
@@ -11,6 +12,7 @@ __all__ = [
     "ImageConfig",
     "ImageError",
     "Usage",
+    "bootstrap",
     "df",
     "get_image",
     "import_image",

@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 import struct
+import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ from polytropo.images.ownership import (
     wanted_xattrs,
     write_attributes,
 )
-from polytropo.images.streams import CHUNK_BYTES
+from polytropo.images.streams import CHUNK_BYTES, Readable
 from polytropo.images.syscalls import open_in_root
 from polytropo.images.tar_reader import Entry, Kind, TarReader
 from polytropo.trees import remove_tree
@@ -319,6 +320,13 @@ class Extractor:
                 f"its sparse file {shown(entry.name)} pretends to be {format_size(entry.size_bytes)} long,"
                 " more than the whole filesystem"
             )
+
+
+def unpack(source: Readable, tree: Path, ownership: Ownership) -> None:
+    """Unpacks a plain tar archive into the new directory `tree`. Raises ImageError or OSError."""
+    tree.mkdir(mode=0o700)
+    with tempfile.TemporaryFile(dir=tree.parent) as spool:
+        Extractor(tree, ownership, spool).run(TarReader(source))
 
 
 def _components(name: bytes) -> list[bytes]:

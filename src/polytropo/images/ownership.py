@@ -56,26 +56,28 @@ def stat_record(attributes: Attributes) -> bytes:
     return b"%o %d %d %d" % (attributes.mode, attributes.uid, attributes.gid, attributes.rdev)
 
 
-def read_attributes(descriptor: int, path: bytes, ownership: Ownership) -> Attributes:
-    """The attributes of an inode; `path` leads to it without following a link, `descriptor` is O_PATH."""
-    status = os.fstat(descriptor)
-    names = _list_xattrs(path)
-    if ownership == "native":
-        xattrs = {k: _get_xattr(path, k) for k in names if not k.startswith(RESERVED_XATTR)}
-        kept = {k: v for k, v in xattrs.items() if k in _KEPT or k.startswith(b"user.")}
-        return Attributes(
-            status.st_mode, status.st_uid, status.st_gid, status.st_rdev, status.st_mtime_ns, kept
-        )
-    mode, uid, gid, rdev = status.st_mode, 0, 0, 0
-    if STAT_XATTR in names:
-        mode, uid, gid, rdev = _parse_stat(_get_xattr(path, STAT_XATTR), path)
-    kept = {
-        k: _get_xattr(path, k) for k in names if not k.startswith(RESERVED_XATTR) and k.startswith(b"user.")
-    }
-    for key in names:
-        if key.startswith(KEPT_XATTR):
-            kept[key[len(KEPT_XATTR) :]] = _get_xattr(path, key)
-    return Attributes(mode, uid, gid, rdev, status.st_mtime_ns, kept)
+def read_attributes(
+    status: os.stat_result, path: bytes, ownership: Ownership
+) -> tuple[Attributes, dict[bytes, bytes]]:
+    """What programs see of an inode, and the marks `user.polytropo.*` that they do not see.
+
+    `path` leads to the inode without following a link.
+    """
+    xattrs = {os.fsencode(key): _get_xattr(path, key) for key in os.listxattr(path, follow_symlinks=False)}
+    marks = {key: value for key, value in xattrs.items() if key.startswith(RESERVED_XATTR)}
+    kept = {key: value for key, value in xattrs.items() if key not in marks and _is_kept(key, ownership)}
+    mode, uid, gid, rdev = status.st_mode, status.st_uid, status.st_gid, status.st_rdev
+    if ownership == "xattr":
+        uid, gid, rdev = 0, 0, 0
+        if STAT_XATTR in marks:
+            mode, uid, gid, rdev = _parse_stat(marks[STAT_XATTR], path)
+        hidden = {key[len(KEPT_XATTR) :]: value for key, value in marks.items() if key.startswith(KEPT_XATTR)}
+        kept |= {key: value for key, value in hidden.items() if key in _KEPT}
+    return Attributes(mode, uid, gid, rdev, status.st_mtime_ns, kept), marks
+
+
+def _is_kept(key: bytes, ownership: Ownership) -> bool:
+    return key.startswith(b"user.") or (ownership == "native" and key in _KEPT)
 
 
 def write_attributes(target: int | bytes, attributes: Attributes, ownership: Ownership) -> None:
@@ -134,17 +136,16 @@ def _set_xattr(target: int | bytes, key: bytes, value: bytes) -> None:
         raise
 
 
-def _get_xattr(path: bytes, key: bytes) -> bytes:
+def _get_xattr(path: bytes, key: str) -> bytes:
     return os.getxattr(path, key, follow_symlinks=False)
-
-
-def _list_xattrs(path: bytes) -> list[bytes]:
-    return [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False)]
 
 
 def _parse_stat(value: bytes, path: bytes) -> tuple[int, int, int, int]:
     try:
         mode, uid, gid, rdev = value.split(b" ")
-        return int(mode, 8), int(uid), int(gid), int(rdev)
+        numbers = int(mode, 8), int(uid), int(gid), int(rdev)
+        if not all(0 <= number < 2**64 for number in numbers):
+            raise ValueError
+        return numbers
     except ValueError:
         raise ImageError(f"the attribute user.polytropo.stat of {shown(path)} is damaged") from None

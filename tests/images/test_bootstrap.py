@@ -1,0 +1,88 @@
+"""Making Debian images. The user's own cache is used: the first run takes a minute, others seconds."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from polytropo.images import ImageError, bootstrap
+from polytropo.images.bootstrap import cache_directory
+from polytropo.images.diff import changes
+from polytropo.images.extract import unpack
+from polytropo.images.layers import list_layers
+from polytropo.images.streams import ChunkReader
+from polytropo.images.walk import Tree
+from polytropo.state import State
+from tests.images.archives import directory, hard_link, member, symlink, tar, tree_of
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return State.open(tmp_path / "home")
+
+
+@pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="mmdebstrap is not installed")
+@pytest.mark.timeout(600)
+def test_debian_and_what_was_included_are_two_layers(state: State) -> None:
+    image = bootstrap(state, "debian", include=["busybox"])
+    top, base = image.layers
+    assert (base / "usr/bin/bash").is_file() and not (base / "usr/bin/busybox").exists()
+    assert (top / "usr/bin/busybox").is_file() and not (top / "usr/bin/bash").exists()
+    assert "Package: busybox" in (top / "var/lib/dpkg/status").read_text()
+    assert image.config.cmd == ["/bin/bash"]
+    assert len(list(top.rglob("*"))) < 400
+    plain = bootstrap(state, "plain")
+    assert plain.layers == [base] and len(list_layers(state)) == 2
+    assert sorted(cache_directory().glob(".*")) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"suite": "--help"}, '"--help" is no name of a Debian suite; write one like bookworm'),
+        ({"include": ["sqlite3,--x"]}, '"--x" is no name of a package'),
+        ({"include": ["busybox;ls"]}, '"busybox;ls" is no name of a package'),
+        ({"mirror": "http://a b"}, '"http://a b" is no mirror'),
+    ],
+)
+def test_words_for_mmdebstrap_are_checked(state: State, options: dict[str, str], sentence: str) -> None:
+    with pytest.raises(ImageError, match=sentence):
+        bootstrap(state, "debian", **options)  # type: ignore[arg-type]
+
+
+def test_no_such_mirror(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(ImageError, match="cannot bootstrap bookworm: "):
+        bootstrap(state, "debian", mirror=f"file://{tmp_path}/none")
+    assert not list((tmp_path / "cache/polytropo/bootstrap").glob("*.tar"))
+    assert list(state.tmp.iterdir()) == []
+
+
+def test_changes_turn_one_tree_into_another(tmp_path: Path) -> None:
+    before = [
+        directory("kept", mode=0o700, mtime=3),
+        member("kept/same", b"same", mtime=4),
+        member("kept/changed", b"one", mtime=5),
+        member("kept/gone", b"x"),
+        directory("gone"),
+        member("gone/inside", b"x"),
+        member("becomes-directory", b"x"),
+    ]
+    after = [
+        directory("kept", mode=0o700, mtime=3),
+        member("kept/same", b"same", mtime=4),
+        member("kept/changed", b"two", mtime=5),
+        member("first", b"linked"),
+        hard_link("second", "first"),
+        symlink("kept/link", "\udcff"),
+        directory("becomes-directory"),
+    ]
+    for name, members in (("before", before), ("after", after)):
+        unpack(ChunkReader(iter([tar(members)])), tmp_path / name, "native")
+    with Tree(tmp_path / "before", "native") as old, Tree(tmp_path / "after", "native") as new:
+        unpack(ChunkReader(changes(old, new)), tmp_path / "layer", "native")
+    found = tree_of(tmp_path / "layer")
+    written = [b"", b"kept", b"kept/changed", b"kept/link", b"first", b"second", b"becomes-directory"]
+    assert set(found) == {*written, b"kept/.wh.gone", b".wh.gone"}
+    wanted = tree_of(tmp_path / "after")
+    assert {key: found[key] for key in written} == {key: wanted[key] for key in written}
