@@ -35,7 +35,6 @@ def execute(
       polytropo exec -it db bash
     """
     from polytropo.containers import execution, order, records
-    from polytropo.containers.runtime import StartError
     from polytropo.state import State
 
     state = State.open()
@@ -47,9 +46,4 @@ def execute(
         terminal=tty,
         stdin_open=interactive,
     )
-    try:
-        status = execution.execute(state, records.find(state, name), wanted)
-    except StartError as error:
-        click.echo(f"polytropo: {error}", err=True)
-        status = error.status
-    context.exit(status)
+    context.exit(execution.execute(state, records.find(state, name), wanted))

@@ -4,6 +4,7 @@ Any command may be killed at any moment. What it has made is found again in the 
 a process.json without its process means that nobody has cleaned up yet, and whoever comes next does.
 """
 
+import errno
 import os
 import select
 import signal
@@ -20,7 +21,7 @@ from polytropo.compose import Dir, Layer, Stack, Volume
 from polytropo.containers import records
 from polytropo.containers.etc import write_etc
 from polytropo.containers.records import Container, Files, ProcessRecord, ResultRecord
-from polytropo.containers.runtime import Runtime
+from polytropo.containers.runtime import Runtime, end_monitor
 from polytropo.containers.spec import Bind, Machine, Process, runtime_spec, terminal_environment
 from polytropo.containers.users import resolve_user
 from polytropo.errors import PolytropoError, storage_errors
@@ -60,9 +61,8 @@ def start(
     except BaseException:
         # Also at Ctrl-C.
         with suppress(PolytropoError):
-            runtime.delete()
-        files.process.unlink(missing_ok=True)
-        with suppress(PolytropoError):
+            _abandon(state, container, files)
+            files.process.unlink(missing_ok=True)
             release_mounts(state, container, files)
         raise
 
@@ -79,7 +79,10 @@ def clean_up(state: State, container: Container, files: Files) -> int | None:
         result = ResultRecord(
             exit_status=status, started_unix_s=process.started_unix_s, finished_unix_s=finished
         )
-    Runtime(container, files).delete()
+        Runtime(container, files).delete()
+    else:
+        # The command that made it died before it noted the process; the runtime may still be at work.
+        _abandon(state, container, files)
     release_mounts(state, container, files)
     if process is not None:
         with storage_errors(f"keep the status of the container {container.name}", state.home):
@@ -308,6 +311,16 @@ def _reap_abandoned(state: State, container: Container) -> bool:
     return True
 
 
+def _abandon(state: State, container: Container, files: Files) -> None:
+    """Ends a container that was not brought to its start, however far it came."""
+    end_monitor(container.id)
+    Runtime(container, files).delete()
+    group = tenant_group(state, container.tenant).child(container.id)
+    if group.exists():
+        group.kill()
+        group.remove()
+
+
 def _has_leftovers(container: Container, files: Files) -> bool:
     return (files.runtime_root / container.id).exists()
 
@@ -442,8 +455,12 @@ def _unmount(state: State, tenant_name: str, mountpoint: Path) -> None:
 
 def service_trouble(container: Container, files: Files) -> str | None:
     """The sentence to say if the service behind the container's root is gone."""
-    if not mounts.is_dead(files.rootfs):
+    try:
+        os.statvfs(files.rootfs)  # unlike attributes, this is always asked of the service
         return None
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+            return None
     kept = "" if container.remove_at_end else f"; `polytropo rm {container.name}` removes what is left"
     return (
         f"the service of the tenant {container.tenant} ended while the container {container.name} ran{kept}"

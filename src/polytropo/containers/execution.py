@@ -72,7 +72,8 @@ def _run(container: Container, files: Files, order: ExecOrder, document: str) ->
         finally:
             os.close(pidfd)
         if failure := runtime.logged_failure("exec"):
-            raise failure
+            # It has said so itself, on the stream that it shares with the program.
+            return failure.status
         return 128 - status if status < 0 else status
     finally:
         log.unlink(missing_ok=True)

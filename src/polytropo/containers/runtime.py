@@ -6,8 +6,11 @@ the standard streams, and writes the exit status down, whatever happens to the c
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from polytropo.errors import PolytropoError
 RUNTIMES = ("runc", "crun")
 _COMMAND_TIMEOUT_S = 60.0
 _LOG_TAIL_BYTES = 1 << 16
+_POLL_S = 0.005
 _SYNC_MAX_BYTES = 1 << 20
 
 # Moves itself into the control groups named before "--" and becomes the program named after it.
@@ -204,6 +208,38 @@ class Runtime:
             if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
                 return str(entry.get("msg", ""))
         return ""
+
+
+def end_monitor(container_id: str) -> None:
+    """Kills the container's monitor, and the runtime where it still creates the container.
+
+    Raises PolytropoError if they do not end.
+    """
+    deadline = time.monotonic() + _COMMAND_TIMEOUT_S
+    while processes := _processes_of(container_id):
+        for pid in processes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise PolytropoError(f"the monitor {processes[0]} of the container {container_id} does not end")
+        time.sleep(_POLL_S)
+
+
+def _processes_of(container_id: str) -> list[int]:
+    """The ids of the container's monitor and of its runtime's commands."""
+    found = []
+    wanted = container_id.encode()
+    for directory in Path("/proc").iterdir():
+        name = directory.name
+        if not name.isdecimal():
+            continue
+        try:
+            words = (directory / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if wanted in words and (b"--cid" in words or b"--root" in words):
+            found.append(int(name))
+    return found
 
 
 def find_program(name: str) -> str:

@@ -1,5 +1,6 @@
 """Who a container's program runs as: names looked up in the image's own passwd and group files."""
 
+import errno
 from dataclasses import dataclass
 
 from polytropo.containers.rooted import read_in_root
@@ -79,11 +80,16 @@ def _read(root: int, path: str) -> list[list[str]]:
         content = read_in_root(root, path, _FILE_MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise PolytropoError(
+                "the service behind the container's root has ended; start the container anew"
+            ) from None
         raise PolytropoError(
-            f"the image's {path} cannot be read ({reason}); give --user as numbers after mending the image"
+            f"the image's {path} cannot be read: {error.strerror}; mend the image"
         ) from error
+    except ValueError as error:
+        raise PolytropoError(f"the image's {path} cannot be used: {error}; mend the image") from error
     lines = content.decode("utf-8", "surrogateescape").splitlines()
     return [line.strip().split(":") for line in lines if line.strip() and not line.startswith("#")]
 
