@@ -41,7 +41,6 @@ pub fn enter(mapped: impl FnOnce() -> Result<(), String>) -> Result<(), String> 
     privileges::reduce().map_err(cannot("give up capabilities"))?;
     limits::lower().map_err(cannot("lower its limits"))?;
     privileges::lock().map_err(cannot("lock its privileges"))?;
-    landlock::close_off().map_err(|error| problem("set up Landlock", &error))?;
     seccomp::install().map_err(|error| problem("set up its system call filter", &error))?;
     Ok(())
 }

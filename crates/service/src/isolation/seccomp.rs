@@ -51,6 +51,7 @@ const FILES: &[i64] = &[
     SYS_mkdirat,
     SYS_mknodat,
     SYS_unlinkat,
+    SYS_renameat,
     SYS_renameat2,
     SYS_linkat,
     SYS_symlinkat,
