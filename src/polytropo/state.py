@@ -6,7 +6,6 @@ take several steps are made in tmp/ and renamed into place, and flock(2) locks e
 
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -127,7 +126,7 @@ class State:
     def _make_scratch(self, prefix: str) -> tuple[Path, int]:
         # Shared with other makers; keeps prune away between mkdir and flock.
         with self.lock("tmp", shared=True):
-            path = self.tmp / f"{prefix}-{secrets.token_hex(8)}"
+            path = self.tmp / f"{prefix}-{os.urandom(8).hex()}"
             path.mkdir(mode=0o700)
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -215,7 +214,7 @@ def layout_version(state: State) -> int | None:
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Replaces `path` by `content`: readers see the old or the new file whole, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(descriptor, "wb") as file:

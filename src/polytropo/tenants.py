@@ -1,6 +1,5 @@
 """Tenants: their settings, the ids and the control group that belong to each."""
 
-import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -134,7 +133,9 @@ def group_parent(state: State) -> str:
     home = os.path.realpath(state.home)
     if home == "/var/lib/polytropo":
         return "polytropo"
-    return f"polytropo-{hashlib.sha256(home.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+    from hashlib import sha256  # loads OpenSSL, which takes longer than the rest of a command
+
+    return f"polytropo-{sha256(home.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 
 def tenant_group(state: State, name: str) -> Group:

@@ -4,7 +4,6 @@ import importlib
 import os
 import signal
 import sys
-import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -137,6 +136,8 @@ def _misuse(error: click.ClickException, meta: dict[str, Any]) -> int:
 
 def _failure(error: Exception, sentence: str, debug: bool, meta: dict[str, Any]) -> int:
     if debug:
+        import traceback
+
         traceback.print_exception(error)
     click.echo(f"{PROGRAM}: {printable(sentence)}", err=True)
     return _RUN_FAMILY_STATUS if meta.get("polytropo.command") in _RUN_FAMILY else 1

@@ -1,6 +1,5 @@
 """Options and argument types that several commands share, and the completion of names."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,11 +57,15 @@ def _volumes(state: State) -> Iterator[str]:
 
 
 def _images(state: State) -> Iterator[str]:
+    import json
+
     for path in state.images.glob("*.json"):
         yield from json.loads(path.read_bytes()).get("names", [])
 
 
 def _containers(state: State) -> Iterator[str]:
+    import json
+
     for path in state.containers.glob("*/container.json"):
         yield json.loads(path.read_bytes())["name"]
 
