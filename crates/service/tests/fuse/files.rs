@@ -1,0 +1,285 @@
+//! Bytes: reading, writing, mapping, holes, durability.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::support::{c_path, errno, on_each_mount, on_mount};
+
+fn read_write(path: &Path) -> File {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap()
+}
+
+/// Bytes that differ everywhere.
+fn pattern(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    })
+    .take(len)
+    .collect()
+}
+
+#[test]
+fn what_is_written_is_read_and_lies_below() {
+    on_each_mount(|site| {
+        let bytes = pattern(3 * 1024 * 1024 + 17);
+        fs::write(site.path("f"), &bytes).unwrap();
+        assert_eq!(fs::read(site.path("f")).unwrap(), bytes);
+        File::open(site.path("f")).unwrap().sync_all().unwrap();
+        assert_eq!(fs::read(site.source.join("f")).unwrap(), bytes);
+        let file = read_write(&site.path("f"));
+        file.write_all_at(b"xyz", 5_000).unwrap();
+        let mut three = [0; 4];
+        file.read_exact_at(&mut three, 4_999).unwrap();
+        assert_eq!(&three, &[bytes[4_999], b'x', b'y', b'z']);
+        assert_eq!(file.metadata().unwrap().len(), bytes.len() as u64);
+    });
+}
+
+#[test]
+fn appends_of_several_writers_all_arrive() {
+    on_each_mount(|site| {
+        let path = site.path("log");
+        std::thread::scope(|scope| {
+            for writer in 0..4u8 {
+                let path = &path;
+                scope.spawn(move || {
+                    let mut file = OpenOptions::new().append(true).create(true).open(path).unwrap();
+                    for _ in 0..200 {
+                        file.write_all(&[b'a' + writer; 10]).unwrap();
+                    }
+                });
+            }
+        });
+        let log = fs::read(&path).unwrap();
+        assert_eq!(log.len(), 4 * 200 * 10);
+        assert!(log.chunks(10).all(|line| line.iter().all(|&b| b == line[0])), "lines were torn");
+    });
+}
+
+#[test]
+fn truncation_cuts_and_extends_with_zeros() {
+    on_each_mount(|site| {
+        fs::write(site.path("f"), pattern(10_000)).unwrap();
+        let file = read_write(&site.path("f"));
+        file.set_len(5_000).unwrap();
+        file.set_len(20_000).unwrap();
+        let read = fs::read(site.path("f")).unwrap();
+        assert_eq!(&read[..5_000], &pattern(10_000)[..5_000]);
+        assert!(read[5_000..].iter().all(|&b| b == 0) && read.len() == 20_000);
+        File::create(site.path("f")).unwrap();
+        assert_eq!(fs::metadata(site.path("f")).unwrap().len(), 0);
+        assert_eq!(fs::read(site.path("f")).unwrap(), b"");
+    });
+}
+
+#[test]
+fn a_file_open_only_for_writing_takes_partial_pages() {
+    on_each_mount(|site| {
+        fs::write(site.path("f"), pattern(10_000)).unwrap();
+        let file = OpenOptions::new().write(true).open(site.path("f")).unwrap();
+        file.write_all_at(b"middle", 4_090).unwrap();
+        assert_eq!(file.read_at(&mut [0], 0).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        drop(file);
+        let mut expected = pattern(10_000);
+        expected[4_090..4_096].copy_from_slice(b"middle");
+        assert_eq!(fs::read(site.path("f")).unwrap(), expected);
+        assert_eq!(fs::read(site.source.join("f")).unwrap(), expected);
+    });
+}
+
+struct Mapping(*mut u8, usize);
+
+impl Mapping {
+    fn new(file: &File, len: usize, protection: i32, flags: i32) -> Self {
+        // SAFETY: a new mapping chosen by the kernel.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, file.as_raw_fd(), 0) };
+        assert_ne!(start, libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
+        Self(start.cast(), len)
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the mapping lives as long as `self`, and the file is longer than it.
+        unsafe { std::slice::from_raw_parts_mut(self.0, self.1) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, no longer referred to.
+        unsafe { libc::munmap(self.0.cast(), self.1) };
+    }
+}
+
+#[test]
+fn shared_and_private_mappings() {
+    on_each_mount(|site| {
+        fs::write(site.path("f"), pattern(8_192)).unwrap();
+        let file = read_write(&site.path("f"));
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        let mut private = Mapping::new(&file, 8_192, both, libc::MAP_PRIVATE);
+        private.bytes()[0] = !pattern(1)[0];
+        assert_eq!(fs::read(site.path("f")).unwrap(), pattern(8_192));
+        let mut shared = Mapping::new(&file, 8_192, both, libc::MAP_SHARED);
+        shared.bytes()[4_096..4_100].copy_from_slice(b"mmap");
+        // SAFETY: the mapping is live and of that length.
+        let synced = unsafe { libc::msync(shared.0.cast(), shared.1, libc::MS_SYNC) };
+        assert_eq!(synced, 0);
+        assert_eq!(&fs::read(site.path("f")).unwrap()[4_096..4_100], b"mmap");
+        assert_eq!(&fs::read(site.source.join("f")).unwrap()[4_096..4_100], b"mmap");
+    });
+}
+
+#[test]
+fn programs_run_from_the_mount_and_are_busy_meanwhile() {
+    on_each_mount(|site| {
+        fs::copy("/bin/sleep", site.path("sleep")).unwrap();
+        fs::set_permissions(site.path("sleep"), PermissionsExt::from_mode(0o755)).unwrap();
+        let mut running = Command::new(site.path("sleep")).arg("30").spawn().unwrap();
+        let refused = OpenOptions::new().write(true).open(site.path("sleep")).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ETXTBSY));
+        running.kill().unwrap();
+        running.wait().unwrap();
+        assert!(Command::new(site.path("sleep")).arg("0").status().unwrap().success());
+    });
+}
+
+#[test]
+fn holes_are_punched_and_found() {
+    on_each_mount(|site| {
+        let file = read_write(&site.path("f"));
+        file.write_all_at(&pattern(1 << 20), 0).unwrap();
+        file.sync_all().unwrap();
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&file, punch, 65_536, 131_072).unwrap();
+        let mut hole = vec![1; 131_072];
+        file.read_exact_at(&mut hole, 65_536).unwrap();
+        assert!(hole.iter().all(|&b| b == 0));
+        assert_eq!(file.metadata().unwrap().len(), 1 << 20);
+        let seek = |offset, whence| {
+            // SAFETY: moves the position of an open file.
+            unsafe { libc::lseek(file.as_raw_fd(), offset, whence) }
+        };
+        assert_eq!(seek(0, libc::SEEK_HOLE), 65_536);
+        assert_eq!(seek(65_536, libc::SEEK_DATA), 65_536 + 131_072);
+        assert_eq!((seek(1 << 20, libc::SEEK_DATA), errno()), (-1, libc::ENXIO));
+        fallocate(&file, FallocateFlags::empty(), 1 << 20, 4_096).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), (1 << 20) + 4_096);
+        fallocate(&file, FallocateFlags::KEEP_SIZE, 2 << 20, 4_096).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), (1 << 20) + 4_096);
+    });
+}
+
+#[test]
+fn ranges_are_copied_below() {
+    on_each_mount(|site| {
+        let bytes = pattern(300_000);
+        fs::write(site.path("from"), &bytes).unwrap();
+        let (from, to) = (File::open(site.path("from")).unwrap(), read_write(&site.path("to")));
+        let (mut read_at, mut write_at) = (1_000, 7);
+        let mut left = 200_000;
+        while left > 0 {
+            let copied =
+                rustix::fs::copy_file_range(&from, Some(&mut read_at), &to, Some(&mut write_at), left)
+                    .unwrap();
+            assert_ne!(copied, 0);
+            left -= copied;
+        }
+        let written = fs::read(site.path("to")).unwrap();
+        assert_eq!(&written[7..], &bytes[1_000..201_000]);
+    });
+}
+
+#[test]
+fn files_without_a_name_can_get_one() {
+    on_each_mount(|site| {
+        let tmpfile =
+            || OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open(&site.mount);
+        let mut file = tmpfile().unwrap();
+        file.write_all(b"anonymous").unwrap();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        let mut read = String::new();
+        file.read_to_string(&mut read).unwrap();
+        assert_eq!(read, "anonymous");
+        assert_eq!(file.metadata().unwrap().nlink(), 0);
+        let link = |file: &File, name: &str| {
+            let from = c_path(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())));
+            let to = c_path(&site.path(name));
+            let flags = libc::AT_SYMLINK_FOLLOW;
+            // SAFETY: both paths are NUL-terminated.
+            match unsafe { libc::linkat(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags) } {
+                0 => Ok(()),
+                _ => Err(errno()),
+            }
+        };
+        link(&file, "named").unwrap();
+        assert_eq!(fs::read(site.path("named")).unwrap(), b"anonymous");
+        let never = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_TMPFILE | libc::O_EXCL)
+            .open(&site.mount)
+            .unwrap();
+        assert_eq!(link(&never, "never"), Err(libc::ENOENT));
+    });
+}
+
+#[test]
+fn direct_reads_and_writes_agree_with_cached_ones() {
+    on_each_mount(|site| {
+        fs::write(site.path("f"), pattern(65_536)).unwrap();
+        let direct = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(site.path("f"))
+            .unwrap();
+        let cached = read_write(&site.path("f"));
+        let mut block = vec![0; 4_096];
+        direct.read_exact_at(&mut block, 8_192).unwrap();
+        assert_eq!(block, pattern(65_536)[8_192..12_288]);
+        direct.write_all_at(&[7; 4_096], 4_096).unwrap();
+        cached.read_exact_at(&mut block, 4_096).unwrap();
+        assert_eq!(block, [7; 4_096]);
+        cached.write_all_at(&[8; 4_096], 0).unwrap();
+        direct.read_exact_at(&mut block, 0).unwrap();
+        assert_eq!(block, [8; 4_096]);
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        let mut mapped = Mapping::new(&direct, 65_536, both, libc::MAP_SHARED);
+        assert_eq!(mapped.bytes()[4_096], 7);
+    });
+}
+
+#[test]
+fn times_are_set_kept_and_born() {
+    on_each_mount(|site| {
+        fs::write(site.path("f"), "x").unwrap();
+        let file = read_write(&site.path("f"));
+        let old = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 123_456_789);
+        file.set_times(fs::FileTimes::new().set_modified(old).set_accessed(old)).unwrap();
+        drop(file);
+        for path in [site.path("f"), site.source.join("f")] {
+            let found = fs::metadata(path).unwrap();
+            assert_eq!((found.mtime(), found.mtime_nsec()), (1_000_000_000, 123_456_789));
+        }
+        let born = fs::metadata(site.path("f")).unwrap().created().unwrap();
+        assert_eq!(born, fs::metadata(site.source.join("f")).unwrap().created().unwrap());
+    });
+}
+
+#[test]
+fn a_read_only_mount_refuses_changes() {
+    on_mount(&["--coherence", "immutable", "--read-only"], |site| {
+        let refused = fs::write(site.path("f"), "x").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+        assert_eq!(fs::create_dir(site.path("d")).unwrap_err().raw_os_error(), Some(libc::EROFS));
+    });
+}

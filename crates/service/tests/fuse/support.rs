@@ -1,0 +1,218 @@
+//! A mount for one test: in a mount namespace that only the test's thread and its children see.
+
+use std::ffi::CString;
+use std::io::{BufRead, BufReader};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// After this a test's server is killed, which ends whatever waits for it.
+const TEST_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// A directory of the host (`source`) and the mounts that show it.
+pub struct Site {
+    pub source: PathBuf,
+    pub mount: PathBuf,
+    /// A second superblock of the same stack.
+    pub other: PathBuf,
+    server: Child,
+    done: Arc<AtomicBool>,
+    _scratch: tempfile::TempDir,
+}
+
+/// Runs `test` on a mount of an empty directory; with `flags` for `mount_dir`.
+pub fn on_mount(flags: &[&str], test: impl FnOnce(&Site)) {
+    if let Some(reason) = why_not() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    own_mount_namespace();
+    let mut site = Site::new(flags);
+    test(&site);
+    site.end();
+}
+
+/// Every way that a stack over a directory is cached.
+pub const CACHINGS: [&[&str]; 4] = [
+    &["--coherence", "exclusive"],
+    &["--coherence", "exclusive", "--ask-for-opens"],
+    &["--coherence", "exclusive", "--no-writeback"],
+    &["--coherence", "shared"],
+];
+
+/// Runs `test` once for each way of caching.
+pub fn on_each_mount(test: impl Fn(&Site)) {
+    for flags in CACHINGS {
+        eprintln!("with {flags:?}");
+        on_mount(flags, &test);
+    }
+}
+
+fn why_not() -> Option<&'static str> {
+    if !rustix::process::geteuid().is_root() {
+        Some("mounting needs root")
+    } else if !Path::new("/dev/fuse").exists() {
+        Some("there is no /dev/fuse")
+    } else {
+        None
+    }
+}
+
+fn own_mount_namespace() {
+    // SAFETY: a new mount namespace for this thread; descriptors stay shared.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
+        .expect("make a mount namespace");
+    // SAFETY: the strings are NUL-terminated; the other pointers may be null here.
+    let done = unsafe {
+        libc::mount(
+            std::ptr::null(),
+            c"/".as_ptr(),
+            std::ptr::null(),
+            libc::MS_REC | libc::MS_PRIVATE,
+            std::ptr::null(),
+        )
+    };
+    assert_eq!(done, 0, "keep mounts private: {}", std::io::Error::last_os_error());
+}
+
+fn server_program() -> PathBuf {
+    let test = std::env::current_exe().expect("find this program");
+    let profile = test.parent().and_then(Path::parent).expect("find the build directory");
+    let program = profile.join("examples/mount_dir");
+    assert!(
+        program.exists(),
+        "{} is missing; build it with cargo build -p polytropo-service --example mount_dir",
+        program.display()
+    );
+    program
+}
+
+impl Site {
+    fn new(flags: &[&str]) -> Self {
+        let scratch = tempfile::tempdir().expect("make a scratch directory");
+        let [source, mount, other] = ["source", "mount", "other"].map(|name| {
+            let path = scratch.path().join(name);
+            std::fs::create_dir(&path).expect("make a directory");
+            path
+        });
+        let mut command = Command::new(server_program());
+        command.arg(&source).arg(&mount).args(flags).stdout(Stdio::piped());
+        let two_doors = flags.contains(&"--no-writeback") || flags.contains(&"shared");
+        if two_doors {
+            command.arg("--also").arg(&other);
+        }
+        // SAFETY: prctl is safe between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        let mut server = command.spawn().expect("start the server");
+        let mut line = String::new();
+        BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("hear the server");
+        assert_eq!(line, "ready\n", "the server did not start");
+        let done = Arc::new(AtomicBool::new(false));
+        watch(server.id(), done.clone());
+        Self { source, mount, other, server, done, _scratch: scratch }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.mount.join(name)
+    }
+
+    /// Aborts the connection as an administrator does.
+    pub fn abort(&self) {
+        let device = std::fs::metadata(&self.mount).expect("look at the mount").dev();
+        let minor = libc::minor(device);
+        // The control files are a filesystem of their own; a private mount of it does.
+        let control = self.source.parent().expect("a parent").join("control");
+        std::fs::create_dir(&control).expect("make a directory");
+        mount_control(&control);
+        std::fs::write(control.join(minor.to_string()).join("abort"), "1").expect("abort the connection");
+        unmount(&control);
+    }
+
+    /// Whether the server ends by itself in time.
+    pub fn server_ends(&mut self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if self.server.try_wait().expect("look at the server").is_some() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+
+    fn end(&mut self) {
+        unmount(&self.mount);
+        unmount(&self.other);
+        assert!(self.server_ends(), "the server does not end after its mounts are gone");
+        self.done.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // After a failure: nothing may stay, not even a hung mount.
+        self.done.store(true, Ordering::Relaxed);
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        unmount(&self.mount);
+        unmount(&self.other);
+    }
+}
+
+fn watch(pid: u32, done: Arc<AtomicBool>) {
+    std::thread::spawn(move || {
+        let deadline = Instant::now() + TEST_TIME_MAX;
+        while Instant::now() < deadline {
+            if done.load(Ordering::Relaxed) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        eprintln!("the test took longer than {TEST_TIME_MAX:?}: its server is killed");
+        // SAFETY: the server is a child that was not waited for, since `done` is not set: the pid is its own.
+        unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
+    });
+}
+
+fn mount_control(on: &Path) {
+    let target = c_path(on);
+    // SAFETY: every pointer is a NUL-terminated string or null.
+    let done = unsafe {
+        libc::mount(c"fusectl".as_ptr(), target.as_ptr(), c"fusectl".as_ptr(), 0, std::ptr::null())
+    };
+    assert_eq!(done, 0, "mount fusectl: {}", std::io::Error::last_os_error());
+}
+
+pub fn unmount(path: &Path) {
+    let path = c_path(path);
+    // SAFETY: a NUL-terminated string. What is not mounted is an error that means nothing here.
+    unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+}
+
+pub fn c_path(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).expect("a path without NUL")
+}
+
+/// Waits until `condition` holds, at most ten seconds.
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The last error of a system call made through libc.
+pub fn errno() -> i32 {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
