@@ -28,6 +28,10 @@ bitflags! {
         const BIRTH_TIME = 1 << 13;
         /// Owners other than the service's own user are kept.
         const OWNERS = 1 << 14;
+        /// `flush` never has anything to report, and one open file of an inode is as good as another with the same
+        /// access: doors may leave `flush` out, and open a file when it is first read or written instead of when a program
+        /// opens it.
+        const STATELESS_OPEN = 1 << 15;
     }
 }
 

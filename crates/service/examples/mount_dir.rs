@@ -1,7 +1,7 @@
 //! Mounts a directory of the host through the FUSE door, until it is unmounted or told to end.
 //!
 //!     mount_dir SOURCE MOUNTPOINT [--coherence shared|exclusive|immutable] [--read-only] [--threads N]
-//!               [--no-writeback] [--also MOUNTPOINT]... [--statistics]
+//!               [--no-writeback] [--ask-for-opens] [--also MOUNTPOINT]... [--statistics]
 //!
 //! `--also` gives the same stack a second door with a superblock of its own. Prints `ready` when everything is mounted.
 
@@ -51,6 +51,7 @@ fn arguments() -> Result<Arguments, Failure> {
             }
             Some("--read-only") => parsed.read_only = true,
             Some("--statistics") => parsed.statistics = true,
+            Some("--ask-for-opens") => parsed.options.stateless_open = false,
             Some("--no-writeback") => parsed.options.writeback_cache = false,
             Some("--threads") => {
                 parsed.options.threads = next("a number")?.to_str().unwrap_or_default().parse()?;

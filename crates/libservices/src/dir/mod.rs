@@ -224,6 +224,7 @@ impl Libservice for Dir {
         let mut all = Capabilities::all();
         all.set(Capabilities::WRITE, !self.read_only);
         all.set(Capabilities::OWNERS, self.may_chown);
+        all.set(Capabilities::STATELESS_OPEN, !self.network_host);
         all
     }
 

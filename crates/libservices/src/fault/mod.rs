@@ -8,6 +8,7 @@ mod rules;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crate::capabilities::Capabilities;
 use crate::error::Result;
 use crate::libservice::Libservice;
 use crate::name::Name;
@@ -48,6 +49,11 @@ macro_rules! operations {
 
             fn kind(&self) -> &'static str {
                 "fault"
+            }
+
+            /// Rules are for `open` and `flush` too, so these have to reach this layer.
+            fn capabilities(&self) -> Capabilities {
+                self.below.capabilities() - Capabilities::STATELESS_OPEN
             }
 
             fn read(

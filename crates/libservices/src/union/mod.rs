@@ -185,12 +185,12 @@ impl Libservice for Union {
     }
 
     fn capabilities(&self) -> Capabilities {
+        let lowers = self.lowers.iter().map(|lower| lower.service.capabilities());
+        let common = lowers.fold(Capabilities::all(), |common, each| common & each);
         match &self.upper {
-            Some(upper) => upper.service.capabilities(),
-            None => {
-                let all = self.lowers.iter().map(|lower| lower.service.capabilities());
-                all.fold(Capabilities::all(), |common, each| common & each) - Capabilities::WRITE
-            }
+            // Files of lowers are opened as well.
+            Some(upper) => upper.service.capabilities() - (Capabilities::STATELESS_OPEN - common),
+            None => common - Capabilities::WRITE,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Operations on open files.
 
 use polytropo_libservices::{
-    Capabilities, Errno, Error, FallocateMode, HandleId, OpenFlags, Opened, Result, SeekTo,
+    Capabilities, Entry, Errno, Error, FallocateMode, HandleId, NodeId, OpenFlags, Opened, Result, SeekTo,
 };
 
 use super::abi::{self, FileOpenFlags};
@@ -10,6 +10,33 @@ use super::request::{Arguments, checked_node};
 use super::session::Operation;
 
 impl Operation<'_> {
+    /// Runs `operation` on the open file that the kernel names, or on the door's own where it names none.
+    fn on_file<T>(
+        &self,
+        (node, fh): (NodeId, u64),
+        access: OpenFlags,
+        operation: impl FnOnce(HandleId) -> Result<T>,
+    ) -> Result<T> {
+        if fh != 0 || !self.agreed.stateless_open() {
+            return operation(HandleId(fh));
+        }
+        let file = self.session.open_files.get(&self.caller, node, access)?;
+        operation(file.handle)
+    }
+
+    /// The open file that the kernel names, or the door's own if there is one.
+    pub(super) fn file_if_open<T>(
+        &self,
+        fh: Option<u64>,
+        operation: impl FnOnce(Option<HandleId>) -> Result<T>,
+    ) -> Result<T> {
+        if fh.is_some_and(|fh| fh != 0) || !self.agreed.stateless_open() {
+            return operation(fh.map(HandleId));
+        }
+        let file = self.session.open_files.present(self.node);
+        operation(file.as_ref().map(|file| file.handle))
+    }
+
     pub(super) fn open_out(&self, opened: &Opened) -> abi::OpenOut {
         let mut flags = FileOpenFlags::empty();
         if opened.direct {
@@ -23,6 +50,10 @@ impl Operation<'_> {
     /// what is appended itself.
     fn open_flags(&self, asked: u32) -> OpenFlags {
         let mut flags = open_flags(asked);
+        if self.agreed.stateless_open() {
+            // All who open this inode share one open file; syncing is up to the kernel.
+            flags &= OpenFlags::READ | OpenFlags::WRITE | OpenFlags::TRUNCATE | OpenFlags::EXCLUSIVE;
+        }
         if self.agreed.writeback() && flags.contains(OpenFlags::WRITE) {
             flags |= OpenFlags::READ;
             flags -= OpenFlags::APPEND;
@@ -40,6 +71,9 @@ impl Operation<'_> {
     }
 
     pub(super) fn open(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        if self.agreed.stateless_open() {
+            return Err(Error::new(Errno::NOSYS, "open a file where that is not needed"));
+        }
         let asked: abi::OpenIn = a.take()?;
         if asked.open_flags & abi::OPEN_KILL_SUIDGID != 0 {
             self.drop_fsetid();
@@ -50,6 +84,26 @@ impl Operation<'_> {
         reply.put(&self.open_out(&opened))
     }
 
+    /// A file and its open file in one answer.
+    fn put_opened_entry(
+        &self,
+        entry: &Entry,
+        mut opened: Opened,
+        flags: OpenFlags,
+        reply: &mut Reply<'_>,
+    ) -> Result<()> {
+        reply.held.push(Held::LookUp(entry.node));
+        if self.agreed.stateless_open() {
+            // The kernel would never say that it is closed.
+            self.session.open_files.keep(entry.node, opened.handle, flags);
+            opened.handle = HandleId(0);
+        } else {
+            reply.held.push(Held::File(entry.node, opened.handle));
+        }
+        reply.put(&self.agreed.timeouts.entry_out(entry))?;
+        reply.put(&self.open_out(&opened))
+    }
+
     pub(super) fn create(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::CreateIn = a.take()?;
         let name = a.take_name()?;
@@ -57,10 +111,11 @@ impl Operation<'_> {
         if asked.open_flags & abi::OPEN_KILL_SUIDGID != 0 {
             self.drop_fsetid();
         }
-        let (entry, opened) = self.with_open_flags(asked.flags, |flags| {
-            self.stack().create(&self.caller, self.node, name, asked.mode, flags)
+        let (entry, opened, flags) = self.with_open_flags(asked.flags, |flags| {
+            let (entry, opened) = self.stack().create(&self.caller, self.node, name, asked.mode, flags)?;
+            Ok((entry, opened, flags))
         })?;
-        self.put_opened_entry(&entry, &opened, reply)
+        self.put_opened_entry(&entry, opened, flags, reply)
     }
 
     pub(super) fn tmpfile(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -68,18 +123,21 @@ impl Operation<'_> {
         let asked: abi::CreateIn = a.take()?;
         self.caller.umask = asked.umask;
         let unlinkable = asked.flags & libc::O_EXCL as u32 != 0;
-        let (entry, opened) = self.with_open_flags(asked.flags, |mut flags| {
+        let (entry, opened, flags) = self.with_open_flags(asked.flags, |mut flags| {
             flags.remove(OpenFlags::EXCLUSIVE | OpenFlags::TRUNCATE);
             flags.set(OpenFlags::UNLINKABLE, unlinkable);
-            self.stack().tmpfile(&self.caller, self.node, asked.mode, flags)
+            let (entry, opened) = self.stack().tmpfile(&self.caller, self.node, asked.mode, flags)?;
+            Ok((entry, opened, flags))
         })?;
-        self.put_opened_entry(&entry, &opened, reply)
+        self.put_opened_entry(&entry, opened, flags, reply)
     }
 
     pub(super) fn read(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::ReadIn = a.take()?;
         let room = reply.room(asked.size as usize);
-        let count = self.stack().read(&self.caller, self.node, HandleId(asked.fh), asked.offset, room)?;
+        let count = self.on_file((self.node, asked.fh), OpenFlags::READ, |handle| {
+            self.stack().read(&self.caller, self.node, handle, asked.offset, room)
+        })?;
         reply.filled(count);
         Ok(())
     }
@@ -90,11 +148,16 @@ impl Operation<'_> {
             self.drop_fsetid();
         }
         let data = a.take_bytes(asked.size as usize)?;
-        let count = self.stack().write(&self.caller, self.node, HandleId(asked.fh), asked.offset, data)?;
+        let count = self.on_file((self.node, asked.fh), OpenFlags::WRITE, |handle| {
+            self.stack().write(&self.caller, self.node, handle, asked.offset, data)
+        })?;
         reply.put(&abi::WriteOut { size: count.min(data.len()) as u32, padding: 0 })
     }
 
     pub(super) fn flush(self, a: &mut Arguments<'_>) -> Result<()> {
+        if self.agreed.capabilities.contains(Capabilities::STATELESS_OPEN) {
+            return Err(Error::new(Errno::NOSYS, "flush where there is nothing to report"));
+        }
         let asked: abi::FlushIn = a.take()?;
         self.stack().flush(&self.caller, self.node, HandleId(asked.fh))
     }
@@ -102,7 +165,9 @@ impl Operation<'_> {
     pub(super) fn fsync(self, a: &mut Arguments<'_>) -> Result<()> {
         let asked: abi::FsyncIn = a.take()?;
         let data_only = asked.fsync_flags & abi::FSYNC_FDATASYNC != 0;
-        self.stack().fsync(&self.caller, self.node, HandleId(asked.fh), data_only)
+        self.on_file((self.node, asked.fh), OpenFlags::READ, |handle| {
+            self.stack().fsync(&self.caller, self.node, handle, data_only)
+        })
     }
 
     pub(super) fn release(self, a: &mut Arguments<'_>) -> Result<()> {
@@ -116,8 +181,9 @@ impl Operation<'_> {
         let asked: abi::FallocateIn = a.take()?;
         let mode = FallocateMode::from_bits(asked.mode)
             .ok_or_else(|| Error::new(Errno::OPNOTSUPP, "allocate space in a way that is not known"))?;
-        let handle = HandleId(asked.fh);
-        self.stack().fallocate(&self.caller, self.node, handle, mode, asked.offset, asked.length)
+        self.on_file((self.node, asked.fh), OpenFlags::WRITE, |handle| {
+            self.stack().fallocate(&self.caller, self.node, handle, mode, asked.offset, asked.length)
+        })
     }
 
     pub(super) fn lseek(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -128,7 +194,9 @@ impl Operation<'_> {
             libc::SEEK_HOLE => SeekTo::Hole,
             _ => return Err(Error::new(Errno::INVAL, "seek in a way that is the kernel's own")),
         };
-        let offset = self.stack().seek(&self.caller, self.node, HandleId(asked.fh), asked.offset, to)?;
+        let offset = self.on_file((self.node, asked.fh), OpenFlags::READ, |handle| {
+            self.stack().seek(&self.caller, self.node, handle, asked.offset, to)
+        })?;
         reply.put(&abi::LseekOut { offset })
     }
 
@@ -145,9 +213,13 @@ impl Operation<'_> {
             return Err(Error::new(Errno::INVAL, "copy a range with flags that are not known"));
         }
         let length = if wide { asked.len } else { asked.len.min(u64::from(u32::MAX) & !4095) };
-        let from = (self.node, HandleId(asked.fh_in), asked.off_in);
-        let to = (checked_node(asked.nodeid_out)?, HandleId(asked.fh_out), asked.off_out);
-        let bytes_copied = self.stack().copy_range(&self.caller, from, to, length)?;
+        let target = checked_node(asked.nodeid_out)?;
+        let bytes_copied = self.on_file((target, asked.fh_out), OpenFlags::WRITE, |to| {
+            self.on_file((self.node, asked.fh_in), OpenFlags::READ, |from| {
+                let (from, to) = ((self.node, from, asked.off_in), (target, to, asked.off_out));
+                self.stack().copy_range(&self.caller, from, to, length)
+            })
+        })?;
         if wide {
             reply.put(&abi::CopyFileRangeOut { bytes_copied })
         } else {

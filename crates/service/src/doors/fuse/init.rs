@@ -33,6 +33,11 @@ impl Negotiated {
         self.flags.contains(InitFlags::WRITEBACK_CACHE)
     }
 
+    /// The kernel opens files without asking.
+    pub fn stateless_open(&self) -> bool {
+        self.flags.contains(InitFlags::NO_OPEN_SUPPORT)
+    }
+
     pub fn exclusive(&self) -> bool {
         self.coherence != Coherence::Shared
     }
@@ -81,7 +86,10 @@ pub fn negotiate(
         return Err(Error::new(Errno::PROTO, "agree with the kernel on a version of FUSE"));
     }
     let minor = offer.minor.min(abi::MINOR);
-    let flags = wanted(capabilities, coherence, options) & offer.flags;
+    let mut flags = wanted(capabilities, coherence, options) & offer.flags;
+    if !flags.contains(InitFlags::NO_OPEN_SUPPORT) {
+        flags |= InitFlags::ATOMIC_O_TRUNC & offer.flags;
+    }
     let timeouts = timeouts(minor, coherence, options);
     let out = abi::InitOut {
         major: abi::MAJOR,
@@ -124,6 +132,13 @@ fn wanted(capabilities: Capabilities, coherence: Coherence, options: &FuseOption
         && coherence == Coherence::Exclusive
         && capabilities.contains(Capabilities::WRITE);
     flags.set(InitFlags::WRITEBACK_CACHE, writeback);
+    // The kernel alone knows the end of a file then, and places what is appended.
+    let only_door = writeback || coherence == Coherence::Immutable;
+    if options.stateless_open && only_door && capabilities.contains(Capabilities::STATELESS_OPEN) {
+        flags |= InitFlags::NO_OPEN_SUPPORT;
+        // An open that is not asked for cannot truncate: the kernel sends SETATTR instead.
+        flags -= InitFlags::ATOMIC_O_TRUNC;
+    }
     flags
 }
 
@@ -171,6 +186,17 @@ mod tests {
     fn locks_stay_with_the_kernel() {
         let flags = agree(Coherence::Exclusive, 45).unwrap().flags;
         assert!(!flags.intersects(InitFlags::POSIX_LOCKS | InitFlags::FLOCK_LOCKS));
+    }
+
+    #[test]
+    fn files_opened_without_asking_are_truncated_by_setattr() {
+        let stateless = |coherence| {
+            let agreed = agree(coherence, 45).unwrap();
+            assert_ne!(agreed.stateless_open(), agreed.flags.contains(InitFlags::ATOMIC_O_TRUNC));
+            agreed.stateless_open()
+        };
+        assert!(stateless(Coherence::Exclusive) && stateless(Coherence::Immutable));
+        assert!(!stateless(Coherence::Shared));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod files;
 mod init;
 mod invalidate;
 mod names;
+mod open_files;
 mod reply;
 mod request;
 mod session;
@@ -46,11 +47,19 @@ pub struct FuseOptions {
     /// Opened `/dev/fuse`s that are in no use yet, for the threads but the first. Where they are too few, threads open
     /// their own or share one.
     pub spare_devices: Vec<Arc<OwnedFd>>,
+    /// Lets the kernel open files without asking, where the stack allows it and write-back makes this door the only one.
+    pub stateless_open: bool,
 }
 
 impl Default for FuseOptions {
     fn default() -> Self {
-        Self { threads: 2, shared_timeout: Duration::ZERO, writeback_cache: true, spare_devices: Vec::new() }
+        Self {
+            threads: 2,
+            shared_timeout: Duration::ZERO,
+            writeback_cache: true,
+            spare_devices: Vec::new(),
+            stateless_open: true,
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Operations on names and attributes.
 
 use polytropo_libservices::{
-    Attr, Capabilities, Entry, Errno, Error, HandleId, NodeId, RenameFlags, Result, SetAttr, SetTime,
-    Timestamp, XattrFlags,
+    Attr, Capabilities, Entry, Errno, Error, NodeId, RenameFlags, Result, SetAttr, SetTime, Timestamp,
+    XattrFlags,
 };
 
 use super::abi::{self, InitFlags, SetattrValid};
@@ -32,22 +32,26 @@ impl Operation<'_> {
 
     pub(super) fn getattr(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::GetattrIn = a.take()?;
-        let handle = (asked.getattr_flags & abi::GETATTR_FH != 0).then_some(HandleId(asked.fh));
-        let attr = self.stack().getattr(&self.caller, self.node, handle)?;
+        let attr = self.attributes(asked.getattr_flags, asked.fh)?;
         reply.put(&self.agreed.timeouts.attr_out(&attr))
+    }
+
+    fn attributes(&self, getattr_flags: u32, fh: u64) -> Result<Attr> {
+        let fh = (getattr_flags & abi::GETATTR_FH != 0).then_some(fh);
+        self.file_if_open(fh, |handle| self.stack().getattr(&self.caller, self.node, handle))
     }
 
     pub(super) fn statx(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::StatxIn = a.take()?;
-        let handle = (asked.getattr_flags & abi::GETATTR_FH != 0).then_some(HandleId(asked.fh));
-        let attr = self.stack().getattr(&self.caller, self.node, handle)?;
+        let attr = self.attributes(asked.getattr_flags, asked.fh)?;
         reply.put(&self.agreed.timeouts.statx_out(&attr))
     }
 
     pub(super) fn setattr(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::SetattrIn = a.take()?;
-        let (changes, handle) = changes(&asked);
-        let attr = self.stack().setattr(&self.caller, self.node, handle, &changes)?;
+        let (changes, fh) = changes(&asked);
+        let attr =
+            self.file_if_open(fh, |handle| self.stack().setattr(&self.caller, self.node, handle, &changes))?;
         reply.put(&self.agreed.timeouts.attr_out(&attr))
     }
 
@@ -167,19 +171,6 @@ impl Operation<'_> {
         self.need(Capabilities::XATTRS)?;
         self.stack().removexattr(&self.caller, self.node, a.take_string()?)
     }
-
-    /// A file and its open file in one answer.
-    pub(super) fn put_opened_entry(
-        &self,
-        entry: &Entry,
-        opened: &polytropo_libservices::Opened,
-        reply: &mut Reply<'_>,
-    ) -> Result<()> {
-        reply.held.push(Held::LookUp(entry.node));
-        reply.held.push(Held::File(entry.node, opened.handle));
-        reply.put(&self.agreed.timeouts.entry_out(entry))?;
-        reply.put(&self.open_out(opened))
-    }
 }
 
 /// The size alone when nothing was asked for, else the value if it fits.
@@ -193,7 +184,7 @@ fn put_sized(value: &[u8], size: u32, reply: &mut Reply<'_>) -> Result<()> {
     reply.put_bytes(value)
 }
 
-fn changes(asked: &abi::SetattrIn) -> (SetAttr, Option<HandleId>) {
+fn changes(asked: &abi::SetattrIn) -> (SetAttr, Option<u64>) {
     let valid = SetattrValid::from_bits_truncate(asked.valid);
     let given = |flag| valid.contains(flag);
     let time = |is_given: SetattrValid, is_now: SetattrValid, seconds: u64, nanoseconds: u32| {
@@ -211,7 +202,7 @@ fn changes(asked: &abi::SetattrIn) -> (SetAttr, Option<HandleId>) {
         mtime: time(SetattrValid::MTIME, SetattrValid::MTIME_NOW, asked.mtime, asked.mtimensec),
         kill_privileges: given(SetattrValid::KILL_SUIDGID),
     };
-    (changes, given(SetattrValid::FH).then_some(HandleId(asked.fh)))
+    (changes, given(SetattrValid::FH).then_some(asked.fh))
 }
 
 /// What a directory entry says of the type.

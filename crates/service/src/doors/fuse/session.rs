@@ -11,6 +11,7 @@ use polytropo_libservices::{
 use super::FuseOptions;
 use super::abi::{self, InHeader, opcode};
 use super::init::{self, Negotiated, Offer};
+use super::open_files::OpenFiles;
 use super::reply::{Held, Reply};
 use super::request::{Arguments, Request};
 
@@ -19,6 +20,7 @@ pub struct Session {
     pub stack: Arc<dyn Libservice>,
     pub door: DoorId,
     pub options: FuseOptions,
+    pub open_files: OpenFiles,
     negotiated: OnceLock<Negotiated>,
     panicked: AtomicBool,
 }
@@ -44,7 +46,9 @@ pub struct Operation<'a> {
 
 impl Session {
     pub fn new(stack: Arc<dyn Libservice>, door: DoorId, options: FuseOptions) -> Self {
-        Self { stack, door, options, negotiated: OnceLock::new(), panicked: AtomicBool::new(false) }
+        let open_files = OpenFiles::new(stack.clone());
+        let panicked = AtomicBool::new(false);
+        Self { stack, door, options, open_files, negotiated: OnceLock::new(), panicked }
     }
 
     /// The protocol's version agreed on; 0 before INIT.
@@ -85,7 +89,7 @@ impl Session {
     pub fn abandon(&self, held: &mut Vec<Held>) {
         for held in held.drain(..).rev() {
             match held {
-                Held::LookUp(node) => self.stack.forget(node, 1),
+                Held::LookUp(node) => self.forget(node.0, 1),
                 Held::File(node, handle) => self.stack.release(node, handle),
                 Held::Directory(node, handle) => self.stack.releasedir(node, handle),
             }
@@ -162,6 +166,7 @@ impl Session {
 
     fn forget(&self, nodeid: u64, count: u64) {
         if nodeid != 0 {
+            self.open_files.forget(NodeId(nodeid));
             self.stack.forget(NodeId(nodeid), count);
         }
     }
