@@ -168,6 +168,13 @@ impl Cell for DoubleCell {
     }
 }
 
+impl SingleCell {
+    /// The item that a slot holds, whatever its round.
+    pub fn held_item(raw: u64) -> Option<u64> {
+        (raw & OCCUPIED != 0).then(|| Self::item(raw))
+    }
+}
+
 #[inline(always)]
 fn free_state(word: u64, round: u64) -> State {
     if word == round {

@@ -25,6 +25,7 @@ impl<C> Copy for View<'_, C> {}
 const OPERATIONS_PER_LOOK: u32 = 64;
 
 /// What a participant keeps for itself.
+#[derive(Clone, Copy)]
 pub struct Local {
     pub enqueue: Choice,
     pub dequeue: Choice,
@@ -35,10 +36,10 @@ pub struct Local {
     pub spin: Spin,
 }
 
-fn tail(control: &LaneControl) -> &Index {
+pub(crate) fn tail(control: &LaneControl) -> &Index {
     &control.tail
 }
-fn head(control: &LaneControl) -> &Index {
+pub(crate) fn head(control: &LaneControl) -> &Index {
     &control.head
 }
 
@@ -55,7 +56,7 @@ impl Local {
     }
 
     #[inline(always)]
-    fn count<C: Cell>(&mut self, lanes: &Lanes<'_, C>) {
+    pub(crate) fn count<C: Cell>(&mut self, lanes: &Lanes<'_, C>) {
         self.operations += 1;
         if self.operations >= OPERATIONS_PER_LOOK {
             self.look(lanes);
@@ -221,9 +222,10 @@ impl<'a, C: Cell> View<'a, C> {
             if deadline.has_passed() {
                 return Err(Error::TimedOut);
             }
-            event.sleep(prepared, deadline, self.statistics);
+            if event.sleep(prepared, deadline, self.statistics) {
+                on_nap();
+            }
             has_slept = true;
-            on_nap();
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::cell::Cell;
 use crate::handle::View;
 use crate::lane::{LaneControl, Slot};
 use crate::lanes::{LANES_MAX, Lanes};
+use crate::pool::{BufferHeader, Hint, Participant, Pool};
 use crate::sync::{AtomicU32, AtomicU64, Relaxed};
 use crate::wait::{Events, Statistics};
 use core::mem::size_of;
@@ -137,15 +138,32 @@ impl Geometry {
         }
     }
 
+    fn hints_at(&self) -> usize {
+        self.pool_at() + self.participants as usize * size_of::<Participant>()
+    }
+
+    fn headers_at(&self) -> usize {
+        self.hints_at() + self.capacity().div_ceil(64) * size_of::<Hint>()
+    }
+
+    fn payload_at(&self) -> usize {
+        self.headers_at() + self.capacity() * size_of::<BufferHeader>()
+    }
+
+    /// Bytes from one buffer to the next.
+    pub fn stride(&self) -> usize {
+        (self.item_size as usize).next_multiple_of(64)
+    }
+
     /// Where what follows the slots begins: the pool of an RCQB.
-    pub fn pool_at(&self) -> usize {
+    fn pool_at(&self) -> usize {
         self.slots_at() + self.capacity() * self.slot_size()
     }
 
     pub fn total_size(&self) -> usize {
         match self.kind {
             Kind::Single | Kind::Double => self.pool_at(),
-            Kind::Bytes => self.pool_at() + crate::pool::size(self),
+            Kind::Bytes => self.payload_at() + self.capacity() * self.stride(),
         }
     }
 }
@@ -245,6 +263,27 @@ pub fn view<'a, C: Cell>(memory: &'a impl Memory, geometry: &Geometry) -> View<'
             events: base.add(EVENTS_AT).cast::<Events>().as_ref(),
             statistics: base.add(STATISTICS_AT).cast::<Statistics>().as_ref(),
         }
+    }
+}
+
+/// The pool of an RCQB, and where its first buffer begins.
+pub fn pool<'a>(memory: &'a impl Memory, geometry: &Geometry) -> (Pool<'a>, NonNull<u8>) {
+    assert!(
+        memory.size() >= geometry.total_size() && geometry.kind == Kind::Bytes,
+        "the memory is not that of an RCQB"
+    );
+    let (base, capacity) = (memory.base(), geometry.capacity());
+    // SAFETY: as in `view`; all these parts are multiples of 64 bytes long and aligned so.
+    unsafe {
+        let participants = base.add(geometry.pool_at()).cast::<Participant>().as_ptr();
+        let hints = base.add(geometry.hints_at()).cast::<Hint>().as_ptr();
+        let headers = base.add(geometry.headers_at()).cast::<BufferHeader>().as_ptr();
+        let pool = Pool {
+            participants: core::slice::from_raw_parts(participants, geometry.participants as usize),
+            hints: core::slice::from_raw_parts(hints, capacity.div_ceil(64)),
+            headers: core::slice::from_raw_parts(headers, capacity),
+        };
+        (pool, base.add(geometry.payload_at()))
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! - [`Rcqs`]: 40 bits an item, one word a slot, lock-free.
 //! - [`Rcqd`]: 64 bits an item, changed by double-width compare-and-swap.
+//! - [`Rcqb`]: items of any size up to one that is set when the queue is made.
 #![no_std]
 
 #[cfg(feature = "alloc")]
@@ -10,16 +11,20 @@ extern crate alloc;
 #[cfg(any(feature = "std", loom))]
 extern crate std;
 
+pub mod bytes;
 pub mod cell;
 pub mod handle;
+#[cfg(all(feature = "std", not(loom)))]
+pub mod identity;
 pub mod lane;
 pub mod lanes;
 #[cfg(not(loom))]
 pub mod layout;
 #[cfg(loom)]
 pub mod model;
-#[cfg(not(loom))]
-mod pool;
+pub mod pool;
+#[cfg(all(feature = "std", not(loom)))]
+pub mod shm;
 pub mod sync;
 #[cfg_attr(loom, allow(dead_code, reason = "the model has its own futexes"))]
 mod sys;
@@ -27,6 +32,8 @@ pub mod wait;
 #[cfg(not(loom))]
 pub mod words;
 
+#[cfg(not(loom))]
+pub use bytes::Rcqb;
 pub use handle::Handle;
 #[cfg(all(feature = "alloc", not(loom)))]
 pub use layout::Heap;

@@ -18,6 +18,7 @@ mod number {
     pub const CLOCK_GETTIME: usize = 113;
 }
 
+const ETIMEDOUT: isize = -110;
 const FUTEX_WAKE: usize = 1;
 const FUTEX_WAIT_BITSET: usize = 9;
 const ANY_BIT: usize = u32::MAX as usize;
@@ -49,18 +50,20 @@ unsafe fn system_call(number: usize, a: [usize; 6]) -> isize {
     result
 }
 
-/// Sleeps while `word` is `expected`, at most until `until_ns` of the monotonic clock. May return early; callers look again.
+/// Sleeps while `word` is `expected`, at most until `until_ns` of the monotonic clock; tells whether that time came. May
+/// return early; callers look again.
 #[cfg(not(miri))]
-pub fn futex_wait(word: &AtomicU32, expected: u32, until_ns: u64) {
+pub fn futex_wait(word: &AtomicU32, expected: u32, until_ns: u64) -> bool {
     let until = Timespec {
         seconds: (until_ns / 1_000_000_000) as i64,
         nanoseconds: (until_ns % 1_000_000_000) as i64,
     };
     let word = core::ptr::from_ref(word) as usize;
     let timeout = core::ptr::from_ref(&until) as usize;
+    let arguments = [word, FUTEX_WAIT_BITSET, expected as usize, timeout, 0, ANY_BIT];
     // SAFETY: the word and the time live through the call. Not FUTEX_PRIVATE: the word may be shared with other processes.
     // Every result (woken, changed, timed out, interrupted) means: look again.
-    unsafe { system_call(number::FUTEX, [word, FUTEX_WAIT_BITSET, expected as usize, timeout, 0, ANY_BIT]) };
+    unsafe { system_call(number::FUTEX, arguments) == ETIMEDOUT }
 }
 
 /// Wakes up to `count` sleepers of `word`.
@@ -123,8 +126,9 @@ mod under_miri {
     use core::sync::atomic::Ordering::Relaxed;
     static TIME_NS: AtomicU64 = AtomicU64::new(0);
 
-    pub fn futex_wait(_: &AtomicU32, _: u32, _: u64) {
+    pub fn futex_wait(_: &AtomicU32, _: u32, _: u64) -> bool {
         std::thread::yield_now();
+        false
     }
     pub fn futex_wake(_: &AtomicU32, _: u32) {}
     pub fn now_ns() -> u64 {

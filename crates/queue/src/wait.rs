@@ -108,14 +108,16 @@ impl Event {
         seen
     }
 
-    pub fn sleep(&self, prepared: u32, deadline: Deadline, statistics: &Statistics) {
+    /// Tells whether the nap came to its end by itself.
+    pub fn sleep(&self, prepared: u32, deadline: Deadline, statistics: &Statistics) -> bool {
         statistics.sleeps.fetch_add(1, Relaxed);
         #[cfg(not(loom))]
-        sys::futex_wait(&self.word, prepared, deadline.next_nap_end_ns());
+        return sys::futex_wait(&self.word, prepared, deadline.next_nap_end_ns());
         #[cfg(loom)]
         {
             let _ = deadline;
             self.park.wait(&self.word, prepared);
+            false
         }
     }
 

@@ -239,3 +239,137 @@ fn a_dead_dequeuer_holds_nobody_up() {
         });
     }
 }
+
+mod pool {
+    use super::*;
+    use polytropo_queue::model::BytesParts;
+    use polytropo_queue::pool::Reaped;
+    use polytropo_queue::sync::Relaxed;
+
+    fn put(parts: &BytesParts, identity: u64, item: u32) -> Result<(), Error> {
+        let (view, mut local) = parts.join(identity);
+        view.try_put(&mut local, &mut 0, &mut |index| parts.content(index).store(item, Relaxed))
+    }
+
+    fn get(parts: &BytesParts, identity: u64) -> Result<u32, Error> {
+        let (view, mut local) = parts.join(identity);
+        view.try_get(&mut local, &mut 0, &mut |index| parts.content(index).load(Relaxed))
+    }
+
+    const VICTIM: u64 = 666;
+
+    fn reap(parts: &BytesParts) -> Reaped {
+        let (view, mut local) = parts.join(999);
+        let reaped = view.reap(&mut local, |identity| identity == VICTIM);
+        view.pool.leave(view.participant, 999);
+        reaped
+    }
+
+    /// Every buffer can be used, as often as one likes; what was in the queue is appended to `taken`.
+    fn is_as_new(parts: &BytesParts, taken: &mut Vec<u32>) {
+        let (view, mut local) = parts.join(1000);
+        let content = |index| parts.content(index).load(Relaxed);
+        for _ in 0..2 {
+            while let Ok(item) = view.try_get(&mut local, &mut 0, &mut |index| content(index)) {
+                taken.push(item);
+            }
+            for item in [100, 101] {
+                let fill = &mut |index| parts.content(index).store(item, Relaxed);
+                assert_eq!(view.try_put(&mut local, &mut 0, fill), Ok(()));
+            }
+            assert_eq!(view.try_put(&mut local, &mut 0, &mut |_| {}), Err(Error::Full));
+        }
+        taken.retain(|item| *item < 100);
+    }
+
+    #[test]
+    fn what_a_dead_putter_left_is_delivered_once_or_never_was() {
+        for steps in 0..22 {
+            explore(2, move || {
+                let parts = Arc::new(BytesParts::new(1, 4));
+                let victim = {
+                    let parts = Arc::clone(&parts);
+                    thread::spawn(move || {
+                        let (view, mut local) = parts.join(VICTIM);
+                        let fill = &mut |index| parts.content(index).store(1, Relaxed);
+                        death::after(steps, || view.try_put(&mut local, &mut 0, fill)).is_some()
+                    })
+                };
+                let mut taken: Vec<u32> = Vec::new();
+                put(&parts, 1, 2).unwrap();
+                taken.extend(get(&parts, 2));
+                let finished = victim.join().unwrap();
+                let reaped = reap(&parts);
+                assert_eq!((reaped.participants, reaped.lost_dequeues), (1, 0));
+                is_as_new(&parts, &mut taken);
+                let ones = taken.iter().filter(|item| **item == 1).count();
+                assert!(ones == 1 || ones == 0 && !finished && reaped.lost_enqueues <= 1);
+                assert_eq!(taken.iter().filter(|item| **item == 2).count(), 1);
+            });
+        }
+    }
+
+    #[test]
+    fn what_a_dead_getter_held_is_lost_once_and_reported() {
+        for steps in 0..22 {
+            explore(2, move || {
+                let parts = Arc::new(BytesParts::new(1, 4));
+                {
+                    let (view, mut local) = parts.join(1);
+                    for item in [1, 2] {
+                        let fill = &mut |index| parts.content(index).store(item, Relaxed);
+                        view.try_put(&mut local, &mut 0, fill).unwrap();
+                    }
+                }
+                let victim = {
+                    let parts = Arc::clone(&parts);
+                    thread::spawn(move || {
+                        let (view, mut local) = parts.join(VICTIM);
+                        let read = &mut |index| parts.content(index).load(Relaxed);
+                        death::after(steps, || view.try_get(&mut local, &mut 0, read).unwrap())
+                    })
+                };
+                let mut taken: Vec<u32> = get(&parts, 2).ok().into_iter().collect();
+                let theirs = victim.join().unwrap();
+                let reaped = reap(&parts);
+                assert_eq!((reaped.participants, reaped.lost_enqueues), (1, 0));
+                is_as_new(&parts, &mut taken);
+                taken.extend(theirs);
+                taken.sort_unstable();
+                let all = taken.len() as u64;
+                taken.dedup();
+                assert_eq!(taken.len() as u64, all, "an item came twice");
+                // A getter that died after it gave the buffer back had its item.
+                assert!(all == 2 || all == 1 && theirs.is_none());
+                assert!(reaped.lost_dequeues <= 2 - all);
+            });
+        }
+    }
+
+    /// A reaper at work does not disturb the living.
+    #[test]
+    fn the_reaper_and_a_getter_agree() {
+        for steps in 0..22 {
+            explore(2, move || {
+                let parts = Arc::new(BytesParts::new(1, 4));
+                let finished = {
+                    let (view, mut local) = parts.join(VICTIM);
+                    let fill = &mut |index| parts.content(index).store(1, Relaxed);
+                    death::after(steps, || view.try_put(&mut local, &mut 0, fill)).is_some()
+                };
+                put(&parts, 1, 2).unwrap();
+                let getter = {
+                    let parts = Arc::clone(&parts);
+                    thread::spawn(move || get(&parts, 2))
+                };
+                let reaped = reap(&parts);
+                let mut taken = vec![getter.join().unwrap().expect("there was an item")];
+                is_as_new(&parts, &mut taken);
+                assert_eq!(reaped.participants, 1);
+                let ones = taken.iter().filter(|item| **item == 1).count();
+                assert!(ones == 1 || ones == 0 && !finished);
+                assert_eq!(taken.iter().filter(|item| **item == 2).count(), 1);
+            });
+        }
+    }
+}
