@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def mnt(isolated: Isolated) -> Path:
     return path
 
 
-def write_stack(path: Path, root: dict[str, object]) -> Path:
+def write_stack(path: Path, root: Mapping[str, object]) -> Path:
     path.write_text(json.dumps({"version": 1, "root": root}))
     return path
 
