@@ -13,6 +13,9 @@ use super::nodes::{DEPTH_MAX, Node};
 use crate::error::{Errno, Error, Result};
 use crate::types::*;
 
+/// Most that is copied between layers in one go.
+const COPY_MAX_BYTES: u64 = 1 << 20;
+
 /// One open file of the union.
 pub struct File {
     node: Arc<Node>,
@@ -154,7 +157,7 @@ impl Union {
         open.service().seek(caller, open.held.node, open.handle, offset, to)
     }
 
-    /// EXDEV between layers: those who asked copy by reading and writing then.
+    /// Between layers by hand, a bounded piece at a time.
     pub(super) fn copy_between(
         &self,
         caller: &Caller,
@@ -165,7 +168,10 @@ impl Union {
         let (_, source) = self.current(caller, from.0)?;
         let (file, target) = self.current(caller, to.0)?;
         if source.held.layer.ordinal != target.held.layer.ordinal {
-            return Err(Error::new(Errno::XDEV, "copy from one layer to another"));
+            let length = length.min(COPY_MAX_BYTES);
+            let copied = copy_piece(&self.inside(caller), (&source, from.1), (&target, to.1), length)?;
+            self.notices.inode(caller, file.node.id);
+            return Ok(copied);
         }
         let copied = target.service().copy_range(
             &self.inside(caller),
@@ -187,4 +193,19 @@ impl Union {
         let (_, open) = self.current(caller, handle?).ok()?;
         open.held.is_upper().then_some(open)
     }
+}
+
+fn copy_piece(
+    caller: &Caller,
+    (source, from): (&OpenFile, u64),
+    (target, to): (&OpenFile, u64),
+    length: u64,
+) -> Result<u64> {
+    let mut buffer = vec![0; length as usize];
+    let read = source.service().read(caller, source.held.node, source.handle, from, &mut buffer)?;
+    if read == 0 {
+        return Ok(0);
+    }
+    let written = target.service().write(caller, target.held.node, target.handle, to, &buffer[..read])?;
+    Ok(written as u64)
 }

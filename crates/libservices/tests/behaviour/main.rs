@@ -39,3 +39,18 @@ fn directory_with_owners_in_attributes_that_others_change_too() {
 fn faults_that_never_strike() {
     suite::run(stacks::faultless);
 }
+
+#[test]
+fn union_of_directories() {
+    suite::run(|| stacks::union(DirCoherence::Immutable, Ownership::Native));
+}
+
+#[test]
+fn union_of_directories_that_others_change_too() {
+    suite::run(|| stacks::union(DirCoherence::Shared, Ownership::Native));
+}
+
+#[test]
+fn union_with_owners_in_attributes() {
+    suite::run(|| stacks::union(DirCoherence::Immutable, Ownership::Xattr));
+}

@@ -9,6 +9,7 @@ use polytropo_libservices::dir::Dir;
 use polytropo_libservices::fault::Fault;
 use polytropo_libservices::owners::Owners;
 use polytropo_libservices::stack::{DirCoherence, DirLayer, FaultLayer, Layer, Ownership};
+use polytropo_libservices::union::Union;
 
 use crate::suite::Stack;
 
@@ -41,4 +42,23 @@ pub fn faultless() -> Stack {
     }));
     let config = FaultLayer { below, rules: Vec::new(), seed: 0 };
     Stack::new(Arc::new(Fault::new(dir, &config).unwrap()), temp.path().to_owned(), temp)
+}
+
+/// A union of two lowers and an upper; seeds go to the lowest.
+pub fn union(coherence: DirCoherence, ownership: Ownership) -> Stack {
+    let temp = tempfile::tempdir().unwrap();
+    let layer = |name: &str, coherence| -> Arc<dyn Libservice> {
+        let path = temp.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        let dir = Arc::new(layer(&path, coherence, ownership));
+        match ownership {
+            Ownership::Native => dir,
+            Ownership::Xattr => Arc::new(Owners::new(dir)),
+        }
+    };
+    let lowers = vec![layer("top", coherence), layer("bottom", coherence)];
+    let upper =
+        layer("upper", if coherence == DirCoherence::Shared { coherence } else { DirCoherence::Exclusive });
+    let seed = temp.path().join("bottom");
+    Stack::new(Arc::new(Union::new(lowers, Some(upper)).unwrap()), seed, temp)
 }

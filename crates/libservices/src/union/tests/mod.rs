@@ -111,7 +111,11 @@ impl View {
 
     pub fn in_parent<T>(&self, path: &str, then: impl FnOnce(NodeId, &Name) -> Result<T>) -> Result<T> {
         let (parent, last) = path.rsplit_once('/').unwrap_or(("", path));
-        self.at(parent, |entry| then(entry.node, name(last)))
+        self.at(parent, |entry| {
+            // As a kernel above would: the layers need not find that first.
+            let is_dir = entry.attr.is_dir();
+            if is_dir { then(entry.node, name(last)) } else { Err(Error::new(Errno::NOTDIR, "walk a path")) }
+        })
     }
 
     fn given(&self, entry: Entry) -> Attr {
