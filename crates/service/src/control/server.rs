@@ -1,7 +1,7 @@
 //! Serves the control socket: who may connect, how long a line may be, how long a client may dawdle.
 
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -100,16 +100,34 @@ fn bind(run_dir: &Path) -> rustix::io::Result<UnixListener> {
 
 /// Only the service's owner and root give orders.
 fn allowed(stream: &UnixStream) -> Result<(), Refusal> {
-    let peer = rustix::net::sockopt::socket_peercred(stream)
-        .map_err(|errno| Refusal::of(errno, "the client's identity cannot be read"))?;
-    if peer.uid.is_root() || peer.uid == rustix::process::geteuid() {
+    let who = peer_uid(stream).map_err(|errno| Refusal::of(errno, "the client's identity cannot be read"))?;
+    if who == 0 || who == rustix::process::geteuid().as_raw() {
         return Ok(());
     }
-    let who = peer.uid.as_raw();
     Err(Refusal::with_errno(
         Errno::PERM,
         format!("user {who} may not give orders; only the owner and root may"),
     ))
+}
+
+/// The user who connected. (Its process id may be 0, from another PID namespace, which rustix does not foresee.)
+fn peer_uid(stream: &UnixStream) -> rustix::io::Result<u32> {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `peer`, which is that long and plain numbers.
+    let done = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &mut length,
+        )
+    };
+    if done == 0 {
+        return Ok(peer.uid);
+    }
+    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 
 fn say_goodbye(mut stream: UnixStream, why: &Refusal) {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -341,6 +342,7 @@ fn spawn(socket: OwnedFd) -> std::io::Result<(std::process::Child, OwnedFd)> {
     // SAFETY: only what this thread starts is concerned; no descriptors are parted.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID)? };
     let child = Command::new("/proc/self/exe")
+        .arg0("polytropo-service")
         .arg("worker")
         .env_clear()
         .envs(std::env::vars().filter(|(name, _)| name == "POLYTROPO_LOG" || name.starts_with("RUST_")))

@@ -34,6 +34,8 @@ pub fn run() -> i32 {
 }
 
 fn start() -> Result<Link, String> {
+    // For ps(1); the program was started by a name that tells nothing.
+    let _ = rustix::thread::set_name(c"polytropo-work");
     let link = take_link()?;
     isolation::enter(|| {
         link.send(&Report::Separated {}, &[]).map_err(|e| format!("the keeper does not listen: {e}"))?;

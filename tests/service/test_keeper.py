@@ -1,0 +1,244 @@
+"""Orders over the control socket, hostile clients, and the deaths of keeper and worker."""
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Isolated
+from tests.service.keepers import Keeper, ask, directory_stack, read_line, wait_until
+
+
+@pytest.fixture
+def keeper(isolated: Isolated) -> Iterator[Keeper]:
+    started = Keeper(isolated)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def data(isolated: Isolated) -> Path:
+    path = isolated.directory / "data"
+    path.mkdir()
+    (path / "file").write_text("content\n")
+    return path
+
+
+def our_mount_lines(place: Isolated) -> list[str]:
+    table = place.run("cat", "/proc/self/mountinfo").stdout
+    return [line for line in table.splitlines() if " fuse.polytropo " in line]
+
+
+def test_orders_that_are_refused(keeper: Keeper, data: Path) -> None:
+    place = keeper.place.directory
+    mnt = place / "mnt"
+    mnt.mkdir()
+    stack = directory_stack(data)
+
+    def refused(stack: object, mountpoint: object) -> tuple[str, str | None]:
+        return keeper.refused("mount", stack=stack, mountpoint=str(mountpoint))
+
+    assert refused(stack, "mnt") == ("the mount point mnt is not an absolute path", "EINVAL")
+    assert refused(stack, place / "no") == (
+        f"the mount point {place}/no does not exist; make it with mkdir",
+        "ENOENT",
+    )
+    assert refused(stack, data / "file") == (f"the mount point {data}/file is not a directory", "ENOTDIR")
+    assert refused(directory_stack(data / "no"), mnt) == (f"root.path: {data}/no does not exist", "ENOENT")
+    lower = {"kind": "dir", "path": str(data)}
+    union = {"version": 1, "root": {"kind": "union", "lowers": [lower, {"kind": "dir", "path": "/no"}]}}
+    assert refused(union, mnt) == ("root.lowers[1].path: /no does not exist", "ENOENT")
+    union["root"]["upper"] = {"kind": "dir", "path": str(data / "file")}  # type: ignore[index]
+    assert refused(union, mnt) == (f"root.upper.path: {data}/file is not a directory", "ENOTDIR")
+    sentence, errno = refused({"version": 2, "root": {}}, mnt)
+    assert sentence.startswith("stack document: version: is 2, but") and errno == "EINVAL"
+    sentence, _ = refused({"version": 1, "root": {"kind": "dir", "path": "here"}}, mnt)
+    assert sentence.startswith('stack document: root.path: "here" is not absolute')
+
+    keeper.mount(data, mnt)
+    assert refused(stack, mnt) == (
+        f"the mount point {mnt} is in use: something is mounted there; unmount it or take another",
+        "EBUSY",
+    )
+    nowhere = f"this service has nothing mounted at {data}"
+    assert keeper.refused("unmount", mountpoint=str(data)) == (nowhere, "EINVAL")
+    keeper.place.run("mount", "-t", "tmpfs", "none", mnt)
+    sentence, errno = keeper.refused("unmount", mountpoint=str(mnt))
+    assert "is in use" in sentence and errno == "EBUSY"
+    assert len(our_mount_lines(keeper.place)) == 1
+    sentence, _ = keeper.refused("fly")
+    assert sentence.startswith("the order cannot be understood: unknown variant `fly`")
+
+
+def test_without_a_fuse_device(isolated: Isolated, keeper: Keeper, data: Path) -> None:
+    (isolated.directory / "mnt").mkdir()
+    isolated.run("mount", "--bind", "/dev/null", "/dev/fuse")
+    order = {"stack": directory_stack(data), "mountpoint": str(isolated.directory / "mnt")}
+    sentence, _ = keeper.refused("mount", **order)
+    assert "cannot be mounted" in sentence or "/dev/fuse cannot be opened" in sentence
+    isolated.run("umount", "/dev/fuse")
+    keeper.do("mount", **order)
+
+
+def test_identical_stacks_unmount_in_either_order(keeper: Keeper, data: Path) -> None:
+    one, two = (keeper.place.directory / name for name in ("one", "two"))
+    for first, second in ((one, two), (two, one)):
+        keeper.mount(data, one)
+        keeper.mount(data, two)
+        devices = {line.split()[2] for line in our_mount_lines(keeper.place)}
+        assert len(devices) == 1
+        keeper.do("unmount", mountpoint=str(first))
+        assert keeper.place.run("cat", second / "file").stdout == "content\n"
+        keeper.do("unmount", mountpoint=str(second))
+        assert keeper.mounts() == [] and our_mount_lines(keeper.place) == []
+
+
+def test_mounts_that_others_unmount_are_noticed(isolated: Isolated, data: Path) -> None:
+    keeper = Keeper(isolated, idle_timeout_s=1)
+    keeper.mount(data, isolated.directory / "mnt")
+    isolated.run("umount", isolated.directory / "mnt")
+    # Nobody asks the keeper: it has to notice by itself in order to end.
+    assert keeper.process.wait(30) == 0
+    assert not (keeper.run_dir / "control.sock").exists()
+    keeper.close()
+
+
+def test_signals_end_a_keeper_and_its_mounts(isolated: Isolated, data: Path) -> None:
+    keeper = Keeper(isolated)
+    keeper.mount(data, isolated.directory / "mnt")
+    isolated.run("kill", "-TERM", str(keeper.inner_pid("keeper_pid")))
+    assert keeper.process.wait(30) == 0
+    assert our_mount_lines(isolated) == []
+    keeper.close()
+
+
+def test_a_dead_worker_is_told_of_and_replaced(keeper: Keeper, data: Path) -> None:
+    place, mnt = keeper.place, keeper.place.directory / "mnt"
+    keeper.mount(data, mnt)
+    held = subprocess.Popen(
+        place.command("sh", "-c", f"exec 3<{mnt}/file; echo; read x; cat <&3 || exit 9"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert held.stdout is not None and held.stdout.readline() == b"\n"
+    first = keeper.inner_pid("worker_pid")
+    place.run("kill", "-KILL", str(first))
+    wait_until(lambda: keeper.mounts()[0]["dead"] is True, "the keeper notices")
+    # Programs get errors, they do not hang.
+    done = place.run("ls", mnt, check=False, timeout_s=20)
+    assert done.returncode != 0
+    assert "not connected" in done.stderr or "connection abort" in done.stderr.lower()
+    held.communicate(b"\n", timeout=20)
+    assert keeper.do("stats")["mounts"][0]["dead"] is True
+
+    keeper.do("unmount", mountpoint=str(mnt))
+    assert our_mount_lines(place) == []
+    keeper.mount(data, mnt)
+    assert place.run("cat", mnt / "file").stdout == "content\n"
+    assert keeper.inner_pid("worker_pid") != first
+    assert keeper.mounts()[0]["dead"] is False
+
+
+def test_an_aborted_connection_is_told_of(keeper: Keeper, data: Path) -> None:
+    place, mnt = keeper.place, keeper.place.directory / "mnt"
+    keeper.mount(data, mnt)
+    minor = our_mount_lines(place)[0].split()[2].split(":")[1]
+    place.run("mount", "-t", "fusectl", "fusectl", "/sys/fs/fuse/connections")
+    place.run("sh", "-c", f"echo 1 >/sys/fs/fuse/connections/{minor}/abort")
+    wait_until(lambda: keeper.mounts()[0]["dead"] is True, "the keeper notices")
+    keeper.do("unmount", mountpoint=str(mnt))
+
+
+def test_a_worker_dies_with_its_keeper(isolated: Isolated, data: Path) -> None:
+    keeper = Keeper(isolated)
+    mnt = isolated.directory / "mnt"
+    keeper.mount(data, mnt)
+    worker = keeper.inner_pid("worker_pid")
+    isolated.run("kill", "-KILL", str(keeper.inner_pid("keeper_pid")))
+    keeper.process.wait(30)
+    # Whether its parent has collected it yet is no matter.
+    dead = f"[ ! -e /proc/{worker} ] || grep -q 'State:.Z' /proc/{worker}/status"
+    wait_until(lambda: isolated.run("sh", "-c", dead, check=False).returncode == 0, "its end")
+    done = isolated.run("ls", mnt, check=False, timeout_s=20)
+    assert "not connected" in done.stderr
+    keeper.close()
+    # A new one takes the dead one's place at the socket, and its mount point once that is cleared.
+    again = Keeper(isolated)
+    isolated.run("umount", "--lazy", mnt)
+    again.mount(data, mnt)
+    assert isolated.run("cat", mnt / "file").stdout == "content\n"
+    again.close()
+
+
+def test_two_keepers_cannot_share_a_directory(isolated: Isolated, keeper: Keeper) -> None:
+    with pytest.raises(AssertionError, match="Address already in use"):
+        Keeper(isolated)
+    assert keeper.mounts() == []
+
+
+def test_hostile_clients_hold_up_nobody(keeper: Keeper) -> None:
+    silent = [keeper.connect() for _ in range(40)]
+    for connection in silent[:20]:
+        connection.sendall(b'{"op":"li')
+    assert keeper.mounts() == []
+
+    endless = keeper.connect()
+    with pytest.raises((ConnectionError, AssertionError)):
+        for _ in range(200):
+            endless.sendall(b"x" * 65536)
+        assert b"longer than" not in read_line(endless)
+
+    for nonsense in (
+        b"\n",
+        b"[]\n",
+        b"\xff\xfe\n",
+        b'{"op":"list","op":"list","x":1}\n',
+        b"[" * 5000 + b"\n",
+    ):
+        connection = keeper.connect()
+        connection.sendall(nonsense)
+        assert b"cannot be understood" in read_line(connection)
+        # The same connection is still good for an order.
+        assert ask(connection, {"op": "list"}) == {"ok": {"mounts": []}}
+        connection.close()
+
+    gone = keeper.connect()
+    gone.sendall(b'{"op":"stats"}\n' * 1000)
+    gone.close()
+    assert keeper.mounts() == []
+
+    crowd = []
+    for _ in range(100):
+        connection = keeper.connect()
+        connection.settimeout(0.2)
+        crowd.append(connection)
+    refused = sum(b"clients already" in _whatever_comes(connection) for connection in crowd)
+    assert refused >= 36
+    assert keeper.mounts() == []
+    for connection in [*silent, *crowd, endless]:
+        connection.close()
+    wait_until(lambda: ask(keeper.connect(), {"op": "list"}) == {"ok": {"mounts": []}}, "room again")
+
+
+def _whatever_comes(connection: socket.socket) -> bytes:
+    try:
+        return read_line(connection)
+    except (TimeoutError, ConnectionError):
+        return b""
+
+
+def test_only_owner_and_root_give_orders(isolated: Isolated, keeper: Keeper) -> None:
+    script = "import socket as s,sys; c=s.socket(s.AF_UNIX); c.connect(sys.argv[1]); print(c.recv(999))"
+    stranger = ("setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "/usr/bin/python3", "-c", script)
+    socket_path = keeper.run_dir / "control.sock"
+    assert "Permission denied" in isolated.run(*stranger, socket_path, check=False).stderr
+    # Should somebody open up the directory, the keeper itself still asks who it is.
+    socket_path.chmod(0o666)
+    for directory in (keeper.run_dir, *keeper.run_dir.parents):
+        if directory.stat().st_mode & 0o011 != 0o011:
+            directory.chmod(directory.stat().st_mode | 0o011)
+    answer = isolated.run(*stranger, socket_path).stdout
+    assert "user 1234 may not give orders" in answer and '"EPERM"' in answer
