@@ -111,7 +111,7 @@ def _composed(text: str, upper: Path | None, read_only: bool) -> "Stack":
     if upper is not None:
         if not upper.is_dir():
             raise PolytropoError(f"the upper directory {upper} does not exist; make it with mkdir")
-        root = Union([root], upper=Dir(os.path.realpath(upper)))
+        root = Union([root], upper=Dir(os.path.realpath(upper), coherence="exclusive"))
     stack = Stack(root)
     stack.check()
     return stack
