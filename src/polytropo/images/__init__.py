@@ -1,6 +1,7 @@
 """Images: imported, bootstrapped, committed; kept as layers that are stored once by content."""
 
 from polytropo.images.bootstrap import bootstrap
+from polytropo.images.commit import commit
 from polytropo.images.config import ImageConfig
 from polytropo.images.errors import ImageError
 from polytropo.images.importing import import_image
@@ -13,6 +14,7 @@ __all__ = [
     "ImageError",
     "Usage",
     "bootstrap",
+    "commit",
     "df",
     "get_image",
     "import_image",

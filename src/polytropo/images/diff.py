@@ -25,25 +25,25 @@ def changes(before: Tree, after: Tree) -> Iterator[bytes]:
                 continue
             if found.is_directory:
                 waiting.append(name)
-            yield from _entry(name, found, first_names)
+            yield from _entry(after, name, found, first_names)
         yield from _removals(before, path, names)
     yield END
 
 
-def _entry(name: bytes, found: Found, first_names: dict[int, bytes]) -> Iterator[bytes]:
+def _entry(after: Tree, name: bytes, found: Found, first_names: dict[int, bytes]) -> Iterator[bytes]:
     if found.is_directory:
         yield header(name + b"/", found.attributes)
     elif found.links > 1 and found.inode in first_names:
         yield hard_link(name, first_names[found.inode], found.attributes)
         return
     elif found.is_file:
-        descriptor = found.open()
+        descriptor = after.open_file(name, found.inode)
         try:
             yield from regular_file(name, found.attributes, descriptor)
         finally:
             os.close(descriptor)
     else:
-        yield header(name, found.attributes, link=found.target() if found.is_link else b"")
+        yield header(name, found.attributes, link=after.target_of(name) if found.is_link else b"")
     if found.links > 1:
         first_names[found.inode] = name
 

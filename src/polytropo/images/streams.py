@@ -1,6 +1,7 @@
 """Streams that an image passes through: counted, digested, decompressed, read exactly."""
 
 import hashlib
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Protocol, cast
@@ -14,7 +15,7 @@ CHUNK_BYTES = 1 << 20
 PADDING_BYTES_MAX = 64 << 20
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
-_ZSTD_SKIPPABLE = (b"\x50\x2a\x4d\x18", b"\x5f\x2a\x4d\x18")
+_ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 # What a zstd frame may make its reader keep; the format's own recommendation for decoders is 8 MiB.
 _ZSTD_WINDOW_BYTES_MAX = 1 << 27
 _OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"PK\x03\x04": "zip"}
@@ -112,7 +113,7 @@ def compression_of(magic: bytes) -> str:
     """How a stream is compressed, by its first bytes. Raises ImageError for what we do not read."""
     if magic.startswith(_GZIP):
         return "gzip"
-    if magic.startswith(_ZSTD) or _ZSTD_SKIPPABLE[0] <= magic[:4] <= _ZSTD_SKIPPABLE[1]:
+    if magic.startswith(_ZSTD) or _ZSTD_SKIPPABLE.match(magic):
         return "zstd"
     for start, name in _OTHERS.items():
         if magic.startswith(start):

@@ -13,7 +13,7 @@ from polytropo.images.syscalls import open_in_root
 
 @dataclass(slots=True)
 class Found:
-    """Something in a directory. It may be opened until the next one is asked for."""
+    """Something in a directory."""
 
     name: bytes
     attributes: Attributes
@@ -22,7 +22,6 @@ class Found:
     size_bytes: int
     marks: dict[bytes, bytes]
     """The union's own attributes, `user.polytropo.*`."""
-    _directory: int
 
     @property
     def is_directory(self) -> bool:
@@ -35,21 +34,6 @@ class Found:
     @property
     def is_link(self) -> bool:
         return stat.S_ISLNK(self.attributes.mode)
-
-    def target(self) -> bytes:
-        """What a symbolic link says."""
-        return os.readlink(self.name, dir_fd=self._directory)
-
-    def open(self) -> int:
-        """Opens a regular file for reading."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(self.name, flags, dir_fd=self._directory)
-        if os.fstat(descriptor).st_ino != self.inode:
-            os.close(descriptor)
-            raise ImageError(
-                f"{shown(self.name)} was replaced while it was read; try again when nobody writes it"
-            )
-        return descriptor
 
 
 class Tree:
@@ -89,13 +73,20 @@ class Tree:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            found = self._found(directory, name)
-            found._directory = -1
-            return found
+            return self._found(directory, name)
         except FileNotFoundError:
             return None
         finally:
             os.close(directory)
+
+    def open_file(self, path: bytes, inode: int) -> int:
+        """Opens the regular file `path` for reading, which has to be the one that was found."""
+        descriptor = open_in_root(self._root, path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        status = os.fstat(descriptor)
+        if status.st_ino != inode or not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise ImageError(f"{shown(path)} was replaced while it was read; try again when nobody writes it")
+        return descriptor
 
     def digest_of(self, path: bytes) -> str:
         """The SHA-256 of a regular file's data."""
@@ -118,4 +109,4 @@ class Tree:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         path = b"/proc/self/fd/%d/%s" % (directory, name)
         attributes, marks = read_attributes(status, path, self.ownership)
-        return Found(name, attributes, status.st_ino, status.st_nlink, status.st_size, marks, directory)
+        return Found(name, attributes, status.st_ino, status.st_nlink, status.st_size, marks)

@@ -1,0 +1,183 @@
+"""A container's writable layer as a layer of an image: what only the union understands is spelt out.
+
+A directory that was renamed gets all its content and hides what is below; a file that was copied up under
+one of several names gets all of them; the union's own records and attributes are left out.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+
+from polytropo.images.errors import ImageError
+from polytropo.images.extract import OPAQUE, RESERVED, WHITEOUT
+from polytropo.images.merged import Entry, Merged, Part, join
+from polytropo.images.ownership import Attributes
+from polytropo.images.tar_writer import END, hard_link, header, regular_file
+from polytropo.images.walk import Found, Tree
+
+_LINKS = RESERVED + b"/links"
+_ORIGIN = re.compile(rb"([0-9]{1,4})-([0-9]{1,20})")
+_COPIES_MAX = 1 << 20
+_MARKER = Attributes(stat.S_IFREG | 0o600, 0, 0, 0, 0, {})
+
+
+def flattened(upper: Tree, lowers: list[Tree]) -> Iterator[bytes]:
+    """The tar archive of the layer that `upper` makes over `lowers`, the topmost of these first."""
+    yield from _Flattener(upper, lowers).archive()
+
+
+class _Flattener:
+    def __init__(self, upper: Tree, lowers: list[Tree]) -> None:
+        self._upper = Part(upper, b"", 0)
+        self._lowers = lowers
+        self._merged = Merged(lowers)
+        # By (ordinal, inode): the name under which it is in the archive already.
+        self._first_names: dict[tuple[int, int], bytes] = {}
+        self._copies = self._read_copies()
+        self._missing = self._names_of_copies()
+
+    def archive(self) -> Iterator[bytes]:
+        yield header(b"./", self._upper.tree.top().attributes)
+        waiting: list[tuple[bytes, list[Part], bool]] = [(b"", [self._upper], False)]
+        while waiting:
+            path, parts, is_whole = waiting.pop()
+            for name, entry, whole in self._children(path, parts, is_whole):
+                target = join(path, name)
+                yield from self._entry(target, entry)
+                if entry.found.is_directory:
+                    if whole and not is_whole:
+                        yield header(join(target, OPAQUE), _MARKER)
+                    waiting.append((target, entry.parts, whole))
+            if not is_whole and parts and parts[0].ordinal == 0:
+                yield from self._whiteouts(path, parts[0])
+        yield END
+
+    def _children(
+        self, path: bytes, parts: list[Part], is_whole: bool
+    ) -> Iterator[tuple[bytes, Entry, bool]]:
+        """What to write of a directory: its names, and whether they hide what the lowers have there."""
+        if is_whole:
+            for name, entry in sorted(self._merged.entries(parts).items()):
+                yield name, entry, True
+            return
+        names = set()
+        if parts and parts[0].ordinal == 0:
+            part = parts[0]
+            listed = list(part.tree.list(part.path))
+            hidden = {found.name for found in listed if found.name.startswith(WHITEOUT)}
+            for found in listed:
+                if found.name.startswith(WHITEOUT):
+                    continue
+                names.add(found.name)
+                child = part.child(found.name)
+                redirected = self._merged.redirected(found) if found.is_directory else None
+                # A directory beside its own whiteout merges with nothing; others understand only the marker.
+                whole = redirected is not None or (found.is_directory and WHITEOUT + found.name in hidden)
+                yield found.name, Entry(found, [child, *(redirected or [])]), whole
+        for name in sorted(self._missing.get(path, set()) - names):
+            # A name that only the lowers have, of a file that was copied up, or a directory on the way to it.
+            below = self._merged.entry(self._merged.parts_at(path), name)
+            if below is not None:
+                yield name, Entry(below.found, below.parts[:1]), False
+
+    def _whiteouts(self, path: bytes, part: Part) -> Iterator[bytes]:
+        listed = list(part.tree.list(part.path))
+        names = {found.name for found in listed}
+        for found in listed:
+            is_whiteout = found.name.startswith(WHITEOUT) and found.name != RESERVED
+            # What is there anew hides the old one by itself.
+            if is_whiteout and (found.name == OPAQUE or found.name.removeprefix(WHITEOUT) not in names):
+                yield header(join(path, found.name), _MARKER)
+
+    def _entry(self, name: bytes, entry: Entry) -> Iterator[bytes]:
+        part, found = entry.part, entry.found
+        if found.is_directory:
+            yield header(name + b"/", found.attributes)
+            return
+        if stat.S_ISSOCK(found.attributes.mode):
+            return  # nobody listens on it in an image
+        copy = self._copies.get((part.ordinal, found.inode))
+        if copy is not None and part.ordinal != 0:
+            part, found = self._upper.child(_LINKS).child(copy.name), copy
+        key = (part.ordinal, found.inode)
+        if key in self._first_names:
+            yield hard_link(name, self._first_names[key], found.attributes)
+            return
+        if found.links > 1:
+            self._first_names[key] = name
+        yield from _leaf(name, part, found)
+
+    def _read_copies(self) -> dict[tuple[int, int], Found]:
+        """The copies in the union's work area, by ordinal and inode of what they were copied from."""
+        above = self._upper.get(RESERVED)
+        links = None if above is None else self._upper.get(_LINKS)
+        if links is None or not links.is_directory:
+            return {}
+        copies = {}
+        for found in self._upper.tree.list(_LINKS):
+            match = _ORIGIN.fullmatch(found.name)
+            if match and not found.is_directory:
+                copies[int(match[1]), int(match[2])] = found
+            if len(copies) > _COPIES_MAX:
+                raise ImageError(f"the container changed more than {_COPIES_MAX} files of several names")
+        return copies
+
+    def _names_of_copies(self) -> dict[bytes, set[bytes]]:
+        """By directory the names at which lowers show copied files, and of directories on the way."""
+        missing: dict[bytes, set[bytes]] = {}
+        for ordinal in sorted({ordinal for ordinal, _ in self._copies}):
+            if not 1 <= ordinal <= len(self._lowers):
+                raise ImageError(f"the container names a lower layer {ordinal}, which its image lacks")
+            tree = self._lowers[len(self._lowers) - ordinal]
+            waiting = [b""]
+            while waiting:
+                path = waiting.pop()
+                for found in tree.list(path):
+                    name = join(path, found.name)
+                    if found.is_directory:
+                        waiting.append(name)
+                    elif self._is_copied(found, ordinal) and self._shows(name, ordinal):
+                        _add_with_parents(missing, name)
+        return missing
+
+    def _is_copied(self, found: Found, ordinal: int) -> bool:
+        return found.links > 1 and (ordinal, found.inode) in self._copies
+
+    def _shows(self, name: bytes, ordinal: int) -> bool:
+        """Whether the union shows the lower's file at `name`, and not something else or nothing."""
+        parts = [self._upper, *self._merged.roots]
+        components = name.split(b"/")
+        for i, component in enumerate(components):
+            entry = self._merged.entry(parts, component)
+            if entry is None:
+                return False
+            if i + 1 == len(components):
+                return entry.part.ordinal == ordinal and entry.part.path == name
+            if not entry.found.is_directory:
+                return False
+            parts = entry.parts
+        return False
+
+
+def _leaf(name: bytes, part: Part, found: Found) -> Iterator[bytes]:
+    if found.is_file:
+        descriptor = part.tree.open_file(part.path, found.inode)
+        try:
+            yield from regular_file(name, found.attributes, descriptor)
+        finally:
+            os.close(descriptor)
+    elif found.is_link:
+        yield header(name, found.attributes, link=part.tree.target_of(part.path))
+    else:
+        yield header(name, found.attributes)
+
+
+def _add_with_parents(names: dict[bytes, set[bytes]], path: bytes) -> None:
+    while path:
+        above, _, name = path.rpartition(b"/")
+        there = names.setdefault(above, set())
+        if name in there:
+            return
+        there.add(name)
+        path = above
