@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Isolated
 from tests.stacks import mount
 
-ORDINARY_UID = 12345
+ORDINARY_UID = 1  # daemon: an ordinary user that every Debian has
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Desk:
             if self.ordinary
             else []
         )
-        environment = ["env", f"HOME={self.directory}", f"TMPDIR={self.directory}"]
-        return ["setpriv", *identity, *environment, f"--chdir={self.directory}", *map(str, command)]
+        settings = [f"--chdir={self.directory}", f"HOME={self.directory}", f"TMPDIR={self.directory}"]
+        return ["setpriv", *identity, "env", *settings, *map(str, command)]
 
     def sh(self, script: str, *, check: bool = True, timeout_s: float = 120) -> str:
         """Runs a shell script here that stops at its first failure; returns what it printed."""
