@@ -121,11 +121,12 @@ def _answer(work: Callable[[], bytes], write_end: int) -> None:
 
 
 def _fuse_greeting() -> bytes:
-    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     if os.geteuid() == 0:
         _check(_LIBC.unshare(_CLONE_NEWNS))
     else:
         _enter_user_namespace(_CLONE_NEWUSER | _CLONE_NEWNS)
+    # The kernel mounts only what was opened in the same user namespace.
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     _check(_LIBC.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None))
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
     place = os.fsencode(tempfile.gettempdir())

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from polytropo import hostprobe
 from polytropo.errors import PolytropoError
 
 FILESYSTEM_TYPE = "fuse.polytropo"
@@ -45,12 +46,11 @@ def top_mount(path: Path) -> Mount | None:
 
 
 def is_dead(path: Path) -> bool:
-    """Whether the service behind the mount at `path` is gone, so that every access fails."""
-    try:
-        path.stat()
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+    """Whether the service behind the mount at `path` is gone, so that every access fails.
+
+    One that does not answer may still come back: it is not dead.
+    """
+    return hostprobe.answers(path) in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def detach(path: Path) -> None:

@@ -32,9 +32,6 @@ from polytropo.tenants import (
 if TYPE_CHECKING:
     from polytropo.compose import Stack
 
-FUSE_DESCRIPTORS = "POLYTROPO_FUSE_FD"
-"""Names descriptors of /dev/fuse, one a mount ("3,4"), for users who may not open it themselves."""
-
 _START_TIMEOUT_S = 30.0
 _ANSWER_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0

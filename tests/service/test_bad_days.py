@@ -70,6 +70,19 @@ def test_a_dead_mount_in_the_state_directory_is_cleared_by_prune(isolated: Isola
     assert isolated.run("ls", inside, check=False).stdout == ""
 
 
+def test_a_mount_whose_worker_died_is_cleared(isolated: Isolated, data: Path, mnt: Path) -> None:
+    isolated.polytropo("mount", data, mnt)
+    (before,) = isolated.json("stats")
+    isolated.run("kill", "-KILL", str(before["worker_pid"]))
+    assert dead(isolated, mnt)
+    assert "clear it with" in isolated.refused("mount", data, mnt)
+    isolated.polytropo("unmount", mnt)
+    isolated.polytropo("mount", data, mnt)
+    assert isolated.run("cat", mnt / "file").stdout == "content\n"
+    (after,) = isolated.json("stats")
+    assert after["keeper_pid"] == before["keeper_pid"] and after["worker_pid"] != before["worker_pid"]
+
+
 def test_a_silent_service_is_told_and_ended(isolated: Isolated, data: Path, mnt: Path) -> None:
     isolated.polytropo("mount", data, mnt)
     (stats,) = isolated.json("stats")
