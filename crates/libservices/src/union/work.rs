@@ -143,7 +143,9 @@ impl Union {
         }
         let recorded =
             if attr.file_type() == libc::S_IFREG { mark(caller, held, marks::LINKS)? } else { None };
-        Ok(Some(recorded.and_then(|text| count(&text)).unwrap_or(attr.nlink.saturating_sub(1))))
+        // It was found by some name.
+        let counted = || attr.nlink.saturating_sub(1).max(1);
+        Ok(Some(recorded.and_then(|text| count(&text)).unwrap_or_else(counted)))
     }
 }
 

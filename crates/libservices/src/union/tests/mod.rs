@@ -2,8 +2,10 @@
 
 mod basics;
 mod copying;
+mod interrupted;
 mod model;
 
+use std::collections::BTreeMap;
 use std::fs as host;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -30,9 +32,26 @@ pub fn dir_layer(path: &Path, read_only: bool, coherence: DirCoherence) -> Arc<d
     Arc::new(Dir::new(root, &config).unwrap())
 }
 
+/// A temporary directory, in memory where that can hold attributes: many small unions sync many small copies.
+pub fn quick_tempdir() -> tempfile::TempDir {
+    let Ok(temp) = tempfile::tempdir_in("/dev/shm") else { return tempfile::tempdir().unwrap() };
+    let none = rustix::fs::XattrFlags::empty();
+    match rustix::fs::setxattr(temp.path(), "user.test", b"y", none) {
+        Ok(()) => temp,
+        Err(_) => tempfile::tempdir().unwrap(),
+    }
+}
+
 impl Rig {
     pub fn new(lower_count: usize) -> Self {
-        let temp = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap(), lower_count)
+    }
+
+    pub fn quick(lower_count: usize) -> Self {
+        Self::at(quick_tempdir(), lower_count)
+    }
+
+    fn at(temp: tempfile::TempDir, lower_count: usize) -> Self {
         for i in 0..lower_count {
             host::create_dir(temp.path().join(format!("lower{i}"))).unwrap();
         }
@@ -249,6 +268,25 @@ impl View {
             }
         }
         found
+    }
+
+    /// Everything that has to be equal, hard links by the first of their names.
+    pub fn state(&self, with_nlink: bool) -> Vec<String> {
+        let mut first: BTreeMap<u64, String> = BTreeMap::new();
+        let mut lines = Vec::new();
+        for (path, attr) in self.attrs() {
+            let leader = first.entry(attr.ino).or_insert_with(|| path.clone()).clone();
+            let bytes = match attr.file_type() {
+                libc::S_IFREG => self.read(&path).unwrap(),
+                libc::S_IFDIR => String::new(),
+                _ => "special".into(),
+            };
+            let xattr =
+                self.at(&path, |entry| self.union.getxattr(&self.caller, entry.node, b"user.test")).ok();
+            let nlink = if attr.is_dir() || !with_nlink { 0 } else { attr.nlink };
+            lines.push(format!("{path} {:o} {leader} {nlink} {xattr:?} {bytes}", attr.mode));
+        }
+        lines
     }
 
     pub fn inos(&self) -> Vec<(String, u64)> {
