@@ -15,6 +15,7 @@ import msgspec
 from polytropo import hostprobe, mounts
 from polytropo.cgroups import WANTED, Hierarchies
 from polytropo.errors import PolytropoError
+from polytropo.host import is_rootless
 from polytropo.hostprobe import ProbeError
 from polytropo.service import service_binary
 from polytropo.state import VERSION, State, default_home, layout_version
@@ -104,7 +105,7 @@ def _fuse_kernel(name: str, _home: Path, _fix: bool) -> Iterator[Finding]:
 
 def _passthrough(kernel: hostprobe.Fuse) -> Finding:
     name = "fuse-passthrough"
-    if kernel.passthrough and os.geteuid() == 0:
+    if kernel.passthrough and not is_rootless():
         return _finding(name, "good", "reads of image files can bypass the service (FUSE passthrough)")
     if kernel.passthrough:
         return _finding(
@@ -140,7 +141,7 @@ def _user_namespaces(name: str, _home: Path, _fix: bool) -> Iterator[Finding]:
 
 
 def _idmapped_mounts(name: str, home: Path, _fix: bool) -> Iterator[Finding]:
-    if os.geteuid() != 0:
+    if is_rootless():
         yield _finding(name, "good", "idmapped mounts are not needed by an ordinary user's services")
         return
     place = _existing(home)
@@ -156,7 +157,7 @@ def _idmapped_mounts(name: str, home: Path, _fix: bool) -> Iterator[Finding]:
 
 
 def _subordinate_ids(name: str, _home: Path, _fix: bool) -> Iterator[Finding]:
-    if os.geteuid() == 0:
+    if not is_rootless():
         yield _finding(name, "good", "subordinate ids are not needed by root")
         return
     helpers = [program for program in ("newuidmap", "newgidmap") if shutil.which(program) is None]
@@ -188,7 +189,7 @@ def _control_groups(name: str, _home: Path, _fix: bool) -> Iterator[Finding]:
         yield _finding(
             name, "lacking", f"{what}, without {', '.join(lost)}: tenants are not held to them", advice
         )
-    elif os.geteuid() != 0:
+    elif is_rootless():
         advice = "run as root for tenants with limits of their own"
         yield _finding(name, "lacking", f"{what} may be limited by root only", advice)
     else:

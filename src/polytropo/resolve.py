@@ -2,6 +2,7 @@
 
 from polytropo.compose import Dir, Fault, Image, Layer, StackError, Union, Volume
 from polytropo.errors import PolytropoError
+from polytropo.host import host_ownership
 from polytropo.state import State
 
 
@@ -59,7 +60,7 @@ class _Resolver:
         except PolytropoError as error:
             raise _at(place, error) from error
         path = volume_data(self._state, tenant.name, volume.name)
-        return Dir(path, read_only=volume.read_only, coherence="exclusive")
+        return Dir(path, read_only=volume.read_only, coherence="exclusive", ownership=host_ownership())
 
 
 def _at(place: str, error: PolytropoError) -> PolytropoError:

@@ -18,6 +18,7 @@ import msgspec
 
 from polytropo import mounts
 from polytropo.errors import PolytropoError, storage_errors
+from polytropo.host import is_rootless
 from polytropo.state import HeldLock, State
 from polytropo.tenants import (
     Tenant,
@@ -193,11 +194,6 @@ def service_binary() -> Path:
         advice = "correct POLYTROPO_SERVICE_BIN" if given else "run `make build`"
         raise PolytropoError(f"the service program {path} is missing or not executable; {advice}")
     return path
-
-
-def is_rootless() -> bool:
-    """Whether services run as an ordinary user's, in a user namespace of their own."""
-    return os.geteuid() != 0
 
 
 def reach(state: State, tenant_name: str) -> ServiceClient | None:

@@ -16,6 +16,7 @@ from typing import ClassVar, TypeVar
 import msgspec
 
 from polytropo.errors import PolytropoError, storage_errors
+from polytropo.host import is_rootless
 from polytropo.trees import remove_tree
 
 VERSION = 1
@@ -196,7 +197,7 @@ def default_home() -> Path:
     """Where state is kept when the caller names no place."""
     if home := os.environ.get("POLYTROPO_HOME"):
         return Path(home)
-    if os.geteuid() == 0:
+    if not is_rootless():
         return Path("/var/lib/polytropo")
     data = os.environ.get("XDG_DATA_HOME", "")
     # The XDG specification says that a relative path is to be ignored.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from polytropo.cgroups import Group, Limits
 from polytropo.errors import PolytropoError, storage_errors
+from polytropo.host import is_rootless
 from polytropo.names import check_name, unknown
 from polytropo.state import Record, State, read_record, write_record
 from polytropo.units import format_cpus, format_size, parse_cpus
@@ -157,7 +158,7 @@ def prepare_group(state: State, tenant: Tenant) -> Group | None:
             group.create(limits)
             return group
     except OSError as error:
-        if os.geteuid() == 0 and (tenant.cpus or tenant.memory_bytes):
+        if not is_rootless() and (tenant.cpus or tenant.memory_bytes):
             raise PolytropoError(
                 f"the limits of the tenant {tenant.name} cannot be set: {error.strerror} at {error.filename};"
                 " `polytropo doctor` says what this host offers"

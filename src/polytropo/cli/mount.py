@@ -36,7 +36,7 @@ def mount(stack: str, mountpoint: Path, tenant: str | None, upper: Path | None, 
       polytropo mount ./data /mnt --read-only
       polytropo mount --tenant shop stack.json /srv/shop
     """
-    from polytropo.service import is_rootless
+    from polytropo.host import is_rootless
     from polytropo.service import mount as mount_stack
     from polytropo.state import State
 
@@ -79,7 +79,8 @@ def on(workdir: Path | None, mountpoint: Path, command: tuple[str, ...]) -> NoRe
       polytropo on /mnt -- git status
       polytropo on /mnt/src -- make
     """
-    from polytropo.service import enter_command, find_mount_above, is_rootless
+    from polytropo.host import is_rootless
+    from polytropo.service import enter_command, find_mount_above
     from polytropo.state import State
 
     state = State.open()
@@ -100,6 +101,7 @@ def _composed(text: str, upper: Path | None, read_only: bool) -> "Stack":
     """The stack that the words of a `mount` mean."""
     from polytropo.compose import Dir, Image, Stack, Union
     from polytropo.errors import PolytropoError
+    from polytropo.host import host_ownership
 
     root = _named(text)
     if read_only and isinstance(root, Dir):
@@ -111,7 +113,9 @@ def _composed(text: str, upper: Path | None, read_only: bool) -> "Stack":
     if upper is not None:
         if not upper.is_dir():
             raise PolytropoError(f"the upper directory {upper} does not exist; make it with mkdir")
-        root = Union([root], upper=Dir(os.path.realpath(upper), coherence="exclusive"))
+        # Over a plain directory the owners are the user's own; an image has others, which have to be kept.
+        ownership = "native" if isinstance(root, Dir) else host_ownership()
+        root = Union([root], Dir(os.path.realpath(upper), coherence="exclusive", ownership=ownership))
     stack = Stack(root)
     stack.check()
     return stack

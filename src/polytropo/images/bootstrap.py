@@ -16,13 +16,13 @@ from pathlib import Path
 import msgspec
 
 from polytropo.errors import storage_errors
+from polytropo.host import host_ownership
 from polytropo.images.blobs import FileReader
 from polytropo.images.diff import changes
 from polytropo.images.errors import ImageError, shown
 from polytropo.images.extract import unpack
 from polytropo.images.importing import root_config
 from polytropo.images.layers import LayerRecord, add_layer, layer_tree, use_layers
-from polytropo.images.ownership import host_ownership
 from polytropo.images.progress import Meter, Progress, silent
 from polytropo.images.references import normalized
 from polytropo.images.store import Image, add_image

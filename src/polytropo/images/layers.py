@@ -8,9 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from polytropo.errors import storage_errors
+from polytropo.host import host_ownership
 from polytropo.images.errors import ImageError
 from polytropo.images.extract import Extractor
-from polytropo.images.ownership import Ownership, host_ownership
+from polytropo.images.ownership import Ownership
 from polytropo.images.streams import PADDING_BYTES_MAX, DigestReader, Readable, decompressed, drain
 from polytropo.images.syscalls import sync_filesystem
 from polytropo.images.tar_reader import TarReader

@@ -4,7 +4,6 @@ import errno
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from polytropo.images.errors import ImageError, shown
@@ -15,7 +14,6 @@ STAT_XATTR = b"user.polytropo.stat"
 RESERVED_XATTR = b"user.polytropo."
 KEPT_XATTR = b"user.polytropo.xattr."
 _KEPT = (b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default")
-_ALL_IDS = 4294967295
 
 
 @dataclass(slots=True, frozen=True)
@@ -28,15 +26,6 @@ class Attributes:
     rdev: int
     mtime_ns: int
     xattrs: dict[bytes, bytes]
-
-
-def host_ownership() -> Ownership:
-    """How this process keeps owners: native if it may give files to anybody."""
-    if os.geteuid() != 0:
-        return "xattr"
-    # Root of a user namespace may chown only to the ids that are mapped into it.
-    fields = Path("/proc/self/uid_map").read_text().split()
-    return "native" if fields[:3] == ["0", "0", str(_ALL_IDS)] else "xattr"
 
 
 def wanted_xattrs(xattrs: dict[bytes, bytes], name: bytes) -> dict[bytes, bytes]:
