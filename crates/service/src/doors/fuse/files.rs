@@ -95,7 +95,7 @@ impl Operation<'_> {
         reply.held.push(Held::LookUp(entry.node));
         if self.agreed.stateless_open() {
             // The kernel would never say that it is closed.
-            self.session.open_files.keep(entry.node, opened.handle, flags);
+            self.session.open_files.keep_made(entry.node, opened.handle, flags);
             opened.handle = HandleId(0);
         } else {
             reply.held.push(Held::File(entry.node, opened.handle));
@@ -172,6 +172,10 @@ impl Operation<'_> {
 
     pub(super) fn release(self, a: &mut Arguments<'_>) -> Result<()> {
         let asked: abi::ReleaseIn = a.take()?;
+        // Made before the kernel learnt that it need not say this.
+        if asked.fh == 0 && self.agreed.stateless_open() {
+            return Ok(());
+        }
         self.stack().release(self.node, HandleId(asked.fh));
         Ok(())
     }

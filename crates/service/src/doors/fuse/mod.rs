@@ -15,6 +15,8 @@ mod reply;
 mod request;
 mod session;
 mod statistics;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::io;

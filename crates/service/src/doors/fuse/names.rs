@@ -10,6 +10,7 @@ use super::reply::{Held, Reply};
 use super::request::{Arguments, checked_node};
 use super::session::Operation;
 
+const FILE_CAPABILITIES: &[u8] = b"security.capability";
 /// `FUSE_SETXATTR_ACL_KILL_SGID`
 const ACL_KILL_SGID: u32 = 1;
 
@@ -132,7 +133,12 @@ impl Operation<'_> {
     pub(super) fn getxattr(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         self.need(Capabilities::XATTRS)?;
         let asked: abi::GetxattrIn = a.take()?;
-        let value = self.stack().getxattr(&self.caller, self.node, a.take_string()?)?;
+        let name = a.take_string()?;
+        // The kernel asks this of every file at its first write.
+        if name == FILE_CAPABILITIES && self.session.open_files.is_bare(self.node) {
+            return Err(Error::new(Errno::NODATA, "look for capabilities of a new file"));
+        }
+        let value = self.stack().getxattr(&self.caller, self.node, name)?;
         put_sized(&value, asked.size, reply)
     }
 
@@ -153,6 +159,7 @@ impl Operation<'_> {
         let flags = XattrFlags::from_bits(asked.flags).ok_or_else(|| {
             Error::new(Errno::INVAL, "set an extended attribute with flags that are not known")
         })?;
+        self.session.open_files.no_longer_bare(self.node);
         self.stack().setxattr(&self.caller, self.node, name, value, flags)?;
         if kill_sgid { self.kill_setgid() } else { Ok(()) }
     }

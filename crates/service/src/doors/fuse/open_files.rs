@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use polytropo_libservices::{Caller, Errno, HandleId, Libservice, NodeId, OpenFlags, Result};
@@ -23,6 +24,8 @@ pub struct OpenFile {
     node: NodeId,
     pub handle: HandleId,
     flags: OpenFlags,
+    /// Made by this door, and no extended attribute was set since.
+    bare: AtomicBool,
 }
 
 impl Drop for OpenFile {
@@ -72,12 +75,31 @@ impl OpenFiles {
             }
             done => (done?, flags),
         };
-        Ok(self.keep(node, opened.handle, flags))
+        let bare = AtomicBool::new(false);
+        Ok(self.keep(OpenFile { stack: self.stack.clone(), node, handle: opened.handle, flags, bare }))
     }
 
-    /// Takes over a handle that the stack has opened.
-    pub fn keep(&self, node: NodeId, handle: HandleId, flags: OpenFlags) -> Arc<OpenFile> {
-        let file = Arc::new(OpenFile { stack: self.stack.clone(), node, handle, flags });
+    /// Takes over a handle of a file that was just made.
+    pub fn keep_made(&self, node: NodeId, handle: HandleId, flags: OpenFlags) {
+        let bare = AtomicBool::new(true);
+        self.keep(OpenFile { stack: self.stack.clone(), node, handle, flags, bare });
+    }
+
+    /// The file has no extended attribute that was not there from the beginning.
+    pub fn is_bare(&self, node: NodeId) -> bool {
+        self.present(node).is_some_and(|file| file.bare.load(Ordering::Acquire))
+    }
+
+    /// Before an extended attribute is set.
+    pub fn no_longer_bare(&self, node: NodeId) {
+        if let Some(file) = self.present(node) {
+            file.bare.store(false, Ordering::Release);
+        }
+    }
+
+    fn keep(&self, file: OpenFile) -> Arc<OpenFile> {
+        let file = Arc::new(file);
+        let node = file.node;
         // Released after the lock.
         let mut dropped = Vec::new();
         {

@@ -56,6 +56,11 @@ impl Session {
         self.negotiated.get().map_or(0, |agreed| agreed.minor)
     }
 
+    #[cfg(test)]
+    pub fn has_panicked(&self) -> bool {
+        self.panicked.load(Ordering::Relaxed)
+    }
+
     /// Does what `request` asks for. `no_groups` is the thread's own empty list.
     pub fn answer(&self, request: Request<'_>, reply: &mut Reply<'_>, no_groups: &Arc<[u32]>) -> Answer {
         let header = request.header;
