@@ -68,7 +68,7 @@ def unpack(stream: IO[bytes], target: Place, *, archive: bool) -> None:
         raise _failure("unpack into", target.shown, error) from error
     try:
         with tarfile.open(fileobj=stream, mode="r|*") as packed:
-            put(directory, ((info, packed.extractfile(info)) for info in packed), archive=archive)
+            put(directory, _unpacked(packed), archive=archive)
     except tarfile.TarError as error:
         raise PolytropoError(f"the archive on standard input is damaged: {error}") from error
     finally:
@@ -130,6 +130,11 @@ def put(directory: int, found: Iterable[Entry], *, archive: bool) -> None:
                 os.utime(descriptor, (mtime, mtime))
             finally:
                 os.close(descriptor)
+
+
+def _unpacked(packed: tarfile.TarFile) -> Iterator[Entry]:
+    for info in packed:
+        yield info, packed.extractfile(info) if info.isreg() else None
 
 
 def _put_one(root: int, name: str, info: tarfile.TarInfo, content: IO[bytes] | None, archive: bool) -> None:

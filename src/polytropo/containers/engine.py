@@ -48,6 +48,8 @@ def start(
     container is locked by the caller. If this fails, nothing stays mounted or running.
     """
     runtime = Runtime(container, files)
+    if records.is_alive(records.process_of(files)):
+        raise PolytropoError(f"the container {container.name} runs already")
     try:
         _forget_last_run(container, files, runtime)
         binds = _mount_all(state, container, files)
@@ -326,8 +328,6 @@ def _has_leftovers(container: Container, files: Files) -> bool:
 
 
 def _forget_last_run(container: Container, files: Files, runtime: Runtime) -> None:
-    if records.is_alive(records.process_of(files)):
-        raise PolytropoError(f"the container {container.name} runs already")
     runtime.delete()
     for path in (files.process, files.result, files.exits / container.id):
         path.unlink(missing_ok=True)
@@ -432,7 +432,7 @@ def _wait_for_exit_file(container: Container, files: Files, process: ProcessReco
     """The monitor writes it just after the end of the process; not if the monitor was killed too."""
     path, deadline = files.exits / container.id, time.monotonic() + _EXIT_FILE_TIMEOUT_S
     while not path.exists() and time.monotonic() < deadline:
-        if process.monitor_pid == 0 or not Path(f"/proc/{process.monitor_pid}").exists():
+        if process.monitor_pid == 0 or records.start_ticks(process.monitor_pid) is None:
             return
         time.sleep(_POLL_S)
 
