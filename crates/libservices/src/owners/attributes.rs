@@ -107,12 +107,12 @@ impl Owners {
     }
 
     /// ENXIO for what stands for a device, FIFO or socket.
-    pub(super) fn openable(&self, caller: &Caller, node: NodeId) -> Result<NodeId> {
+    pub(super) fn before_open(&self, caller: &Caller, node: NodeId, flags: OpenFlags) -> Result<()> {
         match self.record_of(caller, node)?.file_type() {
-            libc::S_IFCHR | libc::S_IFBLK | libc::S_IFIFO | libc::S_IFSOCK => {
-                Err(Error::new(Errno::NXIO, "open a special file"))
-            }
-            _ => Ok(node),
+            libc::S_IFREG if flags.contains(OpenFlags::TRUNCATE) => self.before_write(caller, node),
+            // The layer below knows what to say of those.
+            libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK => Ok(()),
+            _ => Err(Error::new(Errno::NXIO, "open a special file")),
         }
     }
 

@@ -167,10 +167,8 @@ impl Libservice for Owners {
     }
 
     fn open(&self, caller: &Caller, node: NodeId, flags: OpenFlags) -> Result<Opened> {
-        if flags.contains(OpenFlags::TRUNCATE) {
-            self.before_write(caller, node)?;
-        }
-        self.below.open(caller, self.openable(caller, node)?, flags)
+        self.before_open(caller, node, flags)?;
+        self.below.open(caller, node, flags)
     }
 
     fn create(

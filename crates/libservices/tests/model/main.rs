@@ -1,0 +1,119 @@
+//! A model in memory held against stacks under random operations, without a mount.
+//!
+//! A case is a tree made through a plain directory layer, then operations on the stack that stands on it; after each, the
+//! whole tree is compared: names, attributes, bytes, links, extended attributes, inode numbers. The cases are the
+//! same in every run; `POLYTROPO_MODEL_CASES` asks for more of them.
+
+mod compare;
+mod model;
+mod operations;
+mod subject;
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use polytropo_libservices::dir::Dir;
+use polytropo_libservices::owners::Owners;
+use polytropo_libservices::stack::{DirCoherence, DirLayer, Ownership};
+use polytropo_libservices::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use compare::{Numbers, compare};
+use model::Model;
+use operations::{Operation, beginnings, operations};
+use subject::Subject;
+
+const CASES: u32 = 100;
+
+fn dir(path: &Path, coherence: DirCoherence, ownership: Ownership, read_only: bool) -> Arc<dyn Libservice> {
+    let root = OwnedFd::from(std::fs::File::open(path).unwrap());
+    let config = DirLayer { path: path.to_owned(), read_only, coherence, ownership };
+    let dir = Arc::new(Dir::new(root, &config).unwrap());
+    match ownership {
+        Ownership::Native => dir,
+        Ownership::Xattr => Arc::new(Owners::new(dir)),
+    }
+}
+
+/// Where a stack's layers lie: the tree of the beginning and room for an upper.
+struct Place {
+    _temp: tempfile::TempDir,
+    seed: std::path::PathBuf,
+    upper: std::path::PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let (seed, upper) = (temp.path().join("seed"), temp.path().join("upper"));
+        std::fs::create_dir(&seed).unwrap();
+        std::fs::create_dir(&upper).unwrap();
+        Self { _temp: temp, seed, upper }
+    }
+}
+
+fn one_case(
+    ownership: Ownership,
+    build: &dyn Fn(&Place) -> Arc<dyn Libservice>,
+    beginning: &[Operation],
+    operations: &[Operation],
+) {
+    let place = Place::new();
+    let mut model = Model::new();
+    let mut plain = Subject::new(dir(&place.seed, DirCoherence::Exclusive, ownership, false));
+    for operation in beginning {
+        if !model.has_no_sense(operation) {
+            assert_eq!(plain.run(operation), model.run(operation), "{operation:?}");
+        }
+    }
+    drop(plain);
+    let mut subject = Subject::new(build(&place));
+    let mut numbers = Numbers::new();
+    compare(&model, &*subject.service, &mut numbers);
+    for operation in operations {
+        if model.has_no_sense(operation) {
+            continue;
+        }
+        if matches!(operation, Operation::Restart) {
+            subject.close_all();
+            drop(subject);
+            subject = Subject::new(build(&place));
+            model.run(operation).unwrap();
+        } else {
+            assert_eq!(subject.run(operation), model.run(operation), "{operation:?}");
+        }
+        compare(&model, &*subject.service, &mut numbers);
+    }
+}
+
+/// Holds the stacks that `build` makes against the model.
+fn hold(ownership: Ownership, build: impl Fn(&Place) -> Arc<dyn Libservice>) {
+    let given = std::env::var("POLYTROPO_MODEL_CASES").ok();
+    let cases = given.map_or(CASES, |text| text.parse().expect("POLYTROPO_MODEL_CASES is a number"));
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 3000, ..Config::default() };
+    let dice = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let both = (beginnings(), operations());
+    let result = TestRunner::new_with_rng(config, dice).run(&both, |(beginning, operations)| {
+        one_case(ownership, &build, &beginning, &operations);
+        Ok(())
+    });
+    if let Err(failure) = result {
+        panic!("{failure}");
+    }
+}
+
+#[test]
+fn native_directory() {
+    hold(Ownership::Native, |place| dir(&place.seed, DirCoherence::Exclusive, Ownership::Native, false));
+}
+
+#[test]
+fn native_directory_that_others_change_too() {
+    hold(Ownership::Native, |place| dir(&place.seed, DirCoherence::Shared, Ownership::Native, false));
+}
+
+#[test]
+fn directory_with_owners_in_attributes() {
+    hold(Ownership::Xattr, |place| dir(&place.seed, DirCoherence::Exclusive, Ownership::Xattr, false));
+}
