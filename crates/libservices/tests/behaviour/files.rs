@@ -229,16 +229,25 @@ fn holes_are_told_from_data(s: &Stack) {
 }
 
 fn ranges_are_copied(s: &Stack) {
-    s.seed_file("from", b"0123456789");
-    let from = s.node("from");
-    let reader = s.open(from, OpenFlags::READ);
-    let (to, writer) = s.create(ROOT, "to");
-    let copied = s.service.copy_range(&s.caller(), (from, reader, 2), (to, writer, 1), 5).unwrap();
-    assert_eq!(copied, 5);
-    assert_eq!(s.read(to, writer, 0, 10), b"\x0023456");
-    let copied = s.service.copy_range(&s.caller(), (from, reader, 8), (to, writer, 0), 100).unwrap();
-    assert_eq!(copied, 2);
-    assert_eq!(s.service.copy_range(&s.caller(), (from, reader, 10), (to, writer, 0), 5).unwrap(), 0);
+    s.seed_file("seeded", b"0123456789");
+    s.file(ROOT, "made", b"0123456789");
+    for (source, target) in [("made", "one"), ("seeded", "two")] {
+        let from = s.node(source);
+        let reader = s.open(from, OpenFlags::READ);
+        let (to, writer) = s.create(ROOT, target);
+        let copy = |at, into, length| {
+            s.service.copy_range(&s.caller(), (from, reader, at), (to, writer, into), length)
+        };
+        match copy(2, 1, 5) {
+            Ok(copied) => assert_eq!(copied, 5),
+            // Bytes of two layers: whoever asked reads and writes them then.
+            Err(e) if source == "seeded" && e.is(Errno::XDEV) => continue,
+            Err(e) => panic!("{source}: {e}"),
+        }
+        assert_eq!(s.read(to, writer, 0, 10), b"\x0023456");
+        assert_eq!(copy(8, 0, 100).unwrap(), 2);
+        assert_eq!(copy(10, 0, 5).unwrap(), 0);
+    }
 }
 
 fn free_space_is_told(s: &Stack) {

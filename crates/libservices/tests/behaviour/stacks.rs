@@ -4,12 +4,12 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use polytropo_libservices::Libservice;
 use polytropo_libservices::dir::Dir;
 use polytropo_libservices::fault::Fault;
 use polytropo_libservices::owners::Owners;
 use polytropo_libservices::stack::{DirCoherence, DirLayer, FaultLayer, Layer, Ownership};
 use polytropo_libservices::union::Union;
+use polytropo_libservices::{Capabilities, Libservice};
 
 use crate::suite::Stack;
 
@@ -18,6 +18,13 @@ pub fn layer(path: &Path, coherence: DirCoherence, ownership: Ownership) -> Dir 
     let root = OwnedFd::from(std::fs::File::open(path).unwrap());
     let config = DirLayer { path: path.to_owned(), read_only: false, coherence, ownership };
     Dir::new(root, &config).unwrap()
+}
+
+/// Whether this process can make inodes of other owners than itself.
+pub fn may_chown() -> bool {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = layer(temp.path(), DirCoherence::Exclusive, Ownership::Native);
+    dir.capabilities().contains(Capabilities::OWNERS)
 }
 
 pub fn directory(coherence: DirCoherence, ownership: Ownership) -> Stack {
