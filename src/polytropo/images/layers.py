@@ -156,5 +156,7 @@ def _publish(state: State, directory: Path, record: LayerRecord) -> None:
             sync_filesystem(descriptor)
         finally:
             os.close(descriptor)
+        with suppress(FileNotFoundError):  # only if somebody has damaged it
+            final.rename(directory.with_name("damaged"))
         directory.rename(final)
         fsync_directory(final.parent)
