@@ -24,6 +24,7 @@ build:
 	@mkdir -p $(BIN)
 	@for program in polytropo-service; do \
 	    if [ -f target/release/$$program ]; then install -m 0755 target/release/$$program $(BIN)/; fi; done
+	@install -m 0755 target/release/libpolytropo_python.so src/polytropo/_native.abi3.so
 
 $(VENV)/.ready: pyproject.toml
 	@tools/make-venv $(VENV)
@@ -74,4 +75,4 @@ uninstall:
 
 clean:
 	cargo clean
-	rm -rf $(VENV) $(BIN)
+	rm -rf $(VENV) $(BIN) src/polytropo/_native.abi3.so

@@ -35,6 +35,14 @@ impl Deadline {
         Self::At(sys::now_ns().saturating_add(timeout_ns))
     }
 
+    /// The earlier of two.
+    pub fn min(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::At(one), Self::At(two)) => Self::At(one.min(two)),
+            (Self::Never, one) | (one, Self::Never) => one,
+        }
+    }
+
     pub fn has_passed(self) -> bool {
         match self {
             Self::Never => false,

@@ -1,0 +1,12 @@
+//! `polytropo._native`: the crates as Python sees them. Bindings only; what people use is the Python package.
+
+mod errors;
+mod queue;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<queue::Queue>()?;
+    errors::register(module)
+}
