@@ -1,7 +1,9 @@
 //! Unions of directories of the host, looked at by path and from below.
 
 mod basics;
+mod concurrent;
 mod copying;
+mod counting;
 mod interrupted;
 mod model;
 
@@ -79,8 +81,13 @@ impl Rig {
         (0..self.lower_count).map(|i| dir_layer(&self.lower(i, ""), true, self.coherence)).collect()
     }
 
+    /// Of the upper, which is written.
+    pub fn upper_coherence(&self) -> DirCoherence {
+        if self.coherence == DirCoherence::Shared { DirCoherence::Shared } else { DirCoherence::Exclusive }
+    }
+
     pub fn union(&self) -> View {
-        let upper = dir_layer(&self.upper(""), false, DirCoherence::Exclusive);
+        let upper = dir_layer(&self.upper(""), false, self.upper_coherence());
         View::of_union(Union::new(self.lowers(), Some(upper)).unwrap())
     }
 
