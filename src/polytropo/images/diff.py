@@ -13,10 +13,11 @@ def changes(before: Tree, after: Tree) -> Iterator[bytes]:
     """The tar archive of a layer over `before` that makes it `after`."""
     wanted = _changed_names(before, after)
     first_names: dict[int, bytes] = {}
-    yield header(b"./", after.top().attributes)
-    waiting = [b""]
+    # A directory stands right before all that is in it: some programs set its time when they leave it.
+    waiting = [(b"", after.top())]
     while waiting:
-        path = waiting.pop()
+        path, directory = waiting.pop()
+        yield header(path + b"/" if path else b"./", directory.attributes)
         names = set()
         for found in after.list(path):
             names.add(found.name)
@@ -24,19 +25,18 @@ def changes(before: Tree, after: Tree) -> Iterator[bytes]:
             if name not in wanted:
                 continue
             if found.is_directory:
-                waiting.append(name)
-            yield from _entry(after, name, found, first_names)
+                waiting.append((name, found))
+            else:
+                yield from _entry(after, name, found, first_names)
         yield from _removals(before, path, names)
     yield END
 
 
 def _entry(after: Tree, name: bytes, found: Found, first_names: dict[int, bytes]) -> Iterator[bytes]:
-    if found.is_directory:
-        yield header(name + b"/", found.attributes)
-    elif found.links > 1 and found.inode in first_names:
+    if found.links > 1 and found.inode in first_names:
         yield hard_link(name, first_names[found.inode], found.attributes)
         return
-    elif found.is_file:
+    if found.is_file:
         descriptor = after.open_file(name, found.inode)
         try:
             yield from regular_file(name, found.attributes, descriptor)

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from polytropo.images.errors import ImageError
 from polytropo.images.extract import OPAQUE, RESERVED, WHITEOUT
@@ -27,6 +28,19 @@ def flattened(upper: Tree, lowers: list[Tree]) -> Iterator[bytes]:
     yield from _Flattener(upper, lowers).archive()
 
 
+@dataclass
+class _Directory:
+    """A directory that is still to be written."""
+
+    path: bytes
+    found: Found
+    parts: list[Part]
+    is_whole: bool = False
+    """Whether it is written with all that the lowers show in it."""
+    begins_whole: bool = False
+    """Whether it is the topmost such one, which hides what the lowers have at its place."""
+
+
 class _Flattener:
     def __init__(self, upper: Tree, lowers: list[Tree]) -> None:
         self._upper = Part(upper, b"", 0)
@@ -38,18 +52,22 @@ class _Flattener:
         self._missing = self._names_of_copies()
 
     def archive(self) -> Iterator[bytes]:
-        yield header(b"./", self._upper.tree.top().attributes)
-        waiting: list[tuple[bytes, list[Part], bool]] = [(b"", [self._upper], False)]
+        # A directory stands right before all that is in it: some programs set its time when they leave it.
+        waiting = [_Directory(b"", self._upper.tree.top(), [self._upper])]
         while waiting:
-            path, parts, is_whole = waiting.pop()
-            for name, entry, whole in self._children(path, parts, is_whole):
+            directory = waiting.pop()
+            path, parts = directory.path, directory.parts
+            yield header(path + b"/" if path else b"./", directory.found.attributes)
+            if directory.begins_whole:
+                yield header(join(path, OPAQUE), _MARKER)
+            for name, entry, is_whole in self._children(path, parts, directory.is_whole):
                 target = join(path, name)
-                yield from self._entry(target, entry)
                 if entry.found.is_directory:
-                    if whole and not is_whole:
-                        yield header(join(target, OPAQUE), _MARKER)
-                    waiting.append((target, entry.parts, whole))
-            if not is_whole and parts and parts[0].ordinal == 0:
+                    begins_whole = is_whole and not directory.is_whole
+                    waiting.append(_Directory(target, entry.found, entry.parts, is_whole, begins_whole))
+                else:
+                    yield from self._entry(target, entry)
+            if not directory.is_whole and parts[0].ordinal == 0:
                 yield from self._whiteouts(path, parts[0])
         yield END
 
@@ -62,8 +80,8 @@ class _Flattener:
                 yield name, entry, True
             return
         names = set()
-        if parts and parts[0].ordinal == 0:
-            part = parts[0]
+        part = parts[0]
+        if part.ordinal == 0:
             listed = list(part.tree.list(part.path))
             hidden = {found.name for found in listed if found.name.startswith(WHITEOUT)}
             for found in listed:
@@ -92,9 +110,6 @@ class _Flattener:
 
     def _entry(self, name: bytes, entry: Entry) -> Iterator[bytes]:
         part, found = entry.part, entry.found
-        if found.is_directory:
-            yield header(name + b"/", found.attributes)
-            return
         if stat.S_ISSOCK(found.attributes.mode):
             return  # nobody listens on it in an image
         copy = self._copies.get((part.ordinal, found.inode))
