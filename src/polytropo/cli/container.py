@@ -1,4 +1,4 @@
-"""Commands about containers that exist: start, stop, kill, wait, rm."""
+"""Commands about containers that exist: start, stop, kill, wait, rm, commit."""
 
 import click
 
@@ -56,6 +56,7 @@ def stop(timeout_s: int, every: bool, names: tuple[str, ...]) -> None:
     from polytropo.state import State
 
     state = State.open()
+    engine.reap_all(state)
     chosen = records.all_containers(state) if every else [records.find(state, name) for name in _some(names)]
     running = engine.stop_all(state, chosen, timeout_s)
     for name in running if every else [container.name for container in chosen]:
@@ -124,6 +125,29 @@ def rm(force: bool, every: bool, names: tuple[str, ...]) -> None:
     for container in {container.id: container for container in chosen}.values():
         engine.remove(state, container, force=force)
         click.echo(container.name)
+
+
+@click.command()
+@click.option("-a", "--author", default="", help="Who made it.")
+@click.option("-m", "--message", default="", help="What was changed.")
+@click.option("-c", "--change", "changes", multiple=True, metavar="INSTRUCTION", help="Change its settings.")
+@click.argument("name", metavar="CONTAINER", type=CONTAINER)
+@click.argument("image", required=False)
+def commit(author: str, message: str, changes: tuple[str, ...], name: str, image: str | None) -> None:
+    """Make an image of what a container has written, as a layer over its own image.
+
+    \b
+    Example:
+      polytropo commit -c 'CMD ["sqlite3"]' db sqlite:1
+    """
+    from polytropo.containers import committing, engine, records
+    from polytropo.state import State
+
+    state = State.open()
+    engine.reap_all(state)
+    container = records.find(state, name)
+    made = committing.commit(state, container, image, author=author, message=message, changes=changes)
+    click.echo(made.digest)
 
 
 def _some(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ COMPLETE_VARIABLE = "_POLYTROPO_COMPLETE"
 
 # Where each command lives. Only the module of the command that was asked for is imported.
 COMMANDS = {
+    "commit": "polytropo.cli.container:commit",
     "completion": "polytropo.cli.completion:completion",
     "cp": "polytropo.cli.cp:cp",
     "doctor": "polytropo.cli.doctor:doctor",

@@ -19,6 +19,7 @@ import msgspec
 from polytropo import mounts, service
 from polytropo.compose import Dir, Layer, Stack, Volume
 from polytropo.containers import records
+from polytropo.containers.committing import resume_abandoned
 from polytropo.containers.etc import write_etc
 from polytropo.containers.records import Container, Files, ProcessRecord, ResultRecord
 from polytropo.containers.runtime import Runtime, end_monitor
@@ -294,6 +295,9 @@ def process_root(container: Container, files: Files) -> int:
 def _reap_abandoned(state: State, container: Container) -> bool:
     files = records.files_of(state, container.id)
     process = records.process_of(files)
+    if files.paused.exists():
+        with records.locked(state, container.id):
+            resume_abandoned(container, files)
     if process is None and not container.remove_at_end and not _has_leftovers(container, files):
         return False
     if records.is_alive(process) and not (files.runtime_root / container.id / "exec.fifo").exists():

@@ -19,6 +19,7 @@ from polytropo.containers.records import (
 )
 from polytropo.containers.runtime import RUNTIMES
 from polytropo.errors import PolytropoError
+from polytropo.host import host_ownership
 from polytropo.names import check_name
 from polytropo.state import State
 from polytropo.tenants import get_tenant
@@ -61,7 +62,7 @@ def make_container(state: State, order: Order, image: "Image") -> Container:
     tenant = get_tenant(state, order.tenant)
     settings = image.config
     container_id = new_id()
-    upper = Dir(files_of(state, container_id).upper, coherence="exclusive")
+    upper = Dir(files_of(state, container_id).upper, coherence="exclusive", ownership=host_ownership())
     root = Stack(Union(image.dirs, upper=upper)).to_document()
     args = _args(order, settings)
     return Container(

@@ -140,6 +140,11 @@ class Files:
         return self.directory / "client"
 
     @property
+    def paused(self) -> Path:
+        """There while a commit holds the container's programs."""
+        return self.directory / "paused"
+
+    @property
     def etc(self) -> Path:
         """The container's own hosts, hostname and resolv.conf."""
         return self.directory / "etc"
