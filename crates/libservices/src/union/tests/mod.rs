@@ -6,6 +6,7 @@ mod copying;
 mod counting;
 mod interrupted;
 mod model;
+mod watching;
 
 use std::collections::BTreeMap;
 use std::fs as host;
