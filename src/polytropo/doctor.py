@@ -17,7 +17,7 @@ from polytropo.cgroups import WANTED, Hierarchies
 from polytropo.errors import PolytropoError
 from polytropo.host import is_rootless
 from polytropo.hostprobe import ProbeError
-from polytropo.service import service_binary
+from polytropo.service import FUSE_DESCRIPTORS, service_binary
 from polytropo.state import VERSION, State, default_home, layout_version
 from polytropo.tenants import UIDS_PER_TENANT
 from polytropo.units import format_size
@@ -78,6 +78,8 @@ def _fuse_device(name: str, _home: Path, _fix: bool) -> Iterator[Finding]:
         yield _finding(name, "missing", "there is no /dev/fuse", "load the module with `modprobe fuse`")
     elif os.access(device, os.R_OK | os.W_OK):
         yield _finding(name, "good", "/dev/fuse is there and may be opened")
+    elif os.environ.get(FUSE_DESCRIPTORS):
+        yield _finding(name, "good", f"/dev/fuse comes opened, by {FUSE_DESCRIPTORS}")
     else:
         advice = "as root, run `chmod 0666 /dev/fuse` and make it last with a udev rule"
         yield _finding(name, "missing", "/dev/fuse may not be opened by this user", advice)

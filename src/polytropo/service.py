@@ -33,6 +33,10 @@ from polytropo.tenants import (
 if TYPE_CHECKING:
     from polytropo.compose import Stack
 
+FUSE_DESCRIPTORS = "POLYTROPO_FUSE_FD"
+"""Names descriptors of /dev/fuse, one a mount ("3,4"), for users who may not open it. The kernel takes only
+those that were opened in the user namespace in which the service mounts."""
+
 _START_TIMEOUT_S = 30.0
 _ANSWER_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0
@@ -398,16 +402,17 @@ def _start(state: State, tenant: Tenant) -> None:
     with storage_errors(f"start the service of the tenant {tenant.name}", state.home):
         directory.mkdir(mode=0o700, exist_ok=True)
         log = _open_log(directory)
+    devices = _given_devices() if is_rootless() else []
     read_end, write_end = os.pipe()
     try:
         process = subprocess.Popen(
-            _keeper_command(state, tenant, write_end),
+            _keeper_command(state, tenant, write_end, devices),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd="/",
             env=_keeper_environment(),
-            pass_fds=(write_end,),
+            pass_fds=(write_end, *devices),
             start_new_session=True,
         )
     except OSError as error:
@@ -422,7 +427,7 @@ def _start(state: State, tenant: Tenant) -> None:
         os.close(read_end)
 
 
-def _keeper_command(state: State, tenant: Tenant, ready_fd: int) -> list[str]:
+def _keeper_command(state: State, tenant: Tenant, ready_fd: int, devices: list[int]) -> list[str]:
     command = [
         str(service_binary()),
         "keeper",
@@ -433,7 +438,7 @@ def _keeper_command(state: State, tenant: Tenant, ready_fd: int) -> list[str]:
         f"--ready-fd={ready_fd}",
     ]
     if is_rootless():
-        command.append("--rootless")
+        command += ["--rootless", *(f"--fuse-fd={device}" for device in devices)]
     group = prepare_group(state, tenant)
     if group is None:
         return command
@@ -443,6 +448,19 @@ def _keeper_command(state: State, tenant: Tenant, ready_fd: int) -> list[str]:
     except PermissionError:
         return command
     return ["/bin/sh", "-c", _ENTER_GROUPS, "sh", *map(str, leaf.procs_files()), "--", *command]
+
+
+def _given_devices() -> list[int]:
+    text = os.environ.get(FUSE_DESCRIPTORS, "")
+    try:
+        devices = [int(number) for number in text.split(",") if number]
+        for device in devices:
+            os.fstat(device)
+    except (ValueError, OSError):
+        raise PolytropoError(
+            f'{FUSE_DESCRIPTORS} is "{text}"; it names open descriptors of /dev/fuse, such as 3 or 3,4'
+        ) from None
+    return devices
 
 
 def _keeper_environment() -> dict[str, str]:
