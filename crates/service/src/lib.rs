@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod doors;
+pub mod enter;
 pub mod isolation;
 pub mod keeper;
 pub mod link;

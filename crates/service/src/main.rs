@@ -1,5 +1,6 @@
 //! `polytropo-service`: keeper, worker, and small helpers of the command line.
 
+use std::ffi::OsString;
 use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -25,6 +26,17 @@ enum Command {
     /// Serve files for a keeper (which starts this).
     #[command(hide = true)]
     Worker,
+    /// Run a program in the namespaces of the keeper at RUN_DIR, where its mounts are.
+    Enter {
+        #[arg(long)]
+        run_dir: PathBuf,
+        /// The program and its arguments, after `--`.
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+    /// Map the ids of a keeper's user namespace (which starts this).
+    #[command(hide = true)]
+    MapIds { pid: u32 },
     /// Check a stack document on standard input: status 0, or 1 and one sentence.
     CheckStack,
 }
@@ -49,6 +61,12 @@ struct KeeperArguments {
     /// The tenant's name, for mount tables and logs.
     #[arg(long)]
     tenant: Option<String>,
+    /// Run as an ordinary user, in a user and mount namespace of its own.
+    #[arg(long)]
+    rootless: bool,
+    /// A /dev/fuse that was opened in this user namespace, for one mount; may be given several times.
+    #[arg(long)]
+    fuse_fd: Vec<i32>,
 }
 
 fn main() -> ExitCode {
@@ -59,18 +77,36 @@ fn main() -> ExitCode {
             ExitCode::from(worker::run() as u8)
         }
         Command::CheckStack => check_stack(),
+        Command::MapIds { pid } => match keeper::rootless::map_ids_of(pid) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problem) => {
+                eprintln!("{problem}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Enter { run_dir, command } => {
+            let (status, problem) = polytropo_service::enter::enter(&run_dir, &command);
+            eprintln!("polytropo-service: {problem}");
+            ExitCode::from(status)
+        }
     }
 }
 
 fn run_keeper(arguments: KeeperArguments) -> ExitCode {
     logging::start("keeper");
+    let devices: Vec<_> = arguments.fuse_fd.iter().filter_map(|&fd| take_descriptor(fd)).collect();
+    if devices.len() != arguments.fuse_fd.len() {
+        log::warn!("some descriptor of --fuse-fd is not open");
+    }
     let config = keeper::Config {
         run_dir: arguments.run_dir,
         uid_base: arguments.uid_base,
         uid_count: arguments.uid_count,
         idle_timeout: Duration::from_secs(arguments.idle_timeout_s),
-        ready: arguments.ready_fd.filter(|&fd| fd > 2).and_then(take_descriptor),
+        ready: arguments.ready_fd.and_then(take_descriptor),
         tenant: arguments.tenant,
+        rootless: arguments.rootless,
+        devices,
     };
     match keeper::run(config) {
         Ok(()) => ExitCode::SUCCESS,
@@ -83,6 +119,9 @@ fn run_keeper(arguments: KeeperArguments) -> ExitCode {
 
 /// A descriptor that whoever started this process left open for it.
 fn take_descriptor(number: i32) -> Option<OwnedFd> {
+    if number <= 2 {
+        return None;
+    }
     // SAFETY: F_GETFD reads a flag of a descriptor and has no effect on memory; a closed number gives EBADF.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         return None;

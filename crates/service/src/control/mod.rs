@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use server::{Orders, Server};
+pub use server::{Orders, Server, peer_of};
 
 /// One order, as it stands in a line.
 #[derive(Debug, Deserialize)]

@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Carries out orders, from several clients at once.
 pub trait Orders: Send + Sync + 'static {
     fn carry_out(&self, order: Order) -> Answer;
+
+    /// From then on orders are not refused but left unanswered: the client sees the service gone and may start another.
+    fn is_ending(&self) -> bool;
 }
 
 /// The control socket. Each client has a thread, so a slow one is waited for by nobody else.
@@ -100,7 +103,8 @@ fn bind(run_dir: &Path) -> rustix::io::Result<UnixListener> {
 
 /// Only the service's owner and root give orders.
 fn allowed(stream: &UnixStream) -> Result<(), Refusal> {
-    let who = peer_uid(stream).map_err(|errno| Refusal::of(errno, "the client's identity cannot be read"))?;
+    let peer = peer_of(stream).map_err(|errno| Refusal::of(errno, "the client's identity cannot be read"))?;
+    let who = peer.uid;
     if who == 0 || who == rustix::process::geteuid().as_raw() {
         return Ok(());
     }
@@ -110,8 +114,8 @@ fn allowed(stream: &UnixStream) -> Result<(), Refusal> {
     ))
 }
 
-/// The user who connected. (Its process id may be 0, from another PID namespace, which rustix does not foresee.)
-fn peer_uid(stream: &UnixStream) -> rustix::io::Result<u32> {
+/// Who is at the other end. (Its process id is 0 if it lives in another PID namespace, which rustix does not foresee.)
+pub fn peer_of(stream: &UnixStream) -> rustix::io::Result<libc::ucred> {
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes to `peer`, which is that long and plain numbers.
@@ -125,7 +129,7 @@ fn peer_uid(stream: &UnixStream) -> rustix::io::Result<u32> {
         )
     };
     if done == 0 {
-        return Ok(peer.uid);
+        return Ok(peer);
     }
     Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
@@ -170,6 +174,9 @@ impl Client {
                     Err(Refusal::with_errno(Errno::INVAL, format!("the order cannot be understood: {error}")))
                 }
             };
+            if answer.is_err() && orders.is_ending() {
+                return Ok(());
+            }
             self.stream.write_all(&line_of(&answer))?;
         }
     }

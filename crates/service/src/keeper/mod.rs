@@ -3,6 +3,7 @@
 mod child;
 mod mounting;
 mod orders;
+pub mod rootless;
 mod roots;
 mod table;
 
@@ -26,6 +27,10 @@ pub struct Config {
     /// Told one line when the keeper is ready.
     pub ready: Option<OwnedFd>,
     pub tenant: Option<String>,
+    /// Runs as an ordinary user, in namespaces of its own.
+    pub rootless: bool,
+    /// Opened `/dev/fuse`s for the first mounts.
+    pub devices: Vec<OwnedFd>,
 }
 
 /// Bound on how often the kernel's mount table is read.
@@ -36,6 +41,9 @@ const TICK: Duration = Duration::from_secs(5);
 /// Runs until it is stopped or idle for long enough.
 pub fn run(mut config: Config) -> Result<(), Refusal> {
     let failed = |what: &str, error: std::io::Error| Refusal::new(format!("{what}: {error}"));
+    if config.rootless {
+        rootless::enter()?;
+    }
     let signals = block_signals().map_err(|e| failed("signals cannot be received", e))?;
     let server = Server::listen(&config.run_dir)?;
     let pid_file = config.run_dir.join("keeper.pid");
@@ -75,12 +83,12 @@ fn serve(
             info!("stopped by an order");
             return Ok(());
         }
-        let idle = keeper.idle_time();
-        if idle.is_some_and(|idle| idle >= idle_timeout) {
+        if keeper.stop_if_idle(idle_timeout) {
             info!("idle for {} s", idle_timeout.as_secs());
             return Ok(());
         }
-        let wait = idle.map_or(TICK, |idle| (idle_timeout - idle).min(TICK));
+        let left = keeper.idle_time().map(|idle| idle_timeout.saturating_sub(idle));
+        let wait = left.map_or(TICK, |left| left.clamp(Duration::from_millis(20), TICK));
         let timeout =
             rustix::time::Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
         let mut polled = [

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use log::{info, warn};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use polytropo_libservices::stack::{Layer, StackDocument};
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -39,15 +39,18 @@ pub struct Keeper {
     door_ends: Condvar,
     /// The living workers, one for each way to map ids that was needed.
     workers: Mutex<Vec<Arc<Child>>>,
+    /// Devices that were opened for this keeper, where it may not open them.
+    given_devices: Mutex<Vec<OwnedFd>>,
     wake: OwnedFd,
     stopped: AtomicBool,
 }
 
 impl Keeper {
-    pub fn start(config: Config) -> Result<Arc<Self>, Refusal> {
+    pub fn start(mut config: Config) -> Result<Arc<Self>, Refusal> {
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
         let wake = rustix::event::eventfd(0, flags)
             .map_err(|errno| Refusal::of(errno, "an event descriptor cannot be made"))?;
+        let given_devices = Mutex::new(std::mem::take(&mut config.devices));
         let keeper = Arc::new_cyclic(|me: &Weak<Keeper>| Self {
             me: me.clone(),
             config,
@@ -56,10 +59,11 @@ impl Keeper {
             table: Mutex::new(Table::new()),
             door_ends: Condvar::new(),
             workers: Mutex::default(),
+            given_devices,
             wake,
             stopped: AtomicBool::new(false),
         });
-        keeper.living_worker(keeper.usual_ids())?;
+        keeper.living_worker(keeper.usual_ids()?)?;
         Ok(keeper)
     }
 
@@ -85,6 +89,25 @@ impl Keeper {
         self.stopped.load(SeqCst)
     }
 
+    /// Waits for its turn to change something. Refused when the keeper is to end.
+    fn take_turn(&self) -> Result<MutexGuard<'_, ()>, Refusal> {
+        let turn = self.ordering.lock();
+        if self.is_stopped() {
+            return Err(Refusal::with_errno(Errno::CONNABORTED, "the service is ending"));
+        }
+        Ok(turn)
+    }
+
+    /// Decides to end if there has been nothing to do for `timeout`. No order can slip in between.
+    pub fn stop_if_idle(&self, timeout: Duration) -> bool {
+        let Some(_turn) = self.ordering.try_lock() else { return false };
+        let idle = self.idle_time().is_some_and(|idle| idle >= timeout);
+        if idle {
+            self.stopped.store(true, SeqCst);
+        }
+        idle
+    }
+
     /// How long there has been nothing to do; None while there is.
     pub fn idle_time(&self) -> Option<Duration> {
         self.table.lock().idle_since.map(|since| since.elapsed())
@@ -92,7 +115,7 @@ impl Keeper {
 
     /// The kernel's mount table changed: some mounts may have gone without an order.
     pub fn look_at_mounts(&self) {
-        let Some(_ordering) = self.ordering.try_lock_for(Duration::from_millis(200)) else {
+        let Some(_turn) = self.ordering.try_lock_for(Duration::from_millis(200)) else {
             return self.wake();
         };
         let Some(lines) = table::kernel_table() else { return };
@@ -104,7 +127,8 @@ impl Keeper {
 
     /// Takes everything down, at once.
     pub fn end(&self) {
-        let _ordering = self.ordering.lock();
+        self.stopped.store(true, SeqCst);
+        let _turn = self.ordering.lock();
         for mount in self.table.lock().mounts.values().rev() {
             if let Err(errno) = self.unmount_if_on_top(mount, Detach::Lazily) {
                 warn!("{} stays mounted: {errno}", mount.mountpoint.display());
@@ -115,8 +139,15 @@ impl Keeper {
         }
     }
 
-    fn usual_ids(&self) -> Ids {
-        Ids::Shifted { base: self.config.uid_base, count: self.config.uid_count }
+    fn usual_ids(&self) -> Result<Ids, Refusal> {
+        let (base, count) = (self.config.uid_base, self.config.uid_count);
+        // Idmapped mounts take rights over the whole machine.
+        if self.config.rootless { self.same_ids() } else { Ok(Ids::Shifted { base, count }) }
+    }
+
+    fn same_ids(&self) -> Result<Ids, Refusal> {
+        Ids::same(self.config.uid_count)
+            .map_err(|error| Refusal::new(format!("the keeper's own ids cannot be read: {error}")))
     }
 
     fn living_worker(&self, ids: Ids) -> Result<Arc<Child>, Refusal> {
@@ -134,7 +165,7 @@ impl Keeper {
 
     /// A worker that can serve `roots`, and their copies for it.
     fn worker_for(&self, roots: &[Root]) -> Result<(Arc<Child>, Vec<OwnedFd>), Refusal> {
-        let ids = self.usual_ids();
+        let ids = self.usual_ids()?;
         let worker = self.living_worker(ids)?;
         let namespace = match ids {
             Ids::Shifted { .. } => worker.namespace(),
@@ -147,7 +178,7 @@ impl Keeper {
                 info!("{sentence}; a worker with the host's own ids serves it");
             }
         }
-        let worker = self.living_worker(Ids::Same { count: self.config.uid_count })?;
+        let worker = self.living_worker(self.same_ids()?)?;
         match roots::hand_over(roots, None) {
             Ok(copies) => Ok((worker, copies)),
             Err(Obstacle::Refused(refusal)) => Err(refusal),
@@ -167,7 +198,7 @@ impl Keeper {
         // Opened before the lock is taken: a slow filesystem holds up this order alone.
         let roots = roots::open_all(&document)?;
         let place = mounting::open_mountpoint(mountpoint)?;
-        let _ordering = self.ordering.lock();
+        let _turn = self.take_turn()?;
         let number = match self.mount_again(&text, &place, mountpoint)? {
             Some(number) => number,
             None => self.mount_anew(&document, text, &roots, &place, mountpoint)?,
@@ -199,10 +230,7 @@ impl Keeper {
         mountpoint: &Path,
     ) -> Result<u64, Refusal> {
         let (worker, roots) = self.worker_for(roots)?;
-        let mut devices = vec![mounting::open_device()?];
-        for _ in 1..door_threads() {
-            devices.push(mounting::open_device()?);
-        }
+        let devices = self.devices()?;
         let shown = mountpoint.display();
         let cannot = |errno| Refusal::of(errno, format!("{shown} cannot be mounted"));
         let source = self.config.tenant.as_deref().unwrap_or("polytropo");
@@ -238,8 +266,16 @@ impl Keeper {
         }
     }
 
+    /// A FUSE device for a new mount, and more for the threads that serve it.
+    fn devices(&self) -> Result<Vec<OwnedFd>, Refusal> {
+        if let Some(given) = self.given_devices.lock().pop() {
+            return Ok(vec![given]);
+        }
+        (0..door_threads()).map(|_| mounting::open_device()).collect()
+    }
+
     fn unmount(&self, mountpoint: &Path, lazy: bool) -> Answer {
-        let _ordering = self.ordering.lock();
+        let _turn = self.take_turn()?;
         let shown = mountpoint.display();
         let Some((number, mount)) = self.table.lock().mount_at(mountpoint) else {
             let sentence = format!("this service has nothing mounted at {shown}");
@@ -355,7 +391,7 @@ impl Keeper {
     }
 
     fn stop(&self, force: bool) -> Answer {
-        let _ordering = self.ordering.lock();
+        let _turn = self.take_turn()?;
         let mounts: Vec<_> = self.table.lock().mounts.iter().rev().map(|(n, m)| (*n, m.clone())).collect();
         for (number, mount) in mounts {
             let dead = self.table.lock().is_dead(&mount);
@@ -379,9 +415,6 @@ impl Keeper {
 
 impl Orders for Keeper {
     fn carry_out(&self, order: Order) -> Answer {
-        if self.is_stopped() {
-            return Err(Refusal::with_errno(Errno::CONNABORTED, "the service is ending"));
-        }
         match order {
             Order::Mount { stack, mountpoint } => self.mount(&stack, &mountpoint),
             Order::Unmount { mountpoint, lazy } => self.unmount(&mountpoint, lazy),
@@ -390,6 +423,10 @@ impl Orders for Keeper {
             Order::Status {} => self.status(),
             Order::Stop { force } => self.stop(force),
         }
+    }
+
+    fn is_ending(&self) -> bool {
+        self.is_stopped()
     }
 }
 

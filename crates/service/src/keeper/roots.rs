@@ -77,7 +77,11 @@ impl Root {
     fn hand_over(&self, namespace: Option<&OwnedFd>) -> Result<OwnedFd, Obstacle> {
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        let copy = rustix::mount::open_tree(&self.directory, "", flags).map_err(|e| self.refused(e))?;
+        let clone = |more| rustix::mount::open_tree(&self.directory, "", flags | more);
+        // An ordinary user may not see what the host's mounts cover up: then they come along, and are never entered.
+        let copy = clone(OpenTreeFlags::empty())
+            .or_else(|_| clone(OpenTreeFlags::AT_RECURSIVE))
+            .map_err(|e| self.refused(e))?;
         let mut attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
         if self.read_only {
             attributes |= MOUNT_ATTR_RDONLY;
