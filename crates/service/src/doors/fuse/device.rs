@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use polytropo_libservices::Errno;
 use rustix::fs::{Mode, OFlags};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::abi::{self, InHeader, OutHeader, WriteIn};
 
@@ -104,6 +104,11 @@ impl MessageBuffer {
 
     fn room(&mut self) -> &mut [u8] {
         &mut self.0[MESSAGE_START..]
+    }
+
+    /// The thread that sent the message of `count` bytes; 0 when it does not say.
+    pub fn sender(&self, count: usize) -> u32 {
+        InHeader::read_from_prefix(self.message(count)).map_or(0, |(header, _)| header.pid)
     }
 
     pub fn message(&self, count: usize) -> &[u8] {

@@ -4,6 +4,7 @@
 //! [`names`], [`files`], [`directories`]) and answered ([`reply`]). What others change goes to the kernel by [`invalidate`]. Node and handle numbers are the stack's own.
 
 mod abi;
+mod crew;
 mod device;
 mod directories;
 mod files;
@@ -30,6 +31,7 @@ use polytropo_libservices::{DoorId, Libservice};
 
 pub use statistics::{DoorStatistics, OperationStatistics};
 
+use crew::Crew;
 use device::{Device, PAYLOAD_BYTES_MAX};
 use invalidate::Notifier;
 use session::Session;
@@ -39,7 +41,7 @@ use worker::{Threads, Worker};
 /// How a door works.
 #[derive(Clone, Debug)]
 pub struct FuseOptions {
-    /// Threads that answer requests; at least 1.
+    /// Threads that may answer requests at once; at least 1. Only as many as are needed do.
     pub threads: usize,
     /// How long the kernel may believe what others can change ([`polytropo_libservices::Coherence::Shared`]).
     pub shared_timeout: Duration,
@@ -56,7 +58,7 @@ pub struct FuseOptions {
 impl Default for FuseOptions {
     fn default() -> Self {
         Self {
-            threads: 2,
+            threads: 4,
             shared_timeout: Duration::ZERO,
             writeback_cache: true,
             spare_devices: Vec::new(),
@@ -93,16 +95,20 @@ impl FuseDoor {
         let device = Device::new(device);
         let session = Arc::new(Session::new(stack, door, options));
         let stop = Arc::new(AtomicBool::new(false));
-        let threads = Threads { stop: stop.clone(), handles: Vec::new() };
+        let count = session.options.threads.max(1);
+        let crew = Arc::new(Crew::new(count));
+        let threads = Threads { stop: stop.clone(), crew: crew.clone(), handles: Vec::new() };
         let started = FuseDoor {
             counters: Arc::default(),
             notifier: Mutex::new(Notifier::start(session.clone(), device.clone())?),
             threads: Mutex::new(threads),
             live: Arc::new(Live::default()),
         };
-        for number in 0..session.options.threads.max(1) {
+        for number in 0..count {
             let own = if number == 0 { device.clone() } else { device.clone_or_share(spares.next()) };
-            let worker = Worker::new(session.clone(), own, started.counters.of_new_thread(), stop.clone())?;
+            let place = (crew.clone(), number);
+            let counters = started.counters.of_new_thread();
+            let worker = Worker::new(session.clone(), own, counters, place, stop.clone())?;
             started.spawn(worker, format!("fuse{}.{number}", door.0))?;
         }
         Ok(started)

@@ -24,7 +24,7 @@ pub struct OperationStatistics {
     pub count: u64,
     /// Answers with an error; a name that is not there is one too.
     pub errors: u64,
-    /// From the message read to the answer written.
+    /// From the message read to the answer found.
     pub total_ns: u64,
 }
 

@@ -1,6 +1,7 @@
 //! The threads that wait for messages and answer them.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use polytropo_libservices::Errno;
 
 use super::abi::{OutHeader, opcode};
+use super::crew::{Advice, Crew, Load};
 use super::device::{Device, MessageBuffer, PAYLOAD_BYTES_MAX, Pages, Received};
 use super::reply::{Held, Reply};
 use super::request::Request;
@@ -25,6 +27,9 @@ pub struct Worker {
     held: Vec<Held>,
     no_groups: Arc<[u32]>,
     counters: Arc<Counters>,
+    crew: Arc<Crew>,
+    /// Which one of the crew.
+    number: usize,
     stop: Arc<AtomicBool>,
 }
 
@@ -33,6 +38,7 @@ impl Worker {
         session: Arc<Session>,
         device: Device,
         counters: Arc<Counters>,
+        (crew, number): (Arc<Crew>, usize),
         stop: Arc<AtomicBool>,
     ) -> io::Result<Self> {
         Ok(Self {
@@ -43,6 +49,8 @@ impl Worker {
             held: Vec::new(),
             no_groups: Arc::from([]),
             counters,
+            crew,
+            number,
             stop,
         })
     }
@@ -50,30 +58,66 @@ impl Worker {
     /// Until the connection ends or `stop` is set.
     pub fn run(mut self) {
         be_io_flusher();
+        let mut reading = self.number == 0;
+        while reading || self.crew.stand_by(self.number) {
+            if let ControlFlow::Break(()) = self.read_on() {
+                break;
+            }
+            reading = false;
+        }
+        self.crew.end();
+    }
+
+    /// Serves messages as long as this thread is needed. Breaks when the door has ended.
+    fn read_on(&mut self) -> ControlFlow<()> {
+        let mut load = Load::default();
+        let mut ready = Instant::now();
         while !self.stop.load(Ordering::Acquire) {
+            self.crew.reads(self.number);
             match self.device.receive(&mut self.message) {
-                Ok(Received::Message(count)) => self.serve(count),
+                Ok(Received::Message(count)) => {
+                    let began = Instant::now();
+                    self.crew.works(self.number);
+                    let advice = load.message(began - ready, count, self.message.sender(count));
+                    if let Advice::Call(limit) = advice {
+                        self.crew.call_up_to(limit);
+                    }
+                    ready = self.serve(count, began);
+                    if advice == Advice::Leave && self.crew.may_leave() {
+                        return ControlFlow::Continue(());
+                    }
+                }
                 Ok(Received::Nothing) => {}
-                Ok(Received::Ended) => return,
+                Ok(Received::Ended) => break,
                 Err(errno) => {
                     log::error!("FUSE door {}: cannot read from the device: {errno}", self.session.door.0);
-                    return;
+                    break;
                 }
             }
         }
+        ControlFlow::Break(())
     }
 
-    fn serve(&mut self, count: usize) {
-        let began = Instant::now();
+    /// Answers the message of `count` bytes that was read. Returns when the answer was begun: while it is written, the
+    /// program may take the CPU and come back with its next request.
+    fn serve(&mut self, count: usize, began: Instant) -> Instant {
         let Some(request) = Request::parse(self.message.message(count)) else {
             log::error!("FUSE door {}: a message of {count} bytes has no whole header", self.session.door.0);
-            return;
+            return began;
         };
         let header = request.header;
         let mut reply = Reply::new(&mut self.payload, &mut self.held);
+        let slow = is_slow(header.opcode);
+        if slow {
+            self.crew.begin_slow();
+        }
         let answer = self.session.answer(request, &mut reply, &self.no_groups);
+        if slow {
+            self.crew.end_slow();
+        }
         let (len, nothing_there) = (reply.len(), reply.nothing_there);
         let failed = nothing_there || matches!(answer, Answer::Error(_));
+        let answered = Instant::now();
         let sent = match answer {
             Answer::Silence => Ok(()),
             Answer::Payload => self.reply(header.unique, 0, len),
@@ -96,13 +140,26 @@ impl Worker {
             let written = self.payload.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
             self.counters.record_bytes(opcode::WRITE, written.into());
         }
-        self.counters.record(header.opcode, failed, began.elapsed());
+        self.counters.record(header.opcode, failed, answered - began);
+        answered
     }
 
     fn reply(&self, unique: u64, error: i32, len: usize) -> rustix::io::Result<()> {
         let header = OutHeader { len: (size_of::<OutHeader>() + len) as u32, error, unique };
         self.device.reply(&header, &self.payload[..len])
     }
+}
+
+/// What waits for a disk as a rule.
+fn is_slow(code: u32) -> bool {
+    matches!(
+        code,
+        opcode::FSYNC
+            | opcode::FSYNCDIR
+            | opcode::FALLOCATE
+            | opcode::COPY_FILE_RANGE
+            | opcode::COPY_FILE_RANGE_64
+    )
 }
 
 /// The kernel must not make this thread write back pages of its own mount when memory is short. Needs
@@ -119,6 +176,7 @@ fn be_io_flusher() {
 /// Running threads, and how to end them.
 pub struct Threads {
     pub stop: Arc<AtomicBool>,
+    pub crew: Arc<Crew>,
     pub handles: Vec<JoinHandle<()>>,
 }
 
@@ -129,6 +187,7 @@ impl Threads {
     /// Ends all threads and waits for them. The device stays usable.
     pub fn end(&mut self) {
         self.stop.store(true, Ordering::Release);
+        self.crew.end();
         for handle in self.handles.drain(..) {
             while !handle.is_finished() {
                 // SAFETY: the thread was not joined yet, so its id is valid.
