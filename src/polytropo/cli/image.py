@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from polytropo.cli.options import IMAGE, json_option
+from polytropo.cli.options import IMAGE, PATH, json_option
 
 if TYPE_CHECKING:
     from polytropo.images import Image
@@ -135,6 +135,28 @@ def show(name: str, as_json: bool) -> None:
     for record in found.layer_records:
         fields.append(("layer", f"{record.diff_id} {format_size(record.size_bytes)}"))
     print_fields([(title, value) for title, value in fields if value])
+
+
+@image.command()
+@click.argument("name", type=IMAGE)
+@click.option("-o", "--output", type=PATH, help="The archive to write; without it standard output.")
+def save(name: str, output: Path | None) -> None:
+    """Write an image as an archive that podman, docker and `image import` read.
+
+    \b
+    Example:
+      polytropo image save app:1 -o app.tar
+      polytropo image save app:1 | ssh host polytropo image import -
+    """
+    from polytropo.cli.output import progress
+    from polytropo.images import get_image, save
+    from polytropo.state import State
+
+    if output is None and sys.stdout.isatty():
+        raise click.UsageError("standard output is a terminal; name a file with -o, or use a pipe")
+    state = State.open()
+    with progress("Saving") as told:
+        save(state, get_image(state, name), output or sys.stdout.buffer, progress=told)
 
 
 @image.command()

@@ -5,6 +5,7 @@ from polytropo.images.commit import commit
 from polytropo.images.config import ImageConfig
 from polytropo.images.errors import ImageError
 from polytropo.images.importing import import_image
+from polytropo.images.save import save
 from polytropo.images.store import Image, get_image, list_images, remove_image, tag_image
 from polytropo.images.usage import Usage, df, prune
 
@@ -21,5 +22,6 @@ __all__ = [
     "list_images",
     "prune",
     "remove_image",
+    "save",
     "tag_image",
 ]

@@ -29,16 +29,20 @@ def flattened(upper: Tree, lowers: list[Tree]) -> Iterator[bytes]:
 
 
 @dataclass
-class _Directory:
-    """A directory that is still to be written."""
+class _Node:
+    """Something that is still to be written."""
 
     path: bytes
     found: Found
     parts: list[Part]
     is_whole: bool = False
-    """Whether it is written with all that the lowers show in it."""
+    """Whether it is a directory that is written with all that the lowers show in it."""
     begins_whole: bool = False
     """Whether it is the topmost such one, which hides what the lowers have at its place."""
+
+    def child(self, name: bytes, entry: Entry, *, is_whole: bool) -> "_Node":
+        path = join(self.path, name)
+        return _Node(path, entry.found, entry.parts, is_whole, is_whole and not self.is_whole)
 
 
 class _Flattener:
@@ -53,63 +57,61 @@ class _Flattener:
 
     def archive(self) -> Iterator[bytes]:
         # A directory stands right before all that is in it: some programs set its time when they leave it.
-        waiting = [_Directory(b"", self._upper.tree.top(), [self._upper])]
+        waiting = [_Node(b"", self._upper.tree.top(), [self._upper])]
         while waiting:
             directory = waiting.pop()
-            path, parts = directory.path, directory.parts
+            path = directory.path
             yield header(path + b"/" if path else b"./", directory.found.attributes)
-            if directory.begins_whole:
-                yield header(join(path, OPAQUE), _MARKER)
-            for name, entry, is_whole in self._children(path, parts, directory.is_whole):
+            for name, child in sorted(self._children(directory).items()):
                 target = join(path, name)
-                if entry.found.is_directory:
-                    begins_whole = is_whole and not directory.is_whole
-                    waiting.append(_Directory(target, entry.found, entry.parts, is_whole, begins_whole))
+                if child is None:
+                    yield header(target, _MARKER)
+                elif child.found.is_directory:
+                    waiting.append(child)
                 else:
-                    yield from self._entry(target, entry)
-            if not directory.is_whole and parts[0].ordinal == 0:
-                yield from self._whiteouts(path, parts[0])
+                    yield from self._entry(target, child)
         yield END
 
-    def _children(
-        self, path: bytes, parts: list[Part], is_whole: bool
-    ) -> Iterator[tuple[bytes, Entry, bool]]:
-        """What to write of a directory: its names, and whether they hide what the lowers have there."""
-        if is_whole:
-            for name, entry in sorted(self._merged.entries(parts).items()):
-                yield name, entry, True
-            return
-        names = set()
-        part = parts[0]
-        if part.ordinal == 0:
-            listed = list(part.tree.list(part.path))
-            hidden = {found.name for found in listed if found.name.startswith(WHITEOUT)}
-            for found in listed:
-                if found.name.startswith(WHITEOUT):
-                    continue
-                names.add(found.name)
-                child = part.child(found.name)
+    def _children(self, directory: _Node) -> dict[bytes, _Node | None]:
+        """What to write into a directory, by name; None is a whiteout or an opaque marker."""
+        children: dict[bytes, _Node | None] = {OPAQUE: None} if directory.begins_whole else {}
+        if directory.is_whole:
+            for name, entry in self._merged.entries(directory.parts).items():
+                children[name] = directory.child(name, entry, is_whole=True)
+            return children
+        children = self._own_children(directory) if directory.parts[0].ordinal == 0 else {}
+        for name in self._missing.get(directory.path, set()) - children.keys():
+            # A name that only the lowers have, of a file that was copied up, or a directory on the way to it.
+            below = self._merged.entry(self._merged.parts_at(directory.path), name)
+            if below is not None:
+                children[name] = directory.child(name, Entry(below.found, below.parts[:1]), is_whole=False)
+        return children
+
+    def _own_children(self, directory: _Node) -> dict[bytes, _Node | None]:
+        """What the upper itself has in a directory."""
+        part = directory.parts[0]
+        listed = {found.name: found for found in part.tree.list(part.path)}
+        children: dict[bytes, _Node | None] = {}
+        for name, found in listed.items():
+            if name == RESERVED:
+                continue
+            if name == OPAQUE:
+                children[name] = None
+            elif name.startswith(WHITEOUT):
+                if (
+                    name.removeprefix(WHITEOUT) not in listed
+                ):  # what is there anew hides the old one by itself
+                    children[name] = None
+            else:
                 redirected = self._merged.redirected(found) if found.is_directory else None
                 # A directory beside its own whiteout merges with nothing; others understand only the marker.
-                whole = redirected is not None or (found.is_directory and WHITEOUT + found.name in hidden)
-                yield found.name, Entry(found, [child, *(redirected or [])]), whole
-        for name in sorted(self._missing.get(path, set()) - names):
-            # A name that only the lowers have, of a file that was copied up, or a directory on the way to it.
-            below = self._merged.entry(self._merged.parts_at(path), name)
-            if below is not None:
-                yield name, Entry(below.found, below.parts[:1]), False
+                is_whole = redirected is not None or (found.is_directory and WHITEOUT + name in listed)
+                entry = Entry(found, [part.child(name), *(redirected or [])])
+                children[name] = directory.child(name, entry, is_whole=is_whole)
+        return children
 
-    def _whiteouts(self, path: bytes, part: Part) -> Iterator[bytes]:
-        listed = list(part.tree.list(part.path))
-        names = {found.name for found in listed}
-        for found in listed:
-            is_whiteout = found.name.startswith(WHITEOUT) and found.name != RESERVED
-            # What is there anew hides the old one by itself.
-            if is_whiteout and (found.name == OPAQUE or found.name.removeprefix(WHITEOUT) not in names):
-                yield header(join(path, found.name), _MARKER)
-
-    def _entry(self, name: bytes, entry: Entry) -> Iterator[bytes]:
-        part, found = entry.part, entry.found
+    def _entry(self, name: bytes, node: _Node) -> Iterator[bytes]:
+        part, found = node.parts[0], node.found
         if stat.S_ISSOCK(found.attributes.mode):
             return  # nobody listens on it in an image
         copy = self._copies.get((part.ordinal, found.inode))

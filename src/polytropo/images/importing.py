@@ -109,10 +109,18 @@ class _Importer:
 
     def _choose_manifests(self, manifests: list[Descriptor]) -> list[tuple[Descriptor, list[str]]]:
         """Which images of an index to import, each with its names."""
+        images: dict[str, Descriptor] = {}
+        ref_names: dict[str, list[str]] = {}
+        for each in manifests:  # one with several names is there several times
+            images.setdefault(each.digest, each)
+            ref_names.setdefault(each.digest, []).append(each.ref_name)
         if self._wanted is None:
-            return [(each, [self._own_name(each.ref_name)]) for each in manifests]
-        chosen = self._choose([[each.ref_name] for each in manifests], self._wanted)
-        return [(manifests[chosen], [self._wanted])]
+            return [
+                (each, [self._own_name(name) for name in ref_names[digest]])
+                for digest, each in images.items()
+            ]
+        chosen = self._choose(list(ref_names.values()), self._wanted)
+        return [(list(images.values())[chosen], [self._wanted])]
 
     def _choose_saved(self, images: list[SavedImage]) -> list[tuple[SavedImage, list[str]]]:
         """Which images of a docker archive to import, each with its names."""
