@@ -31,6 +31,8 @@ $(VENV)/.ready: pyproject.toml
 	@touch $@
 
 venv: $(VENV)/.ready
+	@# Compiled here, since some environments keep Python from doing it at first use, which costs every command 30 ms.
+	@$(VENV)/bin/python -m compileall -q src/polytropo
 
 lint: venv
 	cargo fmt --check

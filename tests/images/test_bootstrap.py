@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from polytropo.images import ImageError, bootstrap
-from polytropo.images.bootstrap import cache_directory
+from polytropo.images import ImageError
+from polytropo.images.bootstrap import bootstrap, cache_directory
 from polytropo.images.diff import changes
 from polytropo.images.extract import unpack
 from polytropo.images.layers import list_layers

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from polytropo.images import Image, ImageError, commit, get_image, import_image
+from polytropo.images import Image, ImageError, get_image, import_image
+from polytropo.images.commit import commit
 from polytropo.images.layers import list_layers
 from polytropo.state import State
 from tests.images.archives import Layout, directory, hard_link, member, tar, tree_of

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from polytropo.images import commit, get_image, import_image, remove_image
+from polytropo.images import get_image, import_image, remove_image
+from polytropo.images.commit import commit
 from polytropo.images.flatten import flattened
 from polytropo.images.walk import Tree
 from polytropo.state import State

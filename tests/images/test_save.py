@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from polytropo.errors import StorageError
-from polytropo.images import Image, commit, import_image, prune, remove_image, save, tag_image
+from polytropo.images import Image, import_image, prune, remove_image, tag_image
+from polytropo.images.commit import commit
 from polytropo.images.layers import list_layers
+from polytropo.images.save import save
 from polytropo.state import State
 from tests.images.archives import Layout, sha256, tree_of
 from tests.images.test_import import BASE, TOP

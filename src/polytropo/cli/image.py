@@ -62,7 +62,7 @@ def bootstrap(name: str, suite: str, include: tuple[str, ...], mirror: str | Non
       polytropo image bootstrap debian --include sqlite3,busybox
     """
     from polytropo.cli.output import progress
-    from polytropo.images import bootstrap as make
+    from polytropo.images.bootstrap import bootstrap as make
     from polytropo.state import State
 
     state = State.open()
@@ -149,7 +149,8 @@ def save(name: str, output: Path | None) -> None:
       polytropo image save app:1 | ssh host polytropo image import -
     """
     from polytropo.cli.output import progress
-    from polytropo.images import get_image, save
+    from polytropo.images import get_image
+    from polytropo.images.save import save
     from polytropo.state import State
 
     if output is None and sys.stdout.isatty():

@@ -6,8 +6,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Protocol, cast
 
-import zstandard
-
 from polytropo.images.errors import ImageError
 
 CHUNK_BYTES = 1 << 20
@@ -175,6 +173,8 @@ def _gunzip(source: Readable) -> Iterator[bytes]:
 
 
 def _unzstd(source: Readable) -> Iterator[bytes]:
+    import zstandard  # takes long to load, and few archives need it
+
     context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES_MAX)
     try:
         with context.stream_reader(cast(IO[bytes], _Plain(source)), read_across_frames=True) as reader:
