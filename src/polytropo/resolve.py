@@ -1,5 +1,7 @@
 """What the names in a stack mean: images and volumes of a state directory as plain directories."""
 
+from typing import Literal
+
 from polytropo.compose import Dir, Fault, Image, Layer, StackError, Union, Volume
 from polytropo.errors import PolytropoError
 from polytropo.host import host_ownership
@@ -60,7 +62,9 @@ class _Resolver:
         except PolytropoError as error:
             raise _at(place, error) from error
         path = volume_data(self._state, tenant.name, volume.name)
-        return Dir(path, read_only=volume.read_only, coherence="exclusive", ownership=host_ownership())
+        # Another container may write to what this one may only read.
+        coherence: Literal["shared", "exclusive"] = "shared" if volume.read_only else "exclusive"
+        return Dir(path, read_only=volume.read_only, coherence=coherence, ownership=host_ownership())
 
 
 def _at(place: str, error: PolytropoError) -> PolytropoError:

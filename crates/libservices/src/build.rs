@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 use crate::dir::Dir;
 use crate::error::{Attempt, Errno, Error, Result};
 use crate::fault::Fault;
+use crate::lease::Lease;
 use crate::libservice::Libservice;
 use crate::owners::Owners;
 use crate::stack::{DirCoherence, DirLayer, Layer, Ownership, StackDocument, UnionLayer};
@@ -31,7 +32,12 @@ pub fn build_with(
         let problem = format!("build a stack of {wanted} directories from {} descriptors", roots.len());
         return Err(Error::new(Errno::INVAL, problem));
     }
-    Builder { roots: roots.into_iter(), interner }.layer(&document.root)
+    let stack = Builder { roots: roots.into_iter(), interner }.layer(&document.root)?;
+    Ok(match document.root {
+        // Keeps account of what it holds of its layers.
+        Layer::Union(_) => stack,
+        Layer::Dir(_) | Layer::Fault(_) => Arc::new(Lease::new(stack)),
+    })
 }
 
 /// The directory layers that are alive, each once.
@@ -105,6 +111,8 @@ impl Builder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::name::Name;
+    use crate::types::*;
 
     fn document(json: &str) -> StackDocument {
         StackDocument::parse(json).unwrap()
@@ -120,15 +128,41 @@ mod tests {
         let writable = document(r#"{"version":1,"root":{"kind":"dir","path":"/a"}}"#);
         let read_only = document(r#"{"version":1,"root":{"kind":"dir","path":"/b","read_only":true}}"#);
         let interner = Interner::default();
-        let first = build_with(&writable, vec![open(temp.path())], &interner).unwrap();
-        let again = build_with(&writable, vec![open(temp.path())], &interner).unwrap();
-        let other = build_with(&read_only, vec![open(temp.path())], &interner).unwrap();
-        assert!(Arc::ptr_eq(&first, &again));
-        assert!(!Arc::ptr_eq(&first, &other));
-        let weak = Arc::downgrade(&first);
-        drop((first, again));
-        assert!(weak.upgrade().is_none(), "the interner keeps nothing alive");
-        build_with(&writable, vec![open(temp.path())], &interner).unwrap();
+        let build = |document| build_with(document, vec![open(temp.path())], &interner).unwrap();
+        let (first, again, other) = (build(&writable), build(&writable), build(&read_only));
+        let (caller, name) = (Caller::service(), Name::new(b"d").unwrap());
+        let made = first.mkdir(&caller, NodeId::ROOT, name, 0o755).unwrap();
+        assert_eq!(again.lookup(&caller, NodeId::ROOT, name).unwrap().node, made.node);
+        assert_eq!(interner.dirs.lock().len(), 2);
+        other.lookup(&caller, NodeId::ROOT, name).unwrap();
+        drop((first, again, other));
+        assert!(interner.dirs.lock().values().all(|dir| dir.strong_count() == 0), "nothing is kept alive");
+        build(&writable);
+    }
+
+    #[test]
+    fn a_stack_that_ends_gives_back_what_it_holds_of_shared_layers() {
+        let temp = tempfile::tempdir().unwrap();
+        let document = document(r#"{"version":1,"root":{"kind":"dir","path":"/a"}}"#);
+        let interner = Interner::default();
+        let build = || build_with(&document, vec![open(temp.path())], &interner).unwrap();
+        let (stays, ends) = (build(), build());
+        let (caller, name) = (Caller::service(), Name::new(b"f").unwrap());
+        let flags = OpenFlags::READ | OpenFlags::WRITE;
+        let (entry, opened) = ends.create(&caller, NodeId::ROOT, name, 0o644, flags).unwrap();
+        let listing = ends.opendir(&caller, NodeId::ROOT).unwrap();
+        let mut twice = |_: DirEntry<'_>, _: Option<&Entry>| true;
+        ends.readdir_plus(&caller, NodeId::ROOT, listing, 0, &mut twice).unwrap();
+        // One stack forgets no more than its own.
+        stays.forget(entry.node, 100);
+        stays.release(entry.node, opened.handle);
+        assert_eq!(stays.getattr(&caller, entry.node, Some(opened.handle)).unwrap().nlink, 1);
+        drop(ends);
+        assert!(stays.getattr(&caller, entry.node, None).unwrap_err().is(Errno::STALE));
+        let gone = stays.write(&caller, entry.node, opened.handle, 0, b"x");
+        assert!(gone.unwrap_err().is(Errno::BADF));
+        let mut none = |_: DirEntry<'_>| true;
+        assert!(stays.readdir(&caller, NodeId::ROOT, listing, 0, &mut none).unwrap_err().is(Errno::BADF));
     }
 
     #[test]

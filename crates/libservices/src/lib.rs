@@ -8,6 +8,7 @@ pub mod dir;
 pub mod error;
 pub mod fault;
 mod handles;
+mod lease;
 pub mod libservice;
 pub mod name;
 mod notices;

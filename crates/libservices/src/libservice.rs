@@ -295,6 +295,11 @@ pub enum Change<'a> {
 /// Must return at once and never call back into the libservice that told it.
 pub trait Observer: Send + Sync {
     fn changed(&self, change: Change<'_>, origin: DoorId);
+
+    /// Nobody is there any more to be told: it may be dropped.
+    fn is_gone(&self) -> bool {
+        false
+    }
 }
 
 fn pass(below: Option<&dyn Libservice>) -> Result<&dyn Libservice> {

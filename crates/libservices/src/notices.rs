@@ -16,8 +16,11 @@ pub struct Notices {
 }
 
 impl Notices {
+    /// Takes the place of those that are gone: layers outlive the stacks that stand on them.
     pub fn add(&self, observer: Arc<dyn Observer>) {
-        self.observers.write().push(observer);
+        let mut observers = self.observers.write();
+        observers.retain(|observer| !observer.is_gone());
+        observers.push(observer);
         self.any.store(true, Ordering::Release);
     }
 

@@ -40,6 +40,10 @@ impl Observer for Relay {
             }
         }
     }
+
+    fn is_gone(&self) -> bool {
+        self.nodes.strong_count() == 0
+    }
 }
 
 impl Relay {

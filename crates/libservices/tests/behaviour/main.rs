@@ -36,6 +36,11 @@ fn directory_with_owners_in_attributes_that_others_change_too() {
 }
 
 #[test]
+fn directory_built_from_a_document() {
+    suite::run(stacks::built);
+}
+
+#[test]
 fn faults_that_never_strike() {
     suite::run(stacks::faultless);
 }

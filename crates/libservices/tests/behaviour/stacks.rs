@@ -7,9 +7,9 @@ use std::sync::Arc;
 use polytropo_libservices::dir::Dir;
 use polytropo_libservices::fault::Fault;
 use polytropo_libservices::owners::Owners;
-use polytropo_libservices::stack::{DirCoherence, DirLayer, FaultLayer, Layer, Ownership};
+use polytropo_libservices::stack::{DirCoherence, DirLayer, FaultLayer, Layer, Ownership, StackDocument};
 use polytropo_libservices::union::Union;
-use polytropo_libservices::{Capabilities, Libservice};
+use polytropo_libservices::{Capabilities, Libservice, build};
 
 use crate::suite::Stack;
 
@@ -34,6 +34,15 @@ pub fn directory(coherence: DirCoherence, ownership: Ownership) -> Stack {
         Ownership::Native => dir,
         Ownership::Xattr => Arc::new(Owners::new(dir)),
     };
+    Stack::new(service, temp.path().to_owned(), temp)
+}
+
+/// As services build it from a document.
+pub fn built() -> Stack {
+    let temp = tempfile::tempdir().unwrap();
+    let json = r#"{"version":1,"root":{"kind":"dir","path":"/a","coherence":"exclusive"}}"#;
+    let root = OwnedFd::from(std::fs::File::open(temp.path()).unwrap());
+    let service = build(&StackDocument::parse(json).unwrap(), vec![root]).unwrap();
     Stack::new(service, temp.path().to_owned(), temp)
 }
 

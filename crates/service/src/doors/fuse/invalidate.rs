@@ -75,6 +75,10 @@ impl Observer for Listener {
             queue.more.notify_one();
         }
     }
+
+    fn is_gone(&self) -> bool {
+        self.queue.strong_count() == 0
+    }
 }
 
 /// The thread that sends.
