@@ -1,6 +1,8 @@
 //! Attributes and extended attributes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Union;
 use super::layers::marks;
@@ -32,6 +34,9 @@ impl Union {
         handle: Option<HandleId>,
         changes: &SetAttr,
     ) -> Result<Attr> {
+        if let Some(attr) = self.set_last_times(caller, node, changes)? {
+            return Ok(attr);
+        }
         let upper = match changes.size_bytes {
             Some(size_bytes) if node.kind == libc::S_IFREG => self.raise_limited(node, size_bytes)?,
             _ => self.raise(node)?,
@@ -41,6 +46,25 @@ impl Union {
         let attr = upper.service().setattr(&self.inside(caller), upper.node, handle, changes)?;
         self.notices.inode(caller, node.id);
         Ok(node.shown(attr))
+    }
+
+    /// Times of a lower inode that nothing leads to any more. `None` when there is more to it.
+    fn set_last_times(&self, caller: &Caller, node: &Node, changes: &SetAttr) -> Result<Option<Attr>> {
+        let times = SetAttr { atime: changes.atime, mtime: changes.mtime, ..SetAttr::default() };
+        if node.is_dir() || node.is_raised() || node.open_files.load(Relaxed) > 0 || times != *changes {
+            return Ok(None);
+        }
+        self.work()?;
+        let attr = node.stack().top().attr(caller)?;
+        if node.shown(attr.clone()).nlink > 0 {
+            return Ok(None);
+        }
+        {
+            let mut last = node.last_times.lock();
+            last.atime = changes.atime.map(moment).or(last.atime);
+            last.mtime = changes.mtime.map(moment).or(last.mtime);
+        }
+        Ok(Some(node.shown(attr)))
     }
 
     pub(super) fn get_attribute(&self, caller: &Caller, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
@@ -86,6 +110,16 @@ impl Union {
         upper.service().removexattr(&self.inside(caller), upper.node, name)?;
         self.notices.inode(caller, node.id);
         Ok(())
+    }
+}
+
+fn moment(time: SetTime) -> Timestamp {
+    match time {
+        SetTime::At(moment) => moment,
+        SetTime::Now => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            Timestamp { seconds: now.as_secs() as i64, nanoseconds: now.subsec_nanos() }
+        }
     }
 }
 

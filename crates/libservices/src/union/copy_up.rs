@@ -95,14 +95,16 @@ impl Union {
     fn copy(&self, work: &Work, node: &Arc<Node>, limit_bytes: u64) -> Result<Copy> {
         let stack = node.stack();
         let (lower, name) = (stack.top(), work.fresh_name());
-        let attr = lower.attr(&self.own)?;
+        let mut attr = lower.attr(&self.own)?;
+        node.with_last_times(&mut attr);
+        let nameless = node.place().is_none() && node.shown(attr.clone()).nlink == 0;
         let (held, file) = self.make_like(work, lower, &attr, &name)?;
         let filled = self.fill(lower, &attr, &held, file.as_ref(), limit_bytes).and_then(|()| {
             let marked = self.mark_origin(&held, node.origin, &attr)?;
             self.dress(lower, &attr, &held)?;
             match &file {
                 // Without this a power cut could leave a short file where a whole one was.
-                Some(file) if attr.size_bytes > 0 && limit_bytes > 0 => {
+                Some(file) if attr.size_bytes > 0 && limit_bytes > 0 && !nameless => {
                     file.service().fsync(&self.own, held.node, file.handle, false)?;
                 }
                 _ => {}

@@ -23,6 +23,19 @@ pub struct File {
     target: RwLock<Arc<OpenFile>>,
 }
 
+impl File {
+    fn new(node: &Arc<Node>, flags: OpenFlags, open: OpenFile) -> Self {
+        node.open_files.fetch_add(1, Relaxed);
+        Self { node: node.clone(), flags, target: RwLock::new(Arc::new(open)) }
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        self.node.open_files.fetch_sub(1, Relaxed);
+    }
+}
+
 impl Union {
     pub(super) fn open_file(&self, caller: &Caller, node: &Arc<Node>, flags: OpenFlags) -> Result<Opened> {
         let refused = match node.kind {
@@ -57,8 +70,7 @@ impl Union {
         flags: OpenFlags,
     ) -> Opened {
         let flags = flags - (OpenFlags::TRUNCATE | OpenFlags::EXCLUSIVE);
-        let file = File { node: node.clone(), flags, target: RwLock::new(Arc::new(open)) };
-        Opened { handle: self.files.insert(file), ..opened }
+        Opened { handle: self.files.insert(File::new(node, flags, open)), ..opened }
     }
 
     /// The layer's open file behind a handle, which moves to the upper once its node has.

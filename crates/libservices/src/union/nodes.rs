@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 use super::layers::{Held, Key, Origin};
 use super::lower_names::LowerNames;
 use crate::name::Name;
-use crate::types::{Attr, NodeId};
+use crate::types::{Attr, NodeId, Timestamp};
 
 const SHARDS: usize = 64;
 /// Bound on climbing from a node to the root.
@@ -77,10 +77,21 @@ pub struct Node {
     pub names_removed: AtomicU32,
     /// How many names the union has for an inode of the link index.
     pub links: Mutex<Option<u32>>,
+    /// How many open files the union has of it.
+    pub open_files: AtomicU32,
+    /// Times that were set when neither name nor open file led to a lower inode any more: the kernel writes such back when it
+    /// lets go of one. No copy is made for them.
+    pub last_times: Mutex<LastTimes>,
     /// Its name in the upper is not yet known to be durable.
     pub fresh: AtomicBool,
     pub lower_names: Mutex<LowerNames>,
     table: Weak<Nodes>,
+}
+
+#[derive(Clone, Copy, Default)]
+pub struct LastTimes {
+    pub atime: Option<Timestamp>,
+    pub mtime: Option<Timestamp>,
 }
 
 /// What a new node begins with.
@@ -185,8 +196,15 @@ impl Node {
             attr.nlink = links;
         } else if !self.is_raised() {
             attr.nlink = attr.nlink.saturating_sub(self.names_removed.load(Relaxed));
+            self.with_last_times(&mut attr);
         }
         attr
+    }
+
+    pub fn with_last_times(&self, attr: &mut Attr) {
+        let last = *self.last_times.lock();
+        attr.atime = last.atime.unwrap_or(attr.atime);
+        attr.mtime = last.mtime.unwrap_or(attr.mtime);
     }
 
     fn take_parent(&mut self) -> Option<Arc<Node>> {
@@ -273,6 +291,8 @@ impl Nodes {
             impure: AtomicBool::new(seed.impure),
             names_removed: AtomicU32::new(seed.names_removed),
             links: Mutex::new(seed.links),
+            open_files: AtomicU32::new(0),
+            last_times: Mutex::default(),
             fresh: AtomicBool::new(false),
             lower_names: Mutex::default(),
             table: Arc::downgrade(self),

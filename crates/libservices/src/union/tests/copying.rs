@@ -74,6 +74,23 @@ fn a_lower_file_unlinked_while_open_lives_on() {
 }
 
 #[test]
+fn times_written_back_after_the_last_name_went_cost_no_copy() {
+    let rig = Rig::new(1);
+    rig.put(0, "f", "base");
+    let (counted, view) = super::counting::Counted::of(&rig);
+    let entry = view.union.lookup(&view.caller, NodeId::ROOT, name("f")).unwrap();
+    view.unlink("f").unwrap();
+    let at = Timestamp { seconds: 5, nanoseconds: 6 };
+    let times = SetAttr { mtime: Some(SetTime::At(at)), ..SetAttr::default() };
+    assert_eq!(view.union.setattr(&view.caller, entry.node, None, &times).unwrap().mtime, at);
+    assert_eq!(counted.upper.creates.load(std::sync::atomic::Ordering::SeqCst), 0);
+    let changed = view.union.setattr(&view.caller, entry.node, None, &chmod(0o600)).unwrap();
+    assert_eq!((changed.mtime, changed.nlink), (at, 0));
+    view.union.forget(entry.node, 1);
+    counted.assert_nothing_held();
+}
+
+#[test]
 fn truncation_does_not_copy_and_holes_stay_holes() {
     let rig = Rig::new(1);
     let file = host::File::create(rig.lower(0, "sparse")).unwrap();
