@@ -66,11 +66,11 @@ def test_ten_thousand_files_changed_committed_and_imported_again(
     changed = isolated.polytropo("exec", "live", "sh", "-c", _LOOK).stdout
     assert changed != before
     looks = {"changed": isolated.polytropo("run", "--rm", "changed", "sh", "-c", _LOOK).stdout}
-    # From a container that runs; as a root filesystem through standard output and input.
+    # From a container that runs, and as an archive through standard output and input.
     isolated.polytropo("commit", "live", "changed-live")
     looks["live"] = isolated.polytropo("run", "--rm", "changed-live", "sh", "-c", _LOOK).stdout
-    shell(isolated, "polytropo run --rm changed tar c bin data | polytropo image import --name again -")
-    looks["again"] = isolated.polytropo("run", "--rm", "again", "sh", "-c", _LOOK).stdout
+    shell(isolated, "polytropo image save changed-live | gzip -1 | polytropo image import --name saved -")
+    looks["saved"] = isolated.polytropo("run", "--rm", "saved", "sh", "-c", _LOOK).stdout
     same = {name: _comparable(look) == _comparable(changed) for name, look in looks.items()}
     assert same == dict.fromkeys(looks, True), _difference(changed, looks, same)
     # The image is as it was.
