@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,19 +108,19 @@ class Isolated:
             group = Group(group_parent(State(self.home)))
             group.kill()
             group.remove()
-            remove_tree(self.home)
 
 
 @pytest.fixture
-def isolated(tmp_path: Path) -> Iterator[Isolated]:
+def isolated() -> Iterator[Isolated]:
     if os.geteuid() != 0:
         pytest.skip("needs root for a private mount namespace")
-    # The state directory must be reachable for the ids that programs in containers run under.
-    for parent in [tmp_path, *tmp_path.parents]:
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    place = Isolated(tmp_path)
+    # Not in pytest's own directory: that is closed to the users that programs in containers run as, and each
+    # session that starts closes it again.
+    directory = Path(tempfile.mkdtemp(prefix="polytropo-test-"))
+    directory.chmod(0o711)
+    place = Isolated(directory)
     try:
         yield place
     finally:
         place.close()
+        remove_tree(directory)
