@@ -95,6 +95,41 @@ def test_identical_stacks_unmount_in_either_order(keeper: Keeper, data: Path) ->
         assert keeper.mounts() == [] and our_mount_lines(keeper.place) == []
 
 
+def test_an_upper_has_one_writer(keeper: Keeper, data: Path) -> None:
+    place, directory = keeper.place, keeper.place.directory
+    for name in ("upper", "lower", "one", "two"):
+        (directory / name).mkdir()
+
+    def union(*lowers: Path) -> dict[str, object]:
+        layers = [{"kind": "dir", "path": str(path), "read_only": True} for path in lowers]
+        upper = {"kind": "dir", "path": str(directory / "upper"), "coherence": "exclusive"}
+        return {"version": 1, "root": {"kind": "union", "lowers": layers, "upper": upper}}
+
+    one, two = str(directory / "one"), str(directory / "two")
+    keeper.do("mount", stack=union(data), mountpoint=one)
+    refusal = keeper.refused("mount", stack=union(directory / "lower", data), mountpoint=two)
+    assert refusal == (
+        f"root.upper.path: {directory}/upper is the upper layer of another mounted stack; unmount that first",
+        "EBUSY",
+    )
+    # A program that keeps an unmounted stack and those that mount it again are served by one union.
+    held = subprocess.Popen(
+        place.command("sh", "-c", f"cd {one}; echo; read x; echo held >new; cat file"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert held.stdout is not None and held.stdout.readline() == "\n"
+    keeper.do("unmount", mountpoint=one, lazy=True)
+    keeper.do("mount", stack=union(data), mountpoint=two)
+    place.run("sh", "-c", f"echo changed >{two}/file")
+    assert held.communicate("\n", timeout=30)[0] == "changed\n"
+    assert place.run("cat", f"{two}/new").stdout == "held\n"
+    keeper.do("unmount", mountpoint=two)
+    wait_until(lambda: keeper.do("stats")["mounts"] == [], "the end")
+    keeper.do("mount", stack=union(directory / "lower", data), mountpoint=two)
+
+
 def test_mounts_that_others_unmount_are_noticed(isolated: Isolated, data: Path) -> None:
     keeper = Keeper(isolated, idle_timeout_s=1)
     keeper.mount(data, isolated.directory / "mnt")

@@ -26,7 +26,8 @@ const DOOR_END_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bound on one stack document; the worker has the same.
 pub const DOCUMENT_MAX_BYTES: usize = 4 << 20;
 
-const DOOR_THREADS_MAX: usize = 8;
+const DOOR_THREADS_MIN: usize = 4;
+const DOOR_THREADS_MAX: usize = 16;
 
 /// The keeper's state, shared by the threads of its clients.
 pub struct Keeper {
@@ -229,6 +230,9 @@ impl Keeper {
         place: &OwnedFd,
         mountpoint: &Path,
     ) -> Result<u64, Refusal> {
+        // A stack that is still in use somewhere is served once more by the same worker, under the same locks.
+        let same = self.table.lock().locks_of_same(&text);
+        let locks = same.map_or_else(|| roots::lock_uppers(roots).map(Arc::new), Ok)?;
         let (worker, roots) = self.worker_for(roots)?;
         let devices = self.devices()?;
         let shown = mountpoint.display();
@@ -246,8 +250,14 @@ impl Keeper {
         let door = {
             let mut table = self.table.lock();
             let door = table.next_door();
-            let made =
-                Door { document: text, kind, device: identity.device, worker: worker.clone(), ended: false };
+            let made = Door {
+                document: text,
+                kind,
+                device: identity.device,
+                worker: worker.clone(),
+                ended: false,
+                locks,
+            };
             table.doors.insert(door, made);
             door
         };
@@ -466,9 +476,11 @@ fn in_use_or(errno: Errno, mountpoint: &Path) -> Refusal {
 }
 
 /// Threads that answer one mount's requests: one a CPU that the tenant may use, so that a request seldom waits for
-/// another, and always two, so that one slow request holds up nobody.
+/// another, and always some, so that slow requests hold up nobody.
 fn door_threads() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, DOOR_THREADS_MAX)
+    std::thread::available_parallelism()
+        .map_or(DOOR_THREADS_MIN, usize::from)
+        .clamp(DOOR_THREADS_MIN, DOOR_THREADS_MAX)
 }
 
 fn kind_of(document: &StackDocument) -> &'static str {

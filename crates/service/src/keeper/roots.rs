@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use libc::{MOUNT_ATTR_IDMAP, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use polytropo_libservices::stack::{DirLayer, Layer, StackDocument};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
@@ -16,6 +16,8 @@ pub struct Root {
     place: String,
     path: PathBuf,
     read_only: bool,
+    /// A union writes here and keeps its records here, so no second one may.
+    upper: bool,
     directory: OwnedFd,
 }
 
@@ -28,7 +30,7 @@ pub enum Obstacle {
 
 /// The directories of `document`, in its order. A refusal names the place in the document.
 pub fn open_all(document: &StackDocument) -> Result<Vec<Root>, Refusal> {
-    places(document).into_iter().map(|(place, layer)| open(place, layer)).collect()
+    places(document).into_iter().map(open).collect()
 }
 
 /// Detached copies of the directories' mounts: without what is mounted inside of them, without devices, programs and
@@ -37,29 +39,42 @@ pub fn hand_over(roots: &[Root], namespace: Option<&OwnedFd>) -> Result<Vec<Owne
     roots.iter().map(|root| root.hand_over(namespace)).collect()
 }
 
-/// Every directory layer with its place, in the order of `StackDocument::dirs`.
-fn places(document: &StackDocument) -> Vec<(String, &DirLayer)> {
+/// Holds the uppers among `roots` for one stack, in this process and any other, until the locks are dropped.
+pub fn lock_uppers(roots: &[Root]) -> Result<Vec<OwnedFd>, Refusal> {
+    roots.iter().filter(|root| root.upper).filter_map(|root| root.lock().transpose()).collect()
+}
+
+/// A directory layer and where it stands in its document.
+struct Place<'a> {
+    name: String,
+    layer: &'a DirLayer,
+    upper: bool,
+}
+
+/// Every directory layer, in the order of `StackDocument::dirs`.
+fn places(document: &StackDocument) -> Vec<Place<'_>> {
     let mut found = Vec::new();
-    collect(&document.root, "root".into(), &mut found);
+    collect(&document.root, "root".into(), false, &mut found);
     found
 }
 
-fn collect<'a>(layer: &'a Layer, place: String, found: &mut Vec<(String, &'a DirLayer)>) {
+fn collect<'a>(layer: &'a Layer, name: String, upper: bool, found: &mut Vec<Place<'a>>) {
     match layer {
-        Layer::Dir(dir) => found.push((place, dir)),
+        Layer::Dir(layer) => found.push(Place { name, layer, upper }),
         Layer::Union(union) => {
-            if let Some(upper) = &union.upper {
-                collect(upper, format!("{place}.upper"), found);
+            if let Some(layer) = &union.upper {
+                collect(layer, format!("{name}.upper"), true, found);
             }
-            for (index, lower) in union.lowers.iter().enumerate() {
-                collect(lower, format!("{place}.lowers[{index}]"), found);
+            for (index, layer) in union.lowers.iter().enumerate() {
+                collect(layer, format!("{name}.lowers[{index}]"), false, found);
             }
         }
-        Layer::Fault(fault) => collect(&fault.below, format!("{place}.below"), found),
+        Layer::Fault(fault) => collect(&fault.below, format!("{name}.below"), upper, found),
     }
 }
 
-fn open(place: String, layer: &DirLayer) -> Result<Root, Refusal> {
+fn open(found: Place<'_>) -> Result<Root, Refusal> {
+    let Place { name: place, layer, upper } = found;
     let shown = layer.path.display();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(&layer.path, flags, Mode::empty()).map_err(|errno| {
@@ -70,7 +85,7 @@ fn open(place: String, layer: &DirLayer) -> Result<Root, Refusal> {
         };
         Refusal::with_errno(errno, sentence)
     })?;
-    Ok(Root { place, path: layer.path.clone(), read_only: layer.read_only, directory })
+    Ok(Root { place, path: layer.path.clone(), read_only: layer.read_only, upper, directory })
 }
 
 impl Root {
@@ -101,6 +116,29 @@ impl Root {
             })?;
         }
         Ok(copy)
+    }
+
+    /// None where the filesystem has no locks.
+    fn lock(&self) -> Result<Option<OwnedFd>, Refusal> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let locked = rustix::fs::openat(&self.directory, ".", flags, Mode::empty()).and_then(|lock| {
+            rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+            Ok(lock)
+        });
+        let (place, path) = (&self.place, self.path.display());
+        match locked {
+            Ok(lock) => Ok(Some(lock)),
+            Err(Errno::WOULDBLOCK) => {
+                let sentence = format!(
+                    "{place}.path: {path} is the upper layer of another mounted stack; unmount that first"
+                );
+                Err(Refusal::with_errno(Errno::BUSY, sentence))
+            }
+            Err(errno) => {
+                log::warn!("{place}.path: {path} cannot be locked: {}", describe(errno));
+                Ok(None)
+            }
+        }
     }
 
     fn refused(&self, errno: Errno) -> Obstacle {

@@ -1,6 +1,7 @@
 //! What the keeper has mounted, and the doors behind it.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -16,6 +17,8 @@ pub struct Door {
     pub worker: Arc<Child>,
     /// Its connection to the kernel is over, be it unmounted or aborted.
     pub ended: bool,
+    /// Held while the stack may write to its uppers.
+    pub locks: Arc<Vec<OwnedFd>>,
 }
 
 impl Door {
@@ -82,6 +85,12 @@ impl Table {
         })
     }
 
+    /// The locks of a living door that serves the same document, mounted or not.
+    pub fn locks_of_same(&self, document: &str) -> Option<Arc<Vec<OwnedFd>>> {
+        let mut doors = self.doors.values();
+        doors.find(|door| door.is_alive() && door.document == document).map(|door| door.locks.clone())
+    }
+
     pub fn is_dead(&self, mount: &Mount) -> bool {
         self.doors.get(&mount.door).is_none_or(|door| !door.is_alive())
     }
@@ -109,6 +118,9 @@ impl Table {
     pub fn settle(&mut self) {
         let mounts = &self.mounts;
         self.doors.retain(|id, door| door.is_alive() || mounts.values().any(|mount| mount.door == *id));
+        for door in self.doors.values_mut().filter(|door| !door.is_alive()) {
+            door.locks = Arc::default();
+        }
         let busy = !self.mounts.is_empty() || !self.doors.is_empty();
         self.idle_since = if busy { None } else { self.idle_since.or_else(|| Some(Instant::now())) };
     }

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use polytropo_libservices::stack::StackDocument;
-use polytropo_libservices::{DoorId, Interner, build_with};
+use polytropo_libservices::{DoorId, Interner, Libservice, build_with};
 use serde_json::{Value, json};
 
 use crate::doors::fuse::{FuseDoor, FuseOptions};
@@ -22,11 +22,34 @@ const DOCUMENT_MAX_BYTES: usize = 4 << 20;
 /// The doors that are open, by the keeper's numbers.
 pub struct Doors {
     link: Arc<Link>,
-    interner: Arc<Interner>,
+    stacks: Arc<Stacks>,
     open: OpenDoors,
 }
 
 type OpenDoors = Arc<Mutex<HashMap<u64, Arc<FuseDoor>>>>;
+
+/// The stacks that are alive. A document that is served again while its stack still lives, for programs that kept an
+/// unmounted one, gets that stack: two unions must not write to one upper.
+#[derive(Default)]
+struct Stacks {
+    interner: Interner,
+    alive: Mutex<HashMap<String, Weak<dyn Libservice>>>,
+}
+
+impl Stacks {
+    fn get(&self, document: &StackDocument, roots: Vec<OwnedFd>) -> Result<Arc<dyn Libservice>, String> {
+        let mut alive = self.alive.lock();
+        alive.retain(|_, stack| stack.strong_count() > 0);
+        let text = document.to_json();
+        if let Some(stack) = alive.get(&text).and_then(Weak::upgrade) {
+            return Ok(stack);
+        }
+        let stack = build_with(document, roots, &self.interner)
+            .map_err(|error| format!("the stack cannot be built: {error}"))?;
+        alive.insert(text, Arc::downgrade(&stack));
+        Ok(stack)
+    }
+}
 
 /// What it takes to open a door.
 struct Plan {
@@ -40,7 +63,7 @@ struct Plan {
 
 impl Doors {
     pub fn new(link: Arc<Link>) -> Self {
-        Self { link, interner: Arc::default(), open: Arc::default() }
+        Self { link, stacks: Arc::default(), open: Arc::default() }
     }
 
     /// Builds a stack and serves it at a FUSE device. `descriptors`: the document, the device, and one more device for each
@@ -60,10 +83,10 @@ impl Doors {
         let id = door_id(number)?;
         let spare_devices = descriptors.map(Arc::new).collect();
         let plan = Plan { number, id, document, roots, device, spare_devices };
-        let (link, interner, open) = (self.link.clone(), self.interner.clone(), self.open.clone());
+        let (link, stacks, open) = (self.link.clone(), self.stacks.clone(), self.open.clone());
         let (tell, told) = sync_channel(1);
         // A thread of the door's own, since Landlock confines it, and all that it starts, to this stack.
-        let run = move || match plan.open(&interner) {
+        let run = move || match plan.open(&stacks) {
             Ok(door) => {
                 open.lock().insert(number, door.clone());
                 // The task's thread is there until it has heard of it.
@@ -88,13 +111,12 @@ impl Doors {
 }
 
 impl Plan {
-    fn open(self, interner: &Interner) -> Result<Arc<FuseDoor>, String> {
+    fn open(self, stacks: &Stacks) -> Result<Arc<FuseDoor>, String> {
         let dirs = self.document.dirs();
         let rules = self.roots.iter().zip(&dirs).map(|(root, dir)| (root, dir.read_only));
         isolation::landlock::allow_only(rules)
             .map_err(|error| format!("Landlock cannot be set up: {error}"))?;
-        let stack = build_with(&self.document, self.roots, interner)
-            .map_err(|error| format!("the stack cannot be built: {error}"))?;
+        let stack = stacks.get(&self.document, self.roots)?;
         let options = FuseOptions {
             threads: 1 + self.spare_devices.len(),
             spare_devices: self.spare_devices,
