@@ -105,11 +105,14 @@ def test_a_directory_renamed_into_its_old_place_and_one_nested_in_it(
     (upper / "dir").mkdir()
     (upper / ".wh.dir").touch()
     mark(upper / "dir", "redirect", "other")
+    (upper / ".wh.other").touch()
+    (upper / ".wh.third").touch()
     (upper / "dir/inner").mkdir()
     mark(upper / "dir/inner", "redirect", "dir/sub")
     image = commit(state, base, upper, "native")
     assert set(top_of(image)) == {
-        "", "dir", "dir/.wh..wh..opq", "dir/one", "dir/two", "dir/inner", "dir/inner/deep"
+        "", ".wh.other", ".wh.third", "dir", "dir/.wh..wh..opq", "dir/one", "dir/two", "dir/inner",
+        "dir/inner/deep",
     }  # fmt: skip
     assert tree_of(image.layers[0])[b"dir/two"][6] == b"dir/one"
 

@@ -1,7 +1,8 @@
 """A container's writable layer as a layer of an image: what only the union understands is spelt out.
 
 A directory that was renamed gets all its content and hides what is below; a file that was copied up under
-one of several names gets all of them; the union's own records and attributes are left out.
+one of several names, or moved with a directory, gets all of them; the union's own records and attributes
+are left out.
 """
 
 import os
@@ -53,27 +54,35 @@ class _Flattener:
         # By (ordinal, inode): the name under which it is in the archive already.
         self._first_names: dict[tuple[int, int], bytes] = {}
         self._copies = self._read_copies()
-        self._missing = self._names_of_copies()
+        self._missing: dict[bytes, set[bytes]] = {}
+        self._missing = self._missing_names(self._copies.keys() | self._moved_inodes())
 
     def archive(self) -> Iterator[bytes]:
+        """The whole archive."""
+        for path, node in self._nodes():
+            if node is None:
+                yield header(path, _MARKER)
+            elif node.found.is_directory:
+                yield header(path + b"/" if path else b"./", node.found.attributes)
+            else:
+                yield from self._entry(path, node)
+        yield END
+
+    def _nodes(self) -> Iterator[tuple[bytes, _Node | None]]:
+        """What to write, in order, by name; None is a whiteout or an opaque marker."""
         # A directory stands right before all that is in it: some programs set its time when they leave it.
         waiting = [_Node(b"", self._upper.tree.top(), [self._upper])]
         while waiting:
             directory = waiting.pop()
-            path = directory.path
-            yield header(path + b"/" if path else b"./", directory.found.attributes)
+            yield directory.path, directory
             for name, child in sorted(self._children(directory).items()):
-                target = join(path, name)
-                if child is None:
-                    yield header(target, _MARKER)
-                elif child.found.is_directory:
+                if child is not None and child.found.is_directory:
                     waiting.append(child)
                 else:
-                    yield from self._entry(target, child)
-        yield END
+                    yield join(directory.path, name), child
 
     def _children(self, directory: _Node) -> dict[bytes, _Node | None]:
-        """What to write into a directory, by name; None is a whiteout or an opaque marker."""
+        """What to write into a directory."""
         children: dict[bytes, _Node | None] = {OPAQUE: None} if directory.begins_whole else {}
         if directory.is_whole:
             for name, entry in self._merged.entries(directory.parts).items():
@@ -81,7 +90,7 @@ class _Flattener:
             return children
         children = self._own_children(directory) if directory.parts[0].ordinal == 0 else {}
         for name in self._missing.get(directory.path, set()) - children.keys():
-            # A name that only the lowers have, of a file that was copied up, or a directory on the way to it.
+            # A name that only the lowers have of a file that is written anyway, or a directory on the way.
             below = self._merged.entry(self._merged.parts_at(directory.path), name)
             if below is not None:
                 children[name] = directory.child(name, Entry(below.found, below.parts[:1]), is_whole=False)
@@ -140,10 +149,18 @@ class _Flattener:
                 raise ImageError(f"the container changed more than {_COPIES_MAX} files of several names")
         return copies
 
-    def _names_of_copies(self) -> dict[bytes, set[bytes]]:
-        """By directory the names at which lowers show copied files, and of directories on the way."""
+    def _moved_inodes(self) -> set[tuple[int, int]]:
+        """Files of several names in lowers that are written because a directory above one of them moved."""
+        return {
+            (node.parts[0].ordinal, node.found.inode)
+            for _, node in self._nodes()
+            if node is not None and node.found.links > 1 and node.parts[0].ordinal > 0
+        }
+
+    def _missing_names(self, inodes: set[tuple[int, int]]) -> dict[bytes, set[bytes]]:
+        """By directory, the names that the lowers still show of these files, and directories on the way."""
         missing: dict[bytes, set[bytes]] = {}
-        for ordinal in sorted({ordinal for ordinal, _ in self._copies}):
+        for ordinal in sorted({ordinal for ordinal, _ in inodes}):
             if not 1 <= ordinal <= len(self._lowers):
                 raise ImageError(f"the container names a lower layer {ordinal}, which its image lacks")
             tree = self._lowers[len(self._lowers) - ordinal]
@@ -154,12 +171,9 @@ class _Flattener:
                     name = join(path, found.name)
                     if found.is_directory:
                         waiting.append(name)
-                    elif self._is_copied(found, ordinal) and self._shows(name, ordinal):
+                    elif found.links > 1 and (ordinal, found.inode) in inodes and self._shows(name, ordinal):
                         _add_with_parents(missing, name)
         return missing
-
-    def _is_copied(self, found: Found, ordinal: int) -> bool:
-        return found.links > 1 and (ordinal, found.inode) in self._copies
 
     def _shows(self, name: bytes, ordinal: int) -> bool:
         """Whether the union shows the lower's file at `name`, and not something else or nothing."""
