@@ -1,6 +1,5 @@
 """What the names in a stack mean: images and volumes of a state directory as plain directories."""
 
-from typing import Literal
 
 from polytropo.compose import Dir, Fault, Image, Layer, StackError, Union, Volume
 from polytropo.errors import PolytropoError
@@ -62,9 +61,8 @@ class _Resolver:
         except PolytropoError as error:
             raise _at(place, error) from error
         path = volume_data(self._state, tenant.name, volume.name)
-        # Another container may write to what this one may only read.
-        coherence: Literal["shared", "exclusive"] = "shared" if volume.read_only else "exclusive"
-        return Dir(path, read_only=volume.read_only, coherence=coherence, ownership=host_ownership())
+        # Also where it is only read: both are shown from one filesystem, so readers see what is written.
+        return Dir(path, read_only=volume.read_only, coherence="exclusive", ownership=host_ownership())
 
 
 def _at(place: str, error: PolytropoError) -> PolytropoError:

@@ -95,6 +95,22 @@ def test_identical_stacks_unmount_in_either_order(keeper: Keeper, data: Path) ->
         assert keeper.mounts() == [] and our_mount_lines(keeper.place) == []
 
 
+def test_a_read_only_view_sees_what_is_written(keeper: Keeper, data: Path) -> None:
+    place, directory = keeper.place, keeper.place.directory
+    writer, reader = directory / "writer", directory / "reader"
+    for first_read_only in (False, True):
+        for read_only in (first_read_only, not first_read_only):
+            mnt = reader if read_only else writer
+            keeper.mount(data, mnt, coherence="exclusive", read_only=read_only)
+        # Not flushed: the kernel holds it back, for both.
+        place.run("sh", "-c", f"echo {first_read_only} >>{writer}/new")
+        assert place.run("tail", "-n1", reader / "new").stdout == f"{first_read_only}\n"
+        assert "Read-only file system" in place.run("touch", reader / "x", check=False).stderr
+        place.run("touch", writer / "x")
+        for mnt in (writer, reader):
+            keeper.do("unmount", mountpoint=str(mnt))
+
+
 def test_an_upper_has_one_writer(keeper: Keeper, data: Path) -> None:
     place, directory = keeper.place, keeper.place.directory
     for name in ("upper", "lower", "one", "two"):

@@ -2,6 +2,7 @@
 
 mod child;
 mod mounting;
+mod mounts;
 mod orders;
 pub mod rootless;
 mod roots;

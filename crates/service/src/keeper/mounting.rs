@@ -70,6 +70,12 @@ impl Unattached {
         if made.identity()?.device == device { Ok(made) } else { Err(Errno::STALE) }
     }
 
+    pub fn set_read_only(&self, read_only: bool) -> rustix::io::Result<()> {
+        let (set, clear) =
+            if read_only { (libc::MOUNT_ATTR_RDONLY, 0) } else { (0, libc::MOUNT_ATTR_RDONLY) };
+        set_attributes(&self.mount, set, clear, None)
+    }
+
     /// Puts the mount at the directory `place`.
     pub fn attach(self, place: &OwnedFd) -> rustix::io::Result<Identity> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -83,6 +89,36 @@ impl Unattached {
         let stat = rustix::fs::statx(&self.mount, "", flags, StatxFlags::MNT_ID)?;
         Ok(Identity { mount_id: stat.stx_mnt_id, device: (stat.stx_dev_major, stat.stx_dev_minor) })
     }
+}
+
+/// mount_setattr(2) of one mount: sets and clears attributes; with `namespace`, idmaps it by that user namespace.
+pub fn set_attributes(
+    mount: &OwnedFd,
+    set: u64,
+    clear: u64,
+    namespace: Option<&OwnedFd>,
+) -> rustix::io::Result<()> {
+    let wanted = libc::mount_attr {
+        attr_set: set,
+        attr_clr: clear,
+        propagation: 0,
+        userns_fd: namespace.map_or(0, |namespace| namespace.as_raw_fd() as u64),
+    };
+    // SAFETY: the kernel reads an empty, NUL-terminated path and one structure whose size is told, and keeps neither.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const wanted,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 {
+        return Ok(());
+    }
+    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 
 /// Opens a mount point. Refuses what cannot be one, or is one already.

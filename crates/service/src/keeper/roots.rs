@@ -1,6 +1,6 @@
 //! Opens the directories that a stack names, as its owner means them, and hands over copies of their mounts.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use libc::{MOUNT_ATTR_IDMAP, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
@@ -9,6 +9,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
+use super::mounting::set_attributes;
 use crate::control::{Refusal, describe};
 
 /// A directory that a stack names, opened.
@@ -101,9 +102,9 @@ impl Root {
         if self.read_only {
             attributes |= MOUNT_ATTR_RDONLY;
         }
-        set_attributes(&copy, attributes, None).map_err(|e| self.refused(e))?;
+        set_attributes(&copy, attributes, 0, None).map_err(|e| self.refused(e))?;
         if let Some(namespace) = namespace {
-            set_attributes(&copy, MOUNT_ATTR_IDMAP, Some(namespace)).map_err(|errno| match errno {
+            set_attributes(&copy, MOUNT_ATTR_IDMAP, 0, Some(namespace)).map_err(|errno| match errno {
                 // The filesystem has no idmapped mounts; this one is idmapped already.
                 Errno::INVAL | Errno::PERM => {
                     let (place, path) = (&self.place, self.path.display());
@@ -146,28 +147,4 @@ impl Root {
         let sentence = format!("{place}.path: {path} cannot be handed to the service: {why}");
         Obstacle::Refused(Refusal::with_errno(errno, sentence))
     }
-}
-
-fn set_attributes(mount: &OwnedFd, attributes: u64, namespace: Option<&OwnedFd>) -> rustix::io::Result<()> {
-    let wanted = libc::mount_attr {
-        attr_set: attributes,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: namespace.map_or(0, |namespace| namespace.as_raw_fd() as u64),
-    };
-    // SAFETY: the kernel reads an empty, NUL-terminated path and one structure whose size is told, and keeps neither.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const wanted,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if done == 0 {
-        return Ok(());
-    }
-    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
