@@ -266,3 +266,65 @@ fn the_kernel_gives_what_is_made_to_the_caller_at_once() {
     std_fs::write(temp.path().join("g"), b"").unwrap();
     assert_eq!(ids(&temp.path().join("g")), dir.own_ids);
 }
+
+/// Many threads on few names, some of them past us: nothing panics, and in the end nothing is held.
+#[test]
+fn nothing_is_held_after_a_turmoil() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = OwnedFd::from(std_fs::File::open(temp.path()).unwrap());
+    let shared = DirLayer { coherence: DirCoherence::Shared, ..config() };
+    let dir = Dir::with_budget(root, &shared, Budget::new(16)).unwrap();
+    std::thread::scope(|scope| {
+        for seed in 1..=3 {
+            let (dir, path) = (&dir, temp.path());
+            scope.spawn(move || turmoil(dir, path, seed));
+        }
+    });
+    assert_eq!(dir.nodes.len(), 1, "the root is left");
+    assert_eq!(dir.nodes.budget().open_count(), 1, "the root's descriptor is left");
+}
+
+fn turmoil(dir: &Dir, path: &std::path::Path, seed: u64) {
+    let caller = Caller::service();
+    let mut state = seed;
+    let mut dice = |sides: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % sides
+    };
+    let names = ["a", "b", "c"].map(name);
+    let mut held = vec![NodeId::ROOT];
+    for _ in 0..1500 {
+        let parent = held[dice(held.len() as u64) as usize];
+        let other = held[dice(held.len() as u64) as usize];
+        let (this, that) = (names[dice(3) as usize], names[dice(3) as usize]);
+        let rw = OpenFlags::READ | OpenFlags::WRITE;
+        let got = match dice(10) {
+            0 | 1 => dir.lookup(&caller, parent, this).ok(),
+            2 => dir.mkdir(&caller, parent, this, 0o755).ok(),
+            3 => dir.create(&caller, parent, this, 0o644, rw).ok().map(|(entry, opened)| {
+                let _ = dir.write(&caller, entry.node, opened.handle, 0, b"x");
+                dir.release(entry.node, opened.handle);
+                entry
+            }),
+            4 => dir.link(&caller, other, parent, this).ok(),
+            5 => dir.unlink(&caller, parent, this).ok().and(None),
+            6 => dir.rmdir(&caller, parent, this).ok().and(None),
+            7 => dir.rename(&caller, parent, this, other, that, RenameFlags::empty()).ok().and(None),
+            8 => dir.rename(&caller, parent, this, other, that, RenameFlags::EXCHANGE).ok().and(None),
+            _ => {
+                let (from, to) = (path.join("a"), path.join("b"));
+                let _ = std_fs::rename(from, to.join("c")).or_else(|_| std_fs::remove_file(to));
+                None
+            }
+        };
+        held.extend(got.map(|entry| entry.node));
+        if held.len() > 12 {
+            let gone = held.swap_remove(1 + dice(11) as usize);
+            dir.forget(gone, 1);
+        }
+        let _ = dir.getattr(&caller, other, None);
+    }
+    for node in held {
+        dir.forget(node, 1);
+    }
+}

@@ -5,6 +5,7 @@
 //! same in every run; `POLYTROPO_MODEL_CASES` asks for more of them.
 
 mod compare;
+mod interrupted;
 mod model;
 mod operations;
 mod subject;
@@ -18,6 +19,7 @@ use polytropo_libservices::owners::Owners;
 use polytropo_libservices::stack::{DirCoherence, DirLayer, Ownership};
 use polytropo_libservices::union::Union;
 use polytropo_libservices::*;
+use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use compare::{Numbers, compare};
@@ -90,17 +92,32 @@ fn one_case(
 
 /// Holds the stacks that `build` makes against the model.
 fn hold(ownership: Ownership, build: impl Fn(&Place) -> Arc<dyn Libservice>) {
-    if !build(&Place::new()).capabilities().contains(Capabilities::OWNERS) {
-        eprintln!("skipped: this user may not make files of others");
+    if skipped(ownership) {
         return;
     }
-    let given = std::env::var("POLYTROPO_MODEL_CASES").ok();
-    let cases = given.map_or(CASES, |text| text.parse().expect("POLYTROPO_MODEL_CASES is a number"));
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 3000, ..Config::default() };
-    let dice = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let both = (beginnings(), operations());
-    let result = TestRunner::new_with_rng(config, dice).run(&both, |(beginning, operations)| {
+    run_cases(&(beginnings(), operations()), |(beginning, operations)| {
         one_case(ownership, &build, &beginning, &operations);
+    });
+}
+
+fn skipped(ownership: Ownership) -> bool {
+    let plain = dir(&Place::new().seed, DirCoherence::Exclusive, ownership, false);
+    let skipped = !plain.capabilities().contains(Capabilities::OWNERS);
+    if skipped {
+        eprintln!("skipped: this user may not make files of others");
+    }
+    skipped
+}
+
+/// The same cases in every run.
+fn run_cases<S: Strategy>(cases: &S, run: impl Fn(S::Value)) {
+    let given = std::env::var("POLYTROPO_MODEL_CASES").ok();
+    let count = given.map_or(CASES, |text| text.parse().expect("POLYTROPO_MODEL_CASES is a number"));
+    let config =
+        Config { cases: count, failure_persistence: None, max_shrink_iters: 3000, ..Config::default() };
+    let dice = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let result = TestRunner::new_with_rng(config, dice).run(cases, |case| {
+        run(case);
         Ok(())
     });
     if let Err(failure) = result {

@@ -169,7 +169,12 @@ fn open_files() -> impl Strategy<Value = Operation> {
 
 /// What makes the tree that is there before the stack is.
 pub fn beginnings() -> impl Strategy<Value = Vec<Operation>> {
-    proptest::collection::vec(prop_oneof![3 => names(), 2 => contents()], 0..25)
+    proptest::collection::vec(unopened(), 0..25)
+}
+
+/// Those that need no open file.
+pub fn unopened() -> impl Strategy<Value = Operation> {
+    prop_oneof![3 => names(), 2 => contents()]
 }
 
 pub fn operations() -> impl Strategy<Value = Vec<Operation>> {
