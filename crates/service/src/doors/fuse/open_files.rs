@@ -6,17 +6,21 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use polytropo_libservices::{Caller, Errno, HandleId, Libservice, NodeId, OpenFlags, Result};
 use rustc_hash::FxHashMap;
 
 const SHARDS: usize = 16;
-/// Open files kept, all shards together; less where the process may not have so many.
+/// Open files kept by one door, all shards together; less where there are many doors or few descriptors.
 const KEPT_MAX: usize = 2_048;
-/// The share of the process's limit of descriptors that is taken.
-const LIMIT_DIVISOR: u64 = 8;
+/// The share of the process's limit of descriptors that all doors together take.
+const LIMIT_DIVISOR: u64 = 4;
+
+/// Open files kept by all doors of the process, and how many doors there are.
+static KEPT: AtomicUsize = AtomicUsize::new(0);
+static DOORS: AtomicUsize = AtomicUsize::new(0);
 
 /// One open file; released when its last user is done.
 pub struct OpenFile {
@@ -30,6 +34,7 @@ pub struct OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
+        KEPT.fetch_sub(1, Ordering::Relaxed);
         self.stack.release(self.node, self.handle);
     }
 }
@@ -45,19 +50,33 @@ struct Shard {
 pub struct OpenFiles {
     stack: Arc<dyn Libservice>,
     shards: [Mutex<Shard>; SHARDS],
-    kept_max_per_shard: usize,
+    /// For all doors.
+    kept_max: usize,
+}
+
+impl Drop for OpenFiles {
+    fn drop(&mut self) {
+        DOORS.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl OpenFiles {
     pub fn new(stack: Arc<dyn Libservice>) -> Self {
+        DOORS.fetch_add(1, Ordering::Relaxed);
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let share =
-            limit.map_or(KEPT_MAX, |limit| usize::try_from(limit / LIMIT_DIVISOR).unwrap_or(KEPT_MAX));
+        let share = limit.map_or(u64::MAX, |limit| limit / LIMIT_DIVISOR);
         Self {
             stack,
             shards: std::array::from_fn(|_| Mutex::default()),
-            kept_max_per_shard: (share.min(KEPT_MAX) / SHARDS).max(1),
+            kept_max: usize::try_from(share).unwrap_or(usize::MAX),
         }
+    }
+
+    /// Whether a shard of so many files has to close some.
+    fn too_many(&self, in_shard: usize) -> bool {
+        let doors = DOORS.load(Ordering::Relaxed).max(1);
+        let own_share = (self.kept_max / doors).min(KEPT_MAX);
+        in_shard > (own_share / SHARDS).max(1) || KEPT.load(Ordering::Relaxed) > self.kept_max
     }
 
     /// The node, open for what `access` says; opened now if it was not.
@@ -98,6 +117,7 @@ impl OpenFiles {
     }
 
     fn keep(&self, file: OpenFile) -> Arc<OpenFile> {
+        KEPT.fetch_add(1, Ordering::Relaxed);
         let file = Arc::new(file);
         let node = file.node;
         // Released after the lock.
@@ -108,9 +128,13 @@ impl OpenFiles {
                 Some(replaced) => dropped.push(replaced),
                 None => shard.order.push_back(node),
             }
-            while shard.order.len() > self.kept_max_per_shard {
-                let Some(oldest) = shard.order.pop_front() else { break };
-                dropped.extend(shard.files.remove(&oldest));
+            // Of many that are too many only two, since others have to give as well.
+            for _ in 0..2 {
+                if !self.too_many(shard.order.len()) {
+                    break;
+                }
+                let oldest = shard.order.pop_front();
+                dropped.extend(oldest.and_then(|oldest| shard.files.remove(&oldest)));
             }
         }
         file
@@ -136,5 +160,59 @@ impl OpenFiles {
 
     fn shard(&self, node: NodeId) -> &Mutex<Shard> {
         &self.shards[node.0 as usize % SHARDS]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A layer that counts open files.
+    #[derive(Default)]
+    struct Counting(AtomicUsize, AtomicUsize);
+
+    impl Libservice for Counting {
+        fn kind(&self) -> &'static str {
+            "counting"
+        }
+
+        fn open(
+            &self,
+            _caller: &Caller,
+            _node: NodeId,
+            _flags: OpenFlags,
+        ) -> Result<polytropo_libservices::Opened> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            let handle = HandleId(self.1.fetch_add(1, Ordering::Relaxed) as u64 + 1);
+            Ok(polytropo_libservices::Opened { handle, keep_cache: true, direct: false })
+        }
+
+        fn release(&self, _node: NodeId, _handle: HandleId) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn files_are_opened_once_kept_within_bounds_and_closed() {
+        let stack = Arc::new(Counting::default());
+        let files = OpenFiles::new(stack.clone());
+        let caller = Caller::service();
+        let open = |node, access| files.get(&caller, NodeId(node), access).unwrap().handle;
+        let first = open(1, OpenFlags::READ);
+        assert_eq!(open(1, OpenFlags::READ), first);
+        let writable = open(1, OpenFlags::WRITE);
+        assert_ne!(writable, first);
+        assert_eq!(open(1, OpenFlags::READ), writable);
+        assert_eq!(stack.0.load(Ordering::Relaxed), 1);
+        for node in 2..20_000 {
+            open(node, OpenFlags::READ);
+        }
+        assert!(stack.0.load(Ordering::Relaxed) <= KEPT_MAX);
+        let last = files.present(NodeId(19_999)).unwrap();
+        files.forget(NodeId(19_999));
+        assert!(files.present(NodeId(19_999)).is_none());
+        drop(last);
+        drop(files);
+        assert_eq!(stack.0.load(Ordering::Relaxed), 0);
     }
 }
