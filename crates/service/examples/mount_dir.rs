@@ -1,9 +1,9 @@
 //! Mounts a directory of the host through the FUSE door, until it is unmounted or told to end.
 //!
-//!     mount_dir SOURCE MOUNTPOINT [--coherence shared|exclusive|immutable] [--read-only] [--threads N]
+//!     mount_dir SOURCE MOUNTPOINT [--coherence shared|exclusive|immutable] [--read-only] [--threads N] [--lower DIRECTORY]
 //!               [--no-writeback] [--ask-for-opens] [--also MOUNTPOINT]... [--statistics]
 //!
-//! `--also` gives the same stack a second door with a superblock of its own. Prints `ready` when everything is mounted.
+//! `--lower` makes SOURCE the upper of a union. `--also` gives the same stack a second door with a superblock of its own. Prints `ready` when everything is mounted.
 
 use std::ffi::CString;
 use std::io::Write;
@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use polytropo_libservices::dir::Dir;
 use polytropo_libservices::stack::{DirCoherence, DirLayer, Ownership};
+use polytropo_libservices::union::Union;
 use polytropo_libservices::{DoorId, Libservice};
 use polytropo_service::doors::fuse::{FuseDoor, FuseOptions, mount_options};
 use rustix::fs::{Mode, OFlags};
@@ -21,6 +22,7 @@ type Failure = Box<dyn std::error::Error>;
 
 struct Arguments {
     source: PathBuf,
+    lower: Option<PathBuf>,
     mountpoints: Vec<PathBuf>,
     coherence: DirCoherence,
     read_only: bool,
@@ -33,6 +35,7 @@ fn arguments() -> Result<Arguments, Failure> {
     let mut next = |what: &str| given.next().ok_or(format!("give {what}"));
     let mut parsed = Arguments {
         source: next("the directory to serve")?.into(),
+        lower: None,
         mountpoints: vec![next("the directory to mount on")?.into()],
         coherence: DirCoherence::Exclusive,
         read_only: false,
@@ -56,11 +59,21 @@ fn arguments() -> Result<Arguments, Failure> {
             Some("--threads") => {
                 parsed.options.threads = next("a number")?.to_str().unwrap_or_default().parse()?;
             }
+            Some("--lower") => parsed.lower = Some(next("the lower directory")?.into()),
             Some("--also") => parsed.mountpoints.push(next("another mountpoint")?.into()),
             _ => return Err(format!("{flag:?} is not known").into()),
         }
     }
     Ok(parsed)
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+fn layer(path: &Path, coherence: DirCoherence, read_only: bool) -> DirLayer {
+    DirLayer { path: path.into(), read_only, coherence, ownership: Ownership::Native }
 }
 
 fn mount(mountpoint: &Path) -> Result<OwnedFd, Failure> {
@@ -82,15 +95,15 @@ fn mount(mountpoint: &Path) -> Result<OwnedFd, Failure> {
 
 fn main() -> Result<(), Failure> {
     let given = arguments()?;
-    let source =
-        rustix::fs::open(&given.source, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let layer = DirLayer {
-        path: given.source,
-        read_only: given.read_only,
-        coherence: given.coherence,
-        ownership: Ownership::Native,
+    let top =
+        Dir::new(open_directory(&given.source)?, &layer(&given.source, given.coherence, given.read_only))?;
+    let stack: Arc<dyn Libservice> = match &given.lower {
+        None => Arc::new(top),
+        Some(path) => {
+            let lower = Dir::new(open_directory(path)?, &layer(path, DirCoherence::Immutable, true))?;
+            Arc::new(Union::new(vec![Arc::new(lower)], Some(Arc::new(top)))?)
+        }
     };
-    let stack: Arc<dyn Libservice> = Arc::new(Dir::new(source, &layer)?);
     let mut doors = Vec::new();
     for (number, mountpoint) in given.mountpoints.iter().enumerate() {
         let device = mount(mountpoint)?;

@@ -7,3 +7,4 @@ mod locks;
 mod names;
 mod permissions;
 mod support;
+mod unions;

@@ -13,7 +13,9 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use crate::support::{c_path, errno, on_each_mount};
 
 fn names(path: &Path) -> BTreeSet<OsString> {
-    fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    let names = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name());
+    // What a union keeps in its upper.
+    names.filter(|name| !name.as_bytes().starts_with(b".wh.")).collect()
 }
 
 fn set(names: &[&str]) -> BTreeSet<OsString> {

@@ -27,22 +27,32 @@ pub struct Site {
 
 /// Runs `test` on a mount of an empty directory; with `flags` for `mount_dir`.
 pub fn on_mount(flags: &[&str], test: impl FnOnce(&Site)) {
+    on_prepared_mount(flags, |_| {}, test);
+}
+
+/// Runs `test` on a union of an empty upper over a lower that `prepare` has filled.
+pub fn on_union(prepare: impl FnOnce(&Path), test: impl FnOnce(&Site)) {
+    on_prepared_mount(&["--coherence", "exclusive", "--lower"], prepare, test);
+}
+
+fn on_prepared_mount(flags: &[&str], prepare: impl FnOnce(&Path), test: impl FnOnce(&Site)) {
     if let Some(reason) = why_not() {
         eprintln!("skipped: {reason}");
         return;
     }
     own_mount_namespace();
-    let mut site = Site::new(flags);
+    let mut site = Site::new(flags, prepare);
     test(&site);
     site.end();
 }
 
-/// Every way that a stack over a directory is cached.
-pub const CACHINGS: [&[&str]; 4] = [
+/// Every way that a stack over a directory is cached, and a union with an empty lower.
+pub const CACHINGS: [&[&str]; 5] = [
     &["--coherence", "exclusive"],
     &["--coherence", "exclusive", "--ask-for-opens"],
     &["--coherence", "exclusive", "--no-writeback"],
     &["--coherence", "shared"],
+    &["--coherence", "exclusive", "--lower"],
 ];
 
 /// Runs `test` once for each way of caching.
@@ -93,15 +103,19 @@ fn server_program() -> PathBuf {
 }
 
 impl Site {
-    fn new(flags: &[&str]) -> Self {
+    fn new(flags: &[&str], prepare: impl FnOnce(&Path)) -> Self {
         let scratch = tempfile::tempdir().expect("make a scratch directory");
-        let [source, mount, other] = ["source", "mount", "other"].map(|name| {
+        let [source, mount, other, lower] = ["source", "mount", "other", "lower"].map(|name| {
             let path = scratch.path().join(name);
             std::fs::create_dir(&path).expect("make a directory");
             path
         });
+        prepare(&lower);
         let mut command = Command::new(server_program());
         command.arg(&source).arg(&mount).args(flags).stdout(Stdio::piped());
+        if flags.last() == Some(&"--lower") {
+            command.arg(&lower);
+        }
         let two_doors = flags.contains(&"--no-writeback") || flags.contains(&"shared");
         if two_doors {
             command.arg("--also").arg(&other);
