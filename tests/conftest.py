@@ -35,7 +35,7 @@ class Isolated:
         self.environment = {
             "HOME": str(directory),
             "LC_ALL": "C.UTF-8",
-            "PATH": os.environ["PATH"],
+            "PATH": f"{Path(POLYTROPO).parent}:{os.environ['PATH']}",
             "POLYTROPO_HOME": str(self.home),
             "POLYTROPO_SERVICE_BIN": str(service_binary()),
         }
