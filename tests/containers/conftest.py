@@ -1,6 +1,7 @@
 """A small image that every container test runs: busybox, two users, a few links that lead astray."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,8 +52,15 @@ def shell(machine: Isolated, script: str, **options: object) -> str:
     return machine.run("sh", "-c", script, **options).stdout  # type: ignore[arg-type]
 
 
-def leftovers(machine: Isolated) -> list[str]:
-    """What a container leaves behind if nobody clears it."""
+def leftovers(machine: Isolated, timeout_s: float = 15.0) -> list[str]:
+    """What containers leave behind if nobody clears it, once what was about to end has ended."""
+    deadline = time.monotonic() + timeout_s
+    while (found := _leftovers(machine)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def _leftovers(machine: Isolated) -> list[str]:
     found = [f"directory {path.name}" for path in (machine.home / "containers").iterdir()]
     found += [f"scratch {path.name}" for path in (machine.home / "tmp").iterdir()]
     mounts = machine.run("cat", "/proc/self/mounts").stdout.splitlines()

@@ -11,14 +11,10 @@ from tests.conftest import POLYTROPO, Isolated
 from tests.containers.conftest import leftovers, shell
 
 
-def _settled(machine: Isolated, timeout_s: float = 15.0) -> list[str]:
-    """What is left after `system prune`, once processes that were about to end have ended."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        machine.polytropo("system", "prune")
-        left = leftovers(machine)
-        if not left or time.monotonic() > deadline:
-            return left
+def _settled(machine: Isolated) -> list[str]:
+    """What is left after `system prune`."""
+    machine.polytropo("system", "prune")
+    return leftovers(machine)
 
 
 def test_a_killed_command_leaves_the_container_running(box: Isolated) -> None:

@@ -19,14 +19,15 @@ def start(context: click.Context, attach: bool, names: tuple[str, ...]) -> None:
     Example:
       polytropo start db
     """
-    from polytropo.containers import engine, foreground, records
+    from polytropo.containers import engine, foreground
+    from polytropo.containers.rootless import find_inside
     from polytropo.state import State
 
     state = State.open()
     engine.reap_all(state)
     if attach and len(names) > 1:
         raise PolytropoError("only one container can be attached to; name one")
-    for container in [records.find(state, name) for name in names]:
+    for container in [find_inside(state, name) for name in names]:
         if attach:
             context.exit(foreground.start_attended(state, container))
         foreground.start_detached(state, container)
@@ -53,11 +54,12 @@ def stop(timeout_s: int, every: bool, names: tuple[str, ...]) -> None:
       polytropo stop -t 2 db
     """
     from polytropo.containers import engine, records
+    from polytropo.containers.rootless import find_inside
     from polytropo.state import State
 
     state = State.open()
     engine.reap_all(state)
-    chosen = records.all_containers(state) if every else [records.find(state, name) for name in _some(names)]
+    chosen = records.all_containers(state) if every else [find_inside(state, name) for name in _some(names)]
     running = engine.stop_all(state, chosen, timeout_s)
     for name in running if every else [container.name for container in chosen]:
         click.echo(name)
@@ -74,11 +76,12 @@ def kill(signal_name: str, names: tuple[str, ...]) -> None:
       polytropo kill -s HUP web
     """
     from polytropo.containers import engine, records
+    from polytropo.containers.rootless import find_inside
     from polytropo.state import State
 
     state = State.open()
     number = engine.parse_signal(signal_name)
-    for container in [records.find(state, name) for name in names]:
+    for container in [find_inside(state, name) for name in names]:
         process = records.process_of(records.files_of(state, container.id))
         if process is None or not engine.send_signal(process, number):
             raise PolytropoError(
@@ -96,11 +99,12 @@ def wait(names: tuple[str, ...]) -> None:
     Example:
       polytropo wait job
     """
-    from polytropo.containers import engine, records
+    from polytropo.containers import engine
+    from polytropo.containers.rootless import find_inside
     from polytropo.state import State
 
     state = State.open()
-    for container in [records.find(state, name) for name in names]:
+    for container in [find_inside(state, name) for name in names]:
         status = engine.wait_for_status(state, container)
         click.echo("unknown" if status is None else str(status))
 
@@ -117,11 +121,12 @@ def rm(force: bool, every: bool, names: tuple[str, ...]) -> None:
       polytropo rm -f db
     """
     from polytropo.containers import engine, records
+    from polytropo.containers.rootless import find_inside
     from polytropo.state import State
 
     state = State.open()
     engine.reap_all(state)
-    chosen = records.all_containers(state) if every else [records.find(state, name) for name in _some(names)]
+    chosen = records.all_containers(state) if every else [find_inside(state, name) for name in _some(names)]
     for container in {container.id: container for container in chosen}.values():
         engine.remove(state, container, force=force)
         click.echo(container.name)
@@ -140,12 +145,13 @@ def commit(author: str, message: str, changes: tuple[str, ...], name: str, image
     Example:
       polytropo commit -c 'CMD ["sqlite3"]' db sqlite:1
     """
-    from polytropo.containers import committing, engine, records
+    from polytropo.containers import committing, engine
+    from polytropo.containers.rootless import find_inside
     from polytropo.state import State
 
     state = State.open()
     engine.reap_all(state)
-    container = records.find(state, name)
+    container = find_inside(state, name)
     made = committing.commit(state, container, image, author=author, message=message, changes=changes)
     click.echo(made.digest)
 

@@ -34,7 +34,7 @@ def execute(
     Example:
       polytropo exec -it db bash
     """
-    from polytropo.containers import execution, order, records
+    from polytropo.containers import execution, order, rootless
     from polytropo.state import State
 
     state = State.open()
@@ -46,4 +46,4 @@ def execute(
         terminal=tty,
         stdin_open=interactive,
     )
-    context.exit(execution.execute(state, records.find(state, name), wanted))
+    context.exit(execution.execute(state, rootless.find_inside(state, name), wanted))

@@ -10,7 +10,7 @@ from polytropo.containers import records
 from polytropo.containers.records import Container, Files
 from polytropo.containers.runtime import Runtime
 from polytropo.errors import PolytropoError, storage_errors
-from polytropo.host import host_ownership
+from polytropo.host import host_ownership, is_rootless
 from polytropo.state import State
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ def commit(
 def _standing_still(container: Container, files: Files) -> Iterator[None]:
     """Holds the container's programs, with all that they wrote in its writable layer."""
     if not records.is_alive(records.process_of(files)):
+        yield
+        return
+    if is_rootless():
+        # Without control groups programs cannot be held; they see to it themselves that files are whole.
+        with storage_errors("write back the container's files", files.rootfs):
+            _sync_filesystem(files)
         yield
         return
     runtime = Runtime(container, files)

@@ -22,10 +22,12 @@ from polytropo.containers import records
 from polytropo.containers.committing import resume_abandoned
 from polytropo.containers.etc import write_etc
 from polytropo.containers.records import Container, Files, ProcessRecord, ResultRecord
+from polytropo.containers.rootless import is_outside
 from polytropo.containers.runtime import Runtime, end_monitor
 from polytropo.containers.spec import Bind, Machine, Process, runtime_spec, terminal_environment
 from polytropo.containers.users import resolve_user
 from polytropo.errors import PolytropoError, storage_errors
+from polytropo.host import is_rootless
 from polytropo.state import State, read_record
 from polytropo.tenants import get_tenant, prepare_group, tenant_group
 
@@ -229,7 +231,10 @@ def reap_all(state: State) -> tuple[int, list[PolytropoError]]:
 
     A container that cannot be cleared is no trouble of commands about others.
     """
-    cleared, troubles = 0, []
+    cleared: int = 0
+    troubles: list[PolytropoError] = []
+    if is_outside():  # their monitors clean up, inside
+        return cleared, troubles
     for container in records.all_containers(state):
         try:
             cleared += _reap_abandoned(state, container)
@@ -384,7 +389,8 @@ def _write_bundle(
         own_network=container.network == "none",
         read_only=container.read_only,
         binds=binds,
-        cgroup_path=f"/{group.path}/{container.id}" if group.exists() else None,
+        cgroup_path=f"/{group.path}/{container.id}" if not is_rootless() and group.exists() else None,
+        rootless=is_rootless(),
         unified_cgroups=not group.hierarchies.v1 and group.hierarchies.v2 is not None,
     )
     path = files.bundle / "config.json"

@@ -9,8 +9,10 @@ from polytropo.containers import engine, records
 from polytropo.containers.attach import Attachment, forwarded_signals, raw_terminal, terminal_size
 from polytropo.containers.order import Order, make_container
 from polytropo.containers.records import Container, Files, ProcessRecord
+from polytropo.containers.rootless import enter
 from polytropo.errors import PolytropoError, storage_errors
 from polytropo.state import State
+from polytropo.tenants import get_tenant
 
 LOST_STATUS = 125
 
@@ -24,6 +26,7 @@ def run(
     """
     from polytropo.images import get_image
 
+    enter(state, get_tenant(state, order.tenant).name)
     engine.reap_all(state)
     with ExitStack() as until_end:
         # Nobody removes the image until there is a container that needs it.

@@ -2,6 +2,7 @@
 
 from polytropo.containers import engine, records
 from polytropo.containers.records import Container
+from polytropo.containers.rootless import enter
 from polytropo.state import State
 
 _STOP_TIMEOUT_S = 10.0
@@ -28,7 +29,10 @@ def using_image(state: State, digest: str) -> list[str]:
 
 def stop_tenant(state: State, tenant_name: str) -> list[str]:
     """Stops the tenant's running containers, all at the same time, and returns their names."""
-    return engine.stop_all(state, _of_tenant(state, tenant_name), _STOP_TIMEOUT_S)
+    containers = _of_tenant(state, tenant_name)
+    if any(records.status_of(records.files_of(state, container.id)) == "running" for container in containers):
+        enter(state, tenant_name)
+    return engine.stop_all(state, containers, _STOP_TIMEOUT_S)
 
 
 def remove_tenant(state: State, tenant_name: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polytropo.containers.rootless import maps_group
 from polytropo.containers.seccomp import default_filter
 from polytropo.containers.users import User
 
@@ -43,6 +44,7 @@ _MASKED_PATHS = (
 _READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 _NOFILE_WANTED = _NPROC_WANTED = 1 << 20
 _SHM_BYTES = 64 << 20
+_TTY_GROUP = 5
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -79,6 +81,7 @@ class Machine:
     binds: Sequence[Bind]
     cgroup_path: str | None
     unified_cgroups: bool
+    rootless: bool = False
 
 
 def process_section(process: Process) -> dict[str, Any]:
@@ -112,12 +115,13 @@ def runtime_spec(process: Process, machine: Machine) -> dict[str, Any]:
     namespaces += ["cgroup"] if machine.unified_cgroups else []
     linux: dict[str, Any] = {
         "namespaces": [{"type": kind} for kind in namespaces],
-        "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         "rootfsPropagation": "private",
         "maskedPaths": list(_MASKED_PATHS),
         "readonlyPaths": list(_READ_ONLY_PATHS),
         "seccomp": default_filter(frozenset(CAPABILITIES)),
     }
+    if not machine.rootless:
+        linux["resources"] = {"devices": [{"allow": False, "access": "rwm"}]}
     if machine.cgroup_path is not None:
         linux["cgroupsPath"] = machine.cgroup_path
     return {
@@ -131,25 +135,23 @@ def runtime_spec(process: Process, machine: Machine) -> dict[str, Any]:
 
 
 def _mounts(machine: Machine) -> list[dict[str, Any]]:
+    closed = ("nosuid", "noexec", "nodev")
+    terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
+    # A terminal belongs to the group tty, where there is one.
+    terminals += [f"gid={_TTY_GROUP}"] if maps_group(_TTY_GROUP) else []
     mounts = [
-        _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
+        _mount("/proc", "proc", "proc", *closed),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-        _mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            "nosuid",
-            "noexec",
-            "newinstance",
-            "ptmxmode=0666",
-            "mode=0620",
-            "gid=5",
-        ),
-        _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
-        _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", f"size={_SHM_BYTES}"),
-        _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
-        _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro"),
+        _mount("/dev/pts", "devpts", "devpts", *terminals),
+        _mount("/dev/mqueue", "mqueue", "mqueue", *closed),
+        _mount("/dev/shm", "tmpfs", "shm", *closed, "mode=1777", f"size={_SHM_BYTES}"),
     ]
+    if machine.rootless:
+        # Only the owner of a network may mount its sysfs; the host's comes with its control groups.
+        mounts.append(_mount("/sys", "none", "/sys", "rbind", *closed, "ro"))
+    else:
+        mounts.append(_mount("/sys", "sysfs", "sysfs", *closed, "ro"))
+        mounts.append(_mount("/sys/fs/cgroup", "cgroup", "cgroup", *closed, "relatime", "ro"))
     if machine.read_only:
         # Programs expect to write there, also where all else is read-only.
         for path, mode in (("/run", "755"), ("/tmp", "1777"), ("/var/tmp", "1777")):

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polytropo.containers import copying, engine, records
+from polytropo.containers import copying, engine
 from polytropo.containers.copying import Place
+from polytropo.containers.rootless import find_inside
 from polytropo.errors import PolytropoError
 from polytropo.state import State
 
@@ -21,7 +22,7 @@ def transfer(state: State, source: str, target: str, *, archive: bool) -> None:
         )
     name = from_name if from_name is not None else to_name
     assert name is not None
-    with engine.mounted_root(state, records.find(state, name)) as root, _host_root() as host:
+    with engine.mounted_root(state, find_inside(state, name)) as root, _host_root() as host:
         if from_name is not None:
             inside = Place(root, from_path or "/", source)
             if to_path == "-":
