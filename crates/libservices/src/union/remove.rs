@@ -36,7 +36,10 @@ impl Union {
     /// Removes a name that is no directory's.
     pub(super) fn remove_file(&self, caller: &Caller, parent: NodeId, name: &Name) -> Result<()> {
         let parent = self.directory(parent)?;
-        self.find_or_fail(caller, &parent, name)?;
+        if !parent.is_raised() {
+            // Before a directory is copied up for nothing.
+            self.find_or_fail(caller, &parent, name)?;
+        }
         let upper = self.raise(&parent)?;
         let guard = parent.entries.write();
         let Some(found) = self.find(caller, &parent, name)? else { return Err(absent()) };
@@ -105,12 +108,7 @@ impl Union {
         let Some(whiteout) = names::whiteout(name) else {
             return Err(Error::new(Errno::NAMETOOLONG, "hide a name of a lower layer"));
         };
-        let own = &self.own;
-        match upper.service().mknod(own, upper.node, &whiteout, libc::S_IFREG, 0) {
-            Ok(entry) => drop(upper.take(entry)),
-            Err(e) if e.is(Errno::EXIST) => {}
-            Err(e) => return Err(e),
-        }
+        self.work()?.make_whiteout(&self.own, upper, &whiteout)?;
         parent.lower_names.lock().hide(name);
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! `tmp/` holds what is being copied; it is cleared at start. `links/` has one name, `ORDINAL-INO` of the lower inode,
 //! for every copied file of several names, so that all of them lead to the copy; and for symbolic links and special files,
 //! which cannot carry their origin themselves. `removed/` has one name, `ORDINAL-INO-COUNT`, for every lower inode of several names that lost
-//! some of them without having been copied.
+//! some of them without having been copied. `whiteout` is the file that whiteouts are links to.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -21,10 +21,16 @@ use crate::types::*;
 /// Bound on nesting when leftovers are cleared.
 const DEPTH_MAX: usize = 64;
 
+/// Where the whiteout that others are links to is kept.
+const WHITEOUT: &str = "whiteout";
+
 pub struct Work {
     pub tmp: Arc<Held>,
     pub links: Arc<Held>,
     removed: Arc<Held>,
+    area: Arc<Held>,
+    /// One empty file whose names are whiteouts: a name costs less than an inode.
+    whiteout: Mutex<Option<Arc<Held>>>,
     next: AtomicU64,
     pub index: Mutex<Index>,
 }
@@ -75,13 +81,48 @@ impl Work {
         let mut index = read_index(caller, &links)?;
         index.removed = read_removed(caller, &removed)?;
         let index = Mutex::new(index);
-        Ok(Self { tmp, links, removed, next: AtomicU64::new(0), index })
+        let whiteout = area.find(caller, names::fixed(WHITEOUT))?.map(|(held, _)| Arc::new(held));
+        let whiteout = Mutex::new(whiteout);
+        Ok(Self { tmp, links, removed, area, whiteout, next: AtomicU64::new(0), index })
     }
 
     /// A name in `tmp/` that is not in use.
     pub fn fresh_name(&self) -> Box<Name> {
         let number = self.next.fetch_add(1, Relaxed).to_string();
         Name::new(number.as_bytes()).expect("a number is a name").to_boxed()
+    }
+
+    /// Makes a whiteout in a directory of the upper.
+    pub fn make_whiteout(&self, caller: &Caller, directory: &Held, name: &Name) -> Result<()> {
+        let service = directory.service();
+        let shared = self.whiteout.lock().clone();
+        if let Some(shared) = shared {
+            match service.link(caller, shared.node, directory.node, name) {
+                Ok(entry) => drop(directory.take(entry)),
+                Err(e) if e.is(Errno::EXIST) => {}
+                // It has as many names as an inode may have, or the upper knows no links.
+                Err(e) if e.is(Errno::MLINK) || e.is(Errno::PERM) || e.is(Errno::OPNOTSUPP) => {
+                    *self.whiteout.lock() = None;
+                    return make_empty(caller, directory, name);
+                }
+                Err(e) => return Err(e),
+            }
+            return Ok(());
+        }
+        make_empty(caller, directory, name)?;
+        let Some((held, _)) = directory.find(caller, name)? else { return Ok(()) };
+        self.share(caller, held);
+        Ok(())
+    }
+
+    /// Keeps a new whiteout for the next ones. If that fails, each is a file of its own.
+    fn share(&self, caller: &Caller, held: Held) {
+        let (service, area, kept) = (self.area.service(), self.area.node, names::fixed(WHITEOUT));
+        let _ = service.unlink(caller, area, kept);
+        if let Ok(entry) = service.link(caller, held.node, area, kept) {
+            drop(self.area.take(entry));
+            *self.whiteout.lock() = Some(Arc::new(held));
+        }
     }
 
     /// Records how many names of a lower inode are gone; 0 when that does not matter any more.
@@ -106,6 +147,15 @@ impl Work {
         }
         Ok(())
     }
+}
+
+fn make_empty(caller: &Caller, directory: &Held, name: &Name) -> Result<()> {
+    match directory.service().mknod(caller, directory.node, name, libc::S_IFREG, 0) {
+        Ok(entry) => drop(directory.take(entry)),
+        Err(e) if e.is(Errno::EXIST) => {}
+        Err(e) => return Err(e),
+    }
+    Ok(())
 }
 
 fn removed_name(origin: Origin, count: u32) -> Box<Name> {
