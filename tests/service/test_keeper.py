@@ -146,6 +146,18 @@ def test_an_upper_has_one_writer(keeper: Keeper, data: Path) -> None:
     keeper.do("mount", stack=union(directory / "lower", data), mountpoint=two)
 
 
+def test_a_mount_point_that_moved(keeper: Keeper, data: Path) -> None:
+    place, directory = keeper.place, keeper.place.directory
+    (directory / "parent").mkdir()
+    keeper.mount(data, directory / "parent" / "mnt")
+    place.run("mv", directory / "parent", directory / "moved")
+    keeper.mount(data, directory / "other")
+    assert len({line.split()[2] for line in our_mount_lines(place)}) == 1
+    # It is still known by the name under which it was ordered.
+    keeper.do("unmount", mountpoint=str(directory / "parent" / "mnt"))
+    assert [line.split()[4] for line in our_mount_lines(place)] == [str(directory / "other")]
+
+
 def test_mounts_that_others_unmount_are_noticed(isolated: Isolated, data: Path) -> None:
     keeper = Keeper(isolated, idle_timeout_s=1)
     keeper.mount(data, isolated.directory / "mnt")

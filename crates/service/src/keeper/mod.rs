@@ -61,12 +61,15 @@ pub fn run(mut config: Config) -> Result<(), Refusal> {
         warn!("whoever started this keeper does not listen: {errno}");
     }
     let ended = serve(&keeper, &server, signals, &table, idle_timeout);
-    keeper.end();
+    // From here on nobody reaches this keeper, and another one may start: the names go before the socket is closed, so
+    // they are still ours.
     for name in [pid_file, keeper.run_dir().join("control.sock")] {
         if let Err(error) = std::fs::remove_file(&name) {
             warn!("{} cannot be removed: {error}", name.display());
         }
     }
+    drop(server);
+    keeper.end();
     ended
 }
 

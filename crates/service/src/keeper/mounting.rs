@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
@@ -207,11 +208,15 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Whether `line` is for the mount point `place`.
 impl TableLine {
-    pub fn is_at(&self, place: &Path) -> bool {
-        use std::os::unix::ffi::OsStrExt;
-        OsStr::from_bytes(&self.mountpoint) == place.as_os_str()
+    pub fn path(&self) -> PathBuf {
+        OsStr::from_bytes(&self.mountpoint).into()
+    }
+
+    /// Whether nothing is mounted over it.
+    pub fn is_on_top(&self, lines: &[TableLine]) -> bool {
+        let top = lines.iter().rev().find(|line| line.mountpoint == self.mountpoint);
+        top.is_some_and(|line| line.mount_id == self.mount_id)
     }
 }
 
@@ -229,10 +234,10 @@ mod tests {
         let line = br"77 29 0:55 / /mnt/a\040b\134c rw,nodev shared:1 master:2 - fuse.polytropo polytropo rw,user_id=0";
         let read = table_line(line).unwrap();
         assert_eq!(read, TableLine { mount_id: 77, mountpoint: br"/mnt/a b\c".to_vec(), ours: true });
-        assert!(read.is_at(Path::new(r"/mnt/a b\c")));
+        assert_eq!(read.path(), Path::new(r"/mnt/a b\c"));
         let other = table_line(b"21 29 0:19 / /proc rw - proc proc rw").unwrap();
-        assert!(!other.ours && other.is_at(Path::new("/proc")));
+        assert!(!other.ours && other.path() == Path::new("/proc"));
         assert_eq!(table_line(b""), None);
-        assert!(mount_table().unwrap().iter().any(|line| line.is_at(Path::new("/"))));
+        assert!(mount_table().unwrap().iter().any(|line| line.path() == Path::new("/")));
     }
 }

@@ -13,7 +13,7 @@ use super::child::{Child, Watcher};
 use super::mounting::{self, Identity, Unattached};
 use super::orders::{Keeper, Watching};
 use super::roots::{self, Obstacle, Root};
-use super::table::Door;
+use super::table::{self, Door};
 use crate::control::{Answer, Refusal};
 use crate::isolation::ids::Ids;
 
@@ -109,7 +109,10 @@ impl Keeper {
 
     /// Mounts the superblock that serves the same document, if there is one.
     fn mount_again(&self, text: &str, target: &Target<'_>) -> Result<Option<u64>, Refusal> {
-        let Some((door, device, present)) = self.table.lock().same_stack(text) else { return Ok(None) };
+        let lines = table::kernel_table().unwrap_or_default();
+        let Some((door, device, present)) = self.table.lock().same_stack(text, &lines) else {
+            return Ok(None);
+        };
         let identity = match Unattached::clone_of(&present, device).and_then(|copy| target.show(copy)) {
             Ok(identity) => identity,
             Err(errno) => {

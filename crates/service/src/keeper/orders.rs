@@ -148,13 +148,11 @@ impl Keeper {
 
     fn unmount_if_on_top(&self, mount: &Mount, how: Detach) -> rustix::io::Result<()> {
         let lines = table::kernel_table().ok_or(Errno::IO)?;
-        if !lines.iter().any(|line| line.mount_id == mount.mount_id && line.ours) {
+        let Some(line) = lines.iter().find(|line| line.mount_id == mount.mount_id && line.ours) else {
             return Ok(()); // somebody was faster
-        }
-        if !table::is_on_top(mount, &lines) {
-            return Err(Errno::BUSY);
-        }
-        mounting::unmount(&mount.mountpoint, how)
+        };
+        // At the place that the kernel knows: directories above may have been renamed.
+        if line.is_on_top(&lines) { mounting::unmount(&line.path(), how) } else { Err(Errno::BUSY) }
     }
 
     /// Takes a mount out of the table; with `wait`, until its door has ended if it was the door's last.

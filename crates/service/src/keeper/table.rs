@@ -76,12 +76,14 @@ impl Table {
         found.map(|(&number, mount)| (number, mount.clone()))
     }
 
-    /// A living door that serves the same document, and a place where it is mounted.
-    pub fn same_stack(&self, document: &str) -> Option<(u64, (u32, u32), PathBuf)> {
+    /// A living door that serves the same document, and a place where it can be seen. The place is the kernel's word for
+    /// it: directories above may have been renamed.
+    pub fn same_stack(&self, document: &str, lines: &[TableLine]) -> Option<(u64, (u32, u32), PathBuf)> {
         self.mounts.values().find_map(|mount| {
             let door = self.doors.get(&mount.door)?;
             let fits = door.document == document && door.is_alive();
-            fits.then(|| (mount.door, door.device, mount.mountpoint.clone()))
+            let line = lines.iter().find(|line| fits && line.ours && line.mount_id == mount.mount_id)?;
+            line.is_on_top(lines).then(|| (mount.door, door.device, line.path()))
         })
     }
 
@@ -124,12 +126,6 @@ impl Table {
         let busy = !self.mounts.is_empty() || !self.doors.is_empty();
         self.idle_since = if busy { None } else { self.idle_since.or_else(|| Some(Instant::now())) };
     }
-}
-
-/// Whether `mount` is what umount(2) would take away at its place.
-pub fn is_on_top(mount: &Mount, lines: &[TableLine]) -> bool {
-    let top = lines.iter().rev().find(|line| line.is_at(&mount.mountpoint));
-    top.is_some_and(|line| line.mount_id == mount.mount_id)
 }
 
 /// Reads the kernel's table; an unreadable one counts as unknown, never as empty.
