@@ -9,7 +9,7 @@ use std::process::Command;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::support::{c_path, errno, on_each_mount, on_mount};
+use crate::support::{CACHINGS, c_path, errno, eventually, on_each_mount, on_mount, on_small_disk};
 
 fn read_write(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap()
@@ -282,4 +282,26 @@ fn a_read_only_mount_refuses_changes() {
         assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
         assert_eq!(fs::create_dir(site.path("d")).unwrap_err().raw_os_error(), Some(libc::EROFS));
     });
+}
+
+/// Held-back writes fail late, but never silently: by fsync at the latest, and once.
+#[test]
+fn a_full_disk_is_told_and_what_was_there_stays() {
+    for flags in CACHINGS {
+        on_small_disk(flags, 2 << 20, |site| {
+            fs::write(site.path("kept"), pattern(100_000)).unwrap();
+            let file = File::create(site.path("f")).unwrap();
+            let written = file.write_all_at(&pattern(4 << 20), 0);
+            let refused = written.and_then(|()| file.sync_all()).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "{flags:?}");
+            assert_eq!(fs::read(site.path("kept")).unwrap(), pattern(100_000));
+            drop(file);
+            fs::remove_file(site.path("f")).unwrap();
+            eventually("there is room again", || {
+                fs::write(site.path("small"), "fits").is_ok()
+                    && File::open(site.path("small")).unwrap().sync_all().is_ok()
+            });
+            assert_eq!(fs::read(site.source.join("small")).unwrap(), b"fits");
+        });
+    }
 }

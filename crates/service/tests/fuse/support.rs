@@ -1,6 +1,6 @@
 //! A mount for one test: in a mount namespace that only the test's thread and its children see.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -33,6 +33,16 @@ pub fn on_mount(flags: &[&str], test: impl FnOnce(&Site)) {
 /// Runs `test` on a union of an empty upper over a lower that `prepare` has filled.
 pub fn on_union(prepare: impl FnOnce(&Path), test: impl FnOnce(&Site)) {
     on_prepared_mount(&["--coherence", "exclusive", "--lower"], prepare, test);
+}
+
+/// Runs `test` on a mount of a filesystem that holds `size_bytes`.
+pub fn on_small_disk(flags: &[&str], size_bytes: u64, test: impl FnOnce(&Site)) {
+    let prepare = |lower: &Path| {
+        let source = lower.with_file_name("source");
+        let data = CString::new(format!("size={size_bytes}")).expect("no NUL");
+        mount_filesystem(c"tmpfs", &source, &data);
+    };
+    on_prepared_mount(flags, prepare, test);
 }
 
 fn on_prepared_mount(flags: &[&str], prepare: impl FnOnce(&Path), test: impl FnOnce(&Site)) {
@@ -147,7 +157,7 @@ impl Site {
         // The control files are a filesystem of their own; a private mount of it does.
         let control = self.source.parent().expect("a parent").join("control");
         std::fs::create_dir(&control).expect("make a directory");
-        mount_control(&control);
+        mount_filesystem(c"fusectl", &control, c"");
         std::fs::write(control.join(minor.to_string()).join("abort"), "1").expect("abort the connection");
         unmount(&control);
     }
@@ -167,6 +177,7 @@ impl Site {
     fn end(&mut self) {
         unmount(&self.mount);
         unmount(&self.other);
+        unmount(&self.source);
         assert!(self.server_ends(), "the server does not end after its mounts are gone");
         self.done.store(true, Ordering::Relaxed);
     }
@@ -180,6 +191,7 @@ impl Drop for Site {
         let _ = self.server.wait();
         unmount(&self.mount);
         unmount(&self.other);
+        unmount(&self.source);
     }
 }
 
@@ -198,13 +210,11 @@ fn watch(pid: u32, done: Arc<AtomicBool>) {
     });
 }
 
-fn mount_control(on: &Path) {
+fn mount_filesystem(kind: &CStr, on: &Path, data: &CStr) {
     let target = c_path(on);
-    // SAFETY: every pointer is a NUL-terminated string or null.
-    let done = unsafe {
-        libc::mount(c"fusectl".as_ptr(), target.as_ptr(), c"fusectl".as_ptr(), 0, std::ptr::null())
-    };
-    assert_eq!(done, 0, "mount fusectl: {}", std::io::Error::last_os_error());
+    // SAFETY: every pointer is a NUL-terminated string.
+    let done = unsafe { libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, data.as_ptr().cast()) };
+    assert_eq!(done, 0, "mount {kind:?}: {}", std::io::Error::last_os_error());
 }
 
 pub fn unmount(path: &Path) {
