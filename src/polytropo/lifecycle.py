@@ -1,6 +1,8 @@
 """What ends and removes whole tenants, across containers, service, control group and files."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol, cast
@@ -65,6 +67,19 @@ def image_users(state: State, digest: str) -> list[str]:
     return hooks.using_image(state, digest) if hooks else []
 
 
+def mounted_directories(state: State) -> set[str]:
+    """The directories that stacks of running services stand on. Raises PolytropoError."""
+    found: set[str] = set()
+    for tenant in tenants.list_tenants(state):
+        client = service.reach(state, tenant.name)
+        if client is None:
+            continue
+        with client, suppress(service.ServiceGone):
+            for mount in client.mounts(stacks=True):
+                found.update(_directories(mount.stack))
+    return found
+
+
 def stop_tenant(state: State, tenant_name: str, *, force: bool = False) -> None:
     """Stops the tenant's containers, then its service. Raises PolytropoError."""
     if hooks := container_hooks():
@@ -114,16 +129,17 @@ def _mounted_at(state: State, tenant_name: str, path: Path) -> list[str]:
             found = client.mounts(stacks=True)
         except service.ServiceGone:
             return []
-    return [mount.mountpoint for mount in found if _names_directory(mount.stack, str(path))]
+    return [mount.mountpoint for mount in found if str(path) in _directories(mount.stack)]
 
 
-def _names_directory(part: object, path: str) -> bool:
+def _directories(part: object) -> Iterator[str]:
+    """The paths of all `dir` layers in a stack document."""
     match part:
-        case {"kind": "dir", "path": other}:
-            return bool(other == path)
+        case {"kind": "dir", "path": str(path)}:
+            yield path
         case dict():
-            return any(_names_directory(below, path) for below in part.values())
+            for below in part.values():
+                yield from _directories(below)
         case list():
-            return any(_names_directory(below, path) for below in part)
-        case _:
-            return False
+            for below in part:
+                yield from _directories(below)

@@ -1,6 +1,5 @@
 """What the names in a stack mean: images and volumes of a state directory as plain directories."""
 
-
 from polytropo.compose import Dir, Fault, Image, Layer, StackError, Union, Volume
 from polytropo.errors import PolytropoError
 from polytropo.host import host_ownership

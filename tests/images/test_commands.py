@@ -41,6 +41,37 @@ def test_from_import_to_rm(isolated: Isolated, layout: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.timeout(120)
+def test_layers_of_a_mounted_image_stay_until_it_is_unmounted(
+    isolated: Isolated, layout: Path, tmp_path: Path
+) -> None:
+    isolated.polytropo("image", "import", layout)
+    at = tmp_path / "at"
+    at.mkdir()
+    isolated.polytropo("mount", "app:1.0", at)
+    isolated.polytropo("image", "rm", "app:1.0")
+    isolated.polytropo("system", "prune")
+    assert isolated.run("cat", at / "etc/group", at / "bin/tool").stdout.startswith("x\x7fELF")
+    isolated.polytropo("unmount", at)
+    isolated.polytropo("system", "prune")
+    assert list(isolated.state.layers.glob("sha256/*")) == []
+
+
+@pytest.mark.timeout(120)
+def test_a_damaged_image_is_told_of_and_can_be_removed(isolated: Isolated, layout: Path) -> None:
+    isolated.polytropo("image", "import", layout)
+    [shown] = isolated.json("image", "list")
+    record = isolated.home / "layers/sha256" / shown["layers"][0]["diff_id"][7:] / "layer.json"
+    record.unlink()
+    done = isolated.polytropo("image", "list", "--json")
+    assert done.stdout == "[]\n" and "lacks its layer" in done.stderr
+    isolated.polytropo("image", "rm", "app:1.0")
+    isolated.polytropo("image", "import", layout)
+    assert isolated.json("image", "list") == [
+        shown | {"imported_unix_s": isolated.json("image", "list")[0]["imported_unix_s"]}
+    ]
+
+
+@pytest.mark.timeout(120)
 def test_bad_input_gets_a_sentence(isolated: Isolated, layout: Path, tmp_path: Path) -> None:
     there_is_none = 'there is no image "app"; there is none yet; make one with `polytropo image bootstrap`'
     for command in (

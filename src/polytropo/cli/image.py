@@ -83,11 +83,14 @@ def list_command(as_json: bool) -> None:
     from datetime import datetime
 
     from polytropo.cli.output import print_json, print_table
-    from polytropo.images import list_images
+    from polytropo.images import damaged_images, list_images
     from polytropo.state import State
     from polytropo.units import format_size
 
-    images = list_images(State.open())
+    state = State.open()
+    images = list_images(state)
+    for sentence in damaged_images(state):
+        click.echo(f"polytropo: {sentence}", err=True)
     if as_json:
         print_json([_shown(each) for each in images])
         return

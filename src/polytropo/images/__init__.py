@@ -9,7 +9,14 @@ if TYPE_CHECKING:
     from polytropo.images.config import ImageConfig
     from polytropo.images.errors import ImageError
     from polytropo.images.importing import import_image
-    from polytropo.images.store import Image, get_image, list_images, remove_image, tag_image
+    from polytropo.images.store import (
+        Image,
+        damaged_images,
+        get_image,
+        list_images,
+        remove_image,
+        tag_image,
+    )
     from polytropo.images.usage import Usage, df, prune
 
 __all__ = [
@@ -17,6 +24,7 @@ __all__ = [
     "ImageConfig",
     "ImageError",
     "Usage",
+    "damaged_images",
     "df",
     "get_image",
     "import_image",

@@ -85,12 +85,23 @@ def get_image(state: State, reference: str) -> Image:
 
 
 def list_images(state: State) -> list[Image]:
-    """All images whose layers are there, the latest first."""
+    """All images whose layers are there, the latest first; `damaged_images` tells of others."""
     found = []
     for record in sorted(_records(state), key=lambda record: -record.imported_unix_s):
         with suppress(ImageError):
             found.append(load(state, record))
     return found
+
+
+def damaged_images(state: State) -> list[str]:
+    """A sentence for each image that cannot be used."""
+    sentences = []
+    for record in _records(state):
+        try:
+            load(state, record)
+        except ImageError as error:
+            sentences.append(error.sentence)
+    return sentences
 
 
 def tag_image(state: State, reference: str, name: str) -> Image:
@@ -206,12 +217,21 @@ def find_record(state: State, reference: str) -> ImageRecord:
 
 
 def clear_unused_layers(state: State, *, timeout_s: float | None = None) -> list[LayerRecord]:
-    """Removes layers that no image has. Raises PolytropoError if imports keep running for `timeout_s`."""
+    """Removes layers that no image has and no mounted stack shows.
+
+    Raises PolytropoError if imports keep running for `timeout_s`, or a service does not answer.
+    """
     from polytropo.images.layers import list_layers
+    from polytropo.lifecycle import mounted_directories
 
     with state.lock("layers", timeout_s=timeout_s):
         used = {diff_id for r in _records(state) for diff_id in parse_config(r.config_json.encode()).diff_ids}
-        unused = [record for record in list_layers(state) if record.diff_id not in used]
+        mounted = mounted_directories(state)
+        unused = [
+            record
+            for record in list_layers(state)
+            if record.diff_id not in used and str(layer_tree(state, record.diff_id)) not in mounted
+        ]
         for record in unused:
             remove_layer(state, record.diff_id)
     return unused
