@@ -62,12 +62,16 @@ def detach(path: Path) -> None:
         raise PolytropoError(f"{path} cannot be unmounted: {os.strerror(number)}{advice}")
 
 
-def clear_dead_mounts(below: Path | None = None) -> list[Path]:
-    """Detaches the dead mounts of our services (those under `below` only); returns where they were."""
+def clear_dead_mounts(below: Path | None = None, *, source: str | None = None) -> list[Path]:
+    """Detaches the dead mounts of our services; returns where they were.
+
+    `below` picks those in a directory, `source` those of one tenant.
+    """
     cleared = []
     for mount in reversed(our_mounts()):
-        inside = below is None or mount.mountpoint.is_relative_to(below)
-        if inside and is_dead(mount.mountpoint):
+        wanted = source is None or mount.source == source
+        wanted = wanted and (below is None or mount.mountpoint.is_relative_to(below))
+        if wanted and is_dead(mount.mountpoint):
             detach(mount.mountpoint)
             cleared.append(mount.mountpoint)
     return cleared

@@ -40,6 +40,7 @@ those that were opened in the user namespace in which the service mounts."""
 _START_TIMEOUT_S = 30.0
 _ANSWER_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0
+_FORCED_TIMEOUT_S = 5.0
 _LINE_MAX_BYTES = 16 << 20
 _LOG_MAX_BYTES = 4 << 20
 _ATTEMPTS = 3
@@ -200,10 +201,10 @@ def service_binary() -> Path:
     return path
 
 
-def reach(state: State, tenant_name: str) -> ServiceClient | None:
+def reach(state: State, tenant_name: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> ServiceClient | None:
     """A client of the tenant's service if it runs."""
     try:
-        return ServiceClient(run_dir(state, tenant_name), tenant_name)
+        return ServiceClient(run_dir(state, tenant_name), tenant_name, timeout_s=timeout_s)
     except ServiceGone:
         return None
 
@@ -312,13 +313,16 @@ def stop(state: State, tenant_name: str, *, force: bool = False) -> bool:
     Refused while its mounts are in use, unless with `force`. Raises PolytropoError.
     """
     with service_lock(state, tenant_name):
-        client = reach(state, tenant_name)
+        client = reach(state, tenant_name, timeout_s=_FORCED_TIMEOUT_S if force else _ANSWER_TIMEOUT_S)
         if client is not None:
             with client:
                 _end(client, tenant_name, force=force)
         group = tenant_group(state, tenant_name)
         if force and group.exists():
             group.kill()
+        if force and not is_rootless():
+            # What had to be killed could not unmount; an ordinary user's mounts end with their namespace.
+            mounts.clear_dead_mounts(source=tenant_name)
         remove_group(state, tenant_name)
         return client is not None
 

@@ -40,7 +40,7 @@ class User:
         return done.stdout
 
     def _let_in(self) -> None:
-        """Shows the program and its Python where they are, also below directories that are closed to others."""
+        """Shows the program and its Python where they are, also below directories closed to others."""
         needed = {Path(sys.prefix), Path(sys.base_prefix), Path(polytropo.__file__).parent.parent}
         needed |= {service_binary().parent}
         closed = {p for path in needed for p in path.parents if not p.stat().st_mode & 0o001}

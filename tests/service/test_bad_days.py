@@ -93,6 +93,16 @@ def test_a_silent_service_is_told_and_ended(isolated: Isolated, data: Path, mnt:
     assert isolated.run("ls", mnt).stdout == ""
 
 
+def test_a_keeper_that_hangs_is_ended_by_force(isolated: Isolated, data: Path, mnt: Path) -> None:
+    isolated.polytropo("mount", data, mnt)
+    (stats,) = isolated.json("stats")
+    isolated.run("kill", "-STOP", str(stats["keeper_pid"]))
+    isolated.polytropo("tenant", "stop", "--force", "default")
+    assert isolated.run("ls", mnt).stdout == ""
+    isolated.polytropo("mount", data, mnt)
+    assert isolated.run("cat", mnt / "file").stdout == "content\n"
+
+
 def test_commands_killed_at_any_moment_leave_nothing_that_matters(
     isolated: Isolated, data: Path, mnt: Path
 ) -> None:
