@@ -64,6 +64,7 @@ const SLEEPERS: u32 = 1;
 const ONE_WAKE: u32 = 2;
 
 #[repr(C)]
+#[cfg_attr(not(loom), derive(Default))]
 pub struct Event {
     word: AtomicU32,
     #[cfg(loom)]
@@ -139,6 +140,7 @@ impl Event {
 
 /// What all participants wait for, on a line that hardly ever changes while nobody waits.
 #[repr(C, align(128))]
+#[cfg_attr(not(loom), derive(Default))]
 pub struct Events {
     pub closed: AtomicU32,
     /// Dequeues wait here.
@@ -149,6 +151,7 @@ pub struct Events {
 
 /// Counters off the fast path.
 #[repr(C, align(128))]
+#[cfg_attr(not(loom), derive(Default))]
 pub struct Statistics {
     pub sleeps: AtomicU64,
     pub wakes: AtomicU64,
@@ -176,7 +179,7 @@ impl Default for Spin {
 
 impl Spin {
     /// Spins until `ready`, at most for the budget; false if it did not come.
-    pub fn run(&mut self, statistics: &Statistics, ready: impl Fn() -> bool) -> bool {
+    pub fn run(&mut self, statistics: &Statistics, mut ready: impl FnMut() -> bool) -> bool {
         if self.budget == SPIN_MIN && self.skipped < 32 {
             self.skipped += 1;
             return ready();

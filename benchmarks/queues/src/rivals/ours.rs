@@ -1,0 +1,68 @@
+//! RCQS, RCQD and RCQB.
+
+use super::{CAPACITY, Handle, Item, Queue};
+use polytropo_queue::bytes::BytesHandle;
+use polytropo_queue::cell::{DoubleCell, SingleCell};
+use polytropo_queue::{Config, Deadline, Heap, Rcqb, Rcqd, Rcqs};
+
+fn config<const LANES: usize>(item_size: usize) -> Config {
+    Config { lanes: LANES, item_size, ..Config::strict(CAPACITY) }
+}
+
+macro_rules! words {
+    ($name:ident, $queue:ty, $cell:ty) => {
+        pub struct $name<const LANES: usize>($queue);
+
+        impl<const LANES: usize> Queue<[u64; 1]> for $name<LANES> {
+            type Handle<'a> = polytropo_queue::Handle<'a, $cell>;
+            fn new(_: usize) -> Self {
+                Self(<$queue>::new(&config::<LANES>(8)).expect("the configuration is right"))
+            }
+            fn handle(&self, _: usize) -> Self::Handle<'_> {
+                self.0.handle()
+            }
+        }
+
+        impl Handle<[u64; 1]> for polytropo_queue::Handle<'_, $cell> {
+            #[inline]
+            fn put(&mut self, item: [u64; 1]) {
+                self.enqueue(item[0], Deadline::Never).expect("the queue is open");
+            }
+            #[inline]
+            fn get(&mut self) -> [u64; 1] {
+                [self.dequeue(Deadline::Never).expect("the queue is open")]
+            }
+        }
+    };
+}
+words!(Single, Rcqs<Heap>, SingleCell);
+words!(Double, Rcqd<Heap>, DoubleCell);
+
+pub struct Bytes<const LANES: usize>(Rcqb<Heap>);
+
+impl<const N: usize, const LANES: usize> Queue<[u64; N]> for Bytes<LANES> {
+    type Handle<'a> = BytesHandle<'a>;
+    fn new(_: usize) -> Self {
+        Self(Rcqb::new(&config::<LANES>(N * 8)).expect("the configuration is right"))
+    }
+    fn handle(&self, _: usize) -> Self::Handle<'_> {
+        self.0.handle()
+    }
+}
+
+impl<const N: usize> Handle<[u64; N]> for BytesHandle<'_> {
+    #[inline]
+    fn put(&mut self, item: [u64; N]) {
+        // SAFETY: numbers are bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(item.as_ptr().cast(), <[u64; N]>::SIZE) };
+        BytesHandle::put(self, bytes, Deadline::Never).expect("the queue is open");
+    }
+    #[inline]
+    fn get(&mut self) -> [u64; N] {
+        let mut item = [0u64; N];
+        // SAFETY: bytes make numbers.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(item.as_mut_ptr().cast(), <[u64; N]>::SIZE) };
+        BytesHandle::get(self, bytes, Deadline::Never).expect("the queue is open");
+        item
+    }
+}
