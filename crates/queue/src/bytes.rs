@@ -57,7 +57,7 @@ impl BytesView<'_> {
     fn publish(&self, local: &mut Local, held: Held) -> Result<u64, Refusal> {
         local.count(&self.words.lanes);
         let (item, cpu) = (held.ring_item(), local.cpu);
-        self.words.lanes.turn(&mut local.enqueue, tail, |lane, limit| lane.enqueue(item, limit, cpu))
+        self.words.lanes.turn(&mut local.enqueue, tail, |lane, bounds| lane.enqueue(item, bounds, cpu))
     }
 
     /// `read` gets the number of the buffer to copy out of.
@@ -83,10 +83,10 @@ impl BytesView<'_> {
         // Each vain turn removes an entry that somebody who died or was overtaken has left; there are at most as many as slots,
         // unless a peer keeps making them up.
         for _ in 0..2 * self.words.lanes.slots.len() + 64 {
-            let turn = self.words.lanes.turn(&mut local.dequeue, head, |lane, limit| {
-                let front = lane.front(limit)?;
+            let turn = self.words.lanes.turn(&mut local.dequeue, head, |lane, bounds| {
+                let front = lane.front(bounds)?;
                 let held = self.pool.take(SingleCell::item(front.raw), self.participant);
-                lane.remove(front, cpu);
+                lane.remove(front, bounds, cpu);
                 Ok(held)
             });
             match turn {

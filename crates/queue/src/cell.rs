@@ -40,6 +40,8 @@ pub trait Cell: Send + Sync + Sized {
     fn occupied(round: u64, item: Self::Item) -> Self::Raw;
     fn state(raw: Self::Raw, round: u64) -> State;
     fn item(raw: Self::Raw) -> Self::Item;
+    /// Rounds from `round` to the slot's own.
+    fn rounds_ahead(raw: Self::Raw, round: u64) -> i64;
 }
 
 const OCCUPIED: u64 = 1 << 63;
@@ -107,6 +109,14 @@ impl Cell for SingleCell {
     fn item(raw: u64) -> u64 {
         raw & SINGLE_ITEM_MASK
     }
+    fn rounds_ahead(raw: u64, round: u64) -> i64 {
+        if raw & OCCUPIED == 0 {
+            return (raw & !SEALED).wrapping_sub(round) as i64;
+        }
+        let modulo = (raw >> SINGLE_ITEM_BITS).wrapping_sub(round) & SINGLE_ROUND_MASK;
+        // The sign is the highest bit that is kept.
+        (modulo << (SINGLE_ITEM_BITS + 1)) as i64 >> (SINGLE_ITEM_BITS + 1)
+    }
 }
 
 /// 128 bits: the tag (`occupied | sealed | 62 bits of round`) above 64 bits of item. Rounds are always exact.
@@ -165,6 +175,9 @@ impl Cell for DoubleCell {
     #[inline(always)]
     fn item(raw: u128) -> u64 {
         raw as u64
+    }
+    fn rounds_ahead(raw: u128, round: u64) -> i64 {
+        ((raw >> 64) as u64 & !(OCCUPIED | SEALED)).wrapping_sub(round) as i64
     }
 }
 

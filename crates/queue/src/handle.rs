@@ -1,7 +1,7 @@
 //! A participant's way to a queue of words (RCQS, RCQD).
 
 use crate::cell::Cell;
-use crate::lane::{Index, LaneControl, Refusal};
+use crate::lane::{Index, Lane, LaneControl, Refusal};
 use crate::lanes::{Choice, Lanes};
 use crate::sync::{Acquire, Relaxed, SeqCst};
 use crate::wait::{Deadline, Event, Events, Spin, Statistics, peer_elsewhere};
@@ -72,8 +72,12 @@ impl Local {
         let cpu = sys::current_cpu(self.quick);
         self.cpu = cpu + 1;
         let home = lanes.home(cpu).lane;
-        self.enqueue.lane = home;
-        self.dequeue.lane = home;
+        for choice in [&mut self.enqueue, &mut self.dequeue] {
+            if choice.lane != home {
+                choice.lane = home;
+                choice.bounds.from = 0;
+            }
+        }
     }
 }
 
@@ -86,7 +90,7 @@ impl<'a, C: Cell> View<'a, C> {
         local.count(&self.lanes);
         let cpu = local.cpu;
         self.lanes
-            .turn(&mut local.enqueue, tail, |lane, limit| lane.enqueue(item, limit, cpu))
+            .turn(&mut local.enqueue, tail, |lane, bounds| lane.enqueue(item, bounds, cpu))
             .map_err(|r| self.error(r))?;
         self.events.items.notify(1, self.statistics);
         Ok(())
@@ -101,7 +105,7 @@ impl<'a, C: Cell> View<'a, C> {
         let cpu = local.cpu;
         let done = self
             .lanes
-            .turn(&mut local.enqueue, tail, |lane, limit| lane.enqueue_batch(items, limit, cpu))
+            .turn(&mut local.enqueue, tail, |lane, bounds| lane.enqueue_batch(items, bounds, cpu))
             .map_err(|r| self.error(r))?;
         self.events.items.notify(done, self.statistics);
         Ok(done)
@@ -112,7 +116,7 @@ impl<'a, C: Cell> View<'a, C> {
         local.count(&self.lanes);
         let cpu = local.cpu;
         let item = loop {
-            match self.lanes.turn(&mut local.dequeue, head, |lane, limit| lane.dequeue(limit, cpu)) {
+            match self.lanes.turn(&mut local.dequeue, head, |lane, bounds| lane.dequeue(bounds, cpu)) {
                 Ok(item) => break item,
                 Err(refusal) => self.after_empty(refusal)?,
             }
@@ -126,7 +130,9 @@ impl<'a, C: Cell> View<'a, C> {
         local.count(&self.lanes);
         let cpu = local.cpu;
         let done = loop {
-            match self.lanes.turn(&mut local.dequeue, head, |lane, limit| lane.dequeue_batch(out, limit, cpu))
+            match self
+                .lanes
+                .turn(&mut local.dequeue, head, |lane, bounds| lane.dequeue_batch(out, bounds, cpu))
             {
                 Ok(done) => break done,
                 Err(refusal) => self.after_empty(refusal)?,
@@ -166,16 +172,11 @@ impl<'a, C: Cell> View<'a, C> {
     }
 
     pub fn stats(&self) -> Stats {
-        let of = |index: fn(&LaneControl) -> &Index| -> u64 {
-            self.lanes
-                .controls
-                .iter()
-                .map(|control| index(control).ticket.load(Relaxed))
-                .fold(0, u64::wrapping_add)
-        };
-        let dequeued = of(head);
+        let sum =
+            |of: fn(&Lane<'a, C>) -> u64| self.lanes.all().map(|lane| of(&lane)).fold(0, u64::wrapping_add);
+        let dequeued = sum(Lane::settled_head);
         Stats {
-            enqueued: of(tail),
+            enqueued: sum(Lane::settled_tail),
             dequeued,
             sleeps: self.statistics.sleeps.load(Relaxed),
             wakes: self.statistics.wakes.load(Relaxed),
@@ -199,7 +200,7 @@ impl<'a, C: Cell> View<'a, C> {
         let event: &Event = if enqueuing { &self.events.spaces } else { &self.events.items };
         let lanes = self.lanes;
         let ready =
-            || lanes.all().any(|lane| if enqueuing { lane.seems_roomy() } else { lane.seems_ready() });
+            || lanes.all().any(|lane| if enqueuing { lane.seems_roomy() } else { lane.seems_ready(0) });
         local.look(&lanes);
         if peer_elsewhere(&lanes, local.cpu, !enqueuing) && local.spin.run(self.statistics, ready) {
             match attempt(local) {

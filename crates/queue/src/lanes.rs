@@ -8,7 +8,7 @@
 //! Full and empty are exact: all lanes were found so, and then found not to have changed since.
 
 use crate::cell::Cell;
-use crate::lane::{Index, Lane, LaneControl, Refusal, Slot};
+use crate::lane::{Bounds, Index, Lane, LaneControl, Refusal, Slot, TICKET_MAX};
 use crate::sync::Acquire;
 
 pub const LANES_MAX: usize = 64;
@@ -35,7 +35,7 @@ impl<C> Copy for Lanes<'_, C> {}
 #[derive(Clone, Copy)]
 pub struct Choice {
     pub lane: usize,
-    pub limit: u64,
+    pub bounds: Bounds,
 }
 
 impl<'a, C: Cell> Lanes<'a, C> {
@@ -53,8 +53,8 @@ impl<'a, C: Cell> Lanes<'a, C> {
 
     /// The first choice of a participant on this CPU.
     pub fn home(&self, cpu: u32) -> Choice {
-        let limit = if self.controls.len() == 1 { u64::MAX } else { 0 };
-        Choice { lane: cpu as usize & (self.controls.len() - 1), limit }
+        let limit = if self.controls.len() == 1 { TICKET_MAX } else { 0 };
+        Choice { lane: cpu as usize & (self.controls.len() - 1), bounds: Bounds { from: 0, limit } }
     }
 
     /// Runs `operation` in the lane of choice, or in another if that one refuses. `index` is the end that it works at.
@@ -63,9 +63,9 @@ impl<'a, C: Cell> Lanes<'a, C> {
         &self,
         choice: &mut Choice,
         index: fn(&LaneControl) -> &Index,
-        mut operation: impl FnMut(&Lane<'a, C>, u64) -> Result<R, Refusal>,
+        mut operation: impl FnMut(&Lane<'a, C>, &mut Bounds) -> Result<R, Refusal>,
     ) -> Result<R, Refusal> {
-        match operation(&self.lane(choice.lane), choice.limit) {
+        match operation(&self.lane(choice.lane), &mut choice.bounds) {
             Err(refusal) if self.controls.len() > 1 && refusal != Refusal::Corrupt => {
                 self.search(choice, index, operation)
             }
@@ -79,7 +79,7 @@ impl<'a, C: Cell> Lanes<'a, C> {
         &self,
         choice: &mut Choice,
         index: fn(&LaneControl) -> &Index,
-        mut operation: impl FnMut(&Lane<'a, C>, u64) -> Result<R, Refusal>,
+        mut operation: impl FnMut(&Lane<'a, C>, &mut Bounds) -> Result<R, Refusal>,
     ) -> Result<R, Refusal> {
         let mut refusals = [Refusal::Beyond; LANES_MAX];
         let mut refused = 0u64;
@@ -92,9 +92,12 @@ impl<'a, C: Cell> Lanes<'a, C> {
                 refused = 0;
                 continue;
             };
-            match operation(&self.lane(lead.lane), lead.limit) {
+            let from = if lead.lane == choice.lane { choice.bounds.from } else { 0 };
+            let mut bounds = Bounds { from, limit: lead.limit };
+            match operation(&self.lane(lead.lane), &mut bounds) {
                 Ok(result) => {
-                    *choice = Choice { lane: lead.lane, limit: lead.limit_of_all };
+                    let bounds = Bounds { limit: lead.limit_of_all, ..bounds };
+                    *choice = Choice { lane: lead.lane, bounds };
                     return Ok(result);
                 }
                 Err(Refusal::Corrupt) => return Err(Refusal::Corrupt),
@@ -126,9 +129,9 @@ impl<'a, C: Cell> Lanes<'a, C> {
             }
         }
         let (number, smallest) = least?;
-        let limit = smallest.saturating_add(self.skew);
+        let limit = smallest.saturating_add(self.skew).min(TICKET_MAX);
         let lane = if preferred_ticket <= limit { preferred } else { number };
-        Some(Lead { lane, limit, limit_of_all: least_of_all.saturating_add(self.skew) })
+        Some(Lead { lane, limit, limit_of_all: least_of_all.saturating_add(self.skew).min(TICKET_MAX) })
     }
 
     fn verdict(&self, refusals: &[Refusal; LANES_MAX]) -> Refusal {
@@ -139,7 +142,7 @@ impl<'a, C: Cell> Lanes<'a, C> {
     /// Seals every lane, all of them being empty; false if an item is there after all.
     pub fn seal_empty(&self) -> Result<bool, Refusal> {
         for lane in self.all() {
-            match lane.front(u64::MAX) {
+            match lane.front(&mut Bounds::none()) {
                 Ok(_) => return Ok(false),
                 Err(Refusal::Sealed) => {}
                 Err(Refusal::Empty(ticket)) if lane.seal(ticket) => {}
