@@ -2,8 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
-use crate::support::{on_mount, unmount};
+use polytropo_libservices::dir::Dir;
+use polytropo_libservices::stack::{DirCoherence, DirLayer, Ownership};
+use polytropo_libservices::{DoorId, Libservice};
+use polytropo_service::doors::fuse::{FuseDoor, FuseOptions, mount_options};
+
+use crate::support::{mount_filesystem, on_mount, own_mount_namespace, unmount, why_not};
 
 #[test]
 fn an_aborted_connection_ends_the_server_and_all_who_wait() {
@@ -49,4 +56,44 @@ fn many_threads_are_served_at_once() {
         });
         assert_eq!(fs::read_dir(&site.mount).unwrap().count(), 0);
     });
+}
+
+/// The door runs in this process: only what other threads answer is asked for here.
+#[test]
+fn a_door_that_is_stopped_ends_its_threads_and_gives_back_the_stack() {
+    if let Some(reason) = why_not() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    own_mount_namespace();
+    let scratch = tempfile::tempdir().unwrap();
+    let [source, mount] = ["source", "mount"].map(|name| scratch.path().join(name));
+    fs::create_dir(&source).unwrap();
+    fs::create_dir(&mount).unwrap();
+    let layer = DirLayer {
+        path: source.clone(),
+        read_only: false,
+        coherence: DirCoherence::Exclusive,
+        ownership: Ownership::Native,
+    };
+    let stack: Arc<dyn Libservice> = Arc::new(Dir::new(File::open(&source).unwrap().into(), &layer).unwrap());
+    let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    let data = std::ffi::CString::new(mount_options(device.as_raw_fd(), 0, 0)).unwrap();
+    mount_filesystem(c"fuse", &mount, &data);
+    let options = FuseOptions { threads: 3, ..FuseOptions::default() };
+    let door = FuseDoor::start(device.into(), stack.clone(), options, DoorId(1)).unwrap();
+    fs::write(mount.join("f"), "x").unwrap();
+    assert_eq!(fs::read(mount.join("f")).unwrap(), b"x");
+    let operations = door.statistics().operations;
+    assert_eq!((operations["create"].count, operations["create"].errors), (1, 0));
+    assert_eq!(door.statistics().written_bytes, 1);
+    door.stop();
+    door.wait_ended();
+    drop(door);
+    // The last descriptor is gone, and with it the connection.
+    let refused = fs::metadata(mount.join("g")).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOTCONN));
+    assert_eq!(Arc::strong_count(&stack), 1, "the door still holds the stack");
+    unmount(&mount);
+    assert_eq!(fs::read(source.join("f")).unwrap(), b"x");
 }

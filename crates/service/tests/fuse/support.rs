@@ -73,7 +73,7 @@ pub fn on_each_mount(test: impl Fn(&Site)) {
     }
 }
 
-fn why_not() -> Option<&'static str> {
+pub fn why_not() -> Option<&'static str> {
     if !rustix::process::geteuid().is_root() {
         Some("mounting needs root")
     } else if !Path::new("/dev/fuse").exists() {
@@ -83,7 +83,7 @@ fn why_not() -> Option<&'static str> {
     }
 }
 
-fn own_mount_namespace() {
+pub fn own_mount_namespace() {
     // SAFETY: a new mount namespace for this thread; descriptors stay shared.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
         .expect("make a mount namespace");
@@ -210,7 +210,7 @@ fn watch(pid: u32, done: Arc<AtomicBool>) {
     });
 }
 
-fn mount_filesystem(kind: &CStr, on: &Path, data: &CStr) {
+pub fn mount_filesystem(kind: &CStr, on: &Path, data: &CStr) {
     let target = c_path(on);
     // SAFETY: every pointer is a NUL-terminated string.
     let done = unsafe { libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, data.as_ptr().cast()) };
