@@ -95,6 +95,29 @@ def test_owners_of_a_users_volume_are_kept(user: User) -> None:
     user.polytropo("tenant", "stop", "--force", "default")
 
 
+@pytest.mark.parametrize("owner", [0, 33])
+def test_a_user_changes_an_image(user: User, owner: int) -> None:
+    if owner != 0:  # other owners than root take subordinate ids
+        for name in ("subuid", "subgid"):
+            file = user.place.directory / name
+            file.write_text(f"{UID}:500000:65536\n")
+            user.place.run("mount", "--bind", file, f"/etc/{name}")
+    tree, upper, mnt = user.directory("tree"), user.directory("upper"), user.directory("mnt")
+    (tree / "file").write_text("content\n")
+    owners = (f"--owner={owner}", f"--group={owner}")
+    user.run("tar", *owners, "-C", tree, "-cf", user.home / "image.tar", "file")
+    user.polytropo("image", "import", user.home / "image.tar", "--name", "tiny")
+    user.polytropo("mount", "tiny", mnt, "--upper", upper)
+    script = "stat -c %u:%g file; echo more >>file; mkdir d; stat -c %u:%g file d; cat file"
+    told = user.polytropo("on", mnt, "--", "sh", "-c", script).stdout
+    assert told.splitlines() == [f"{owner}:{owner}", f"{owner}:{owner}", "0:0", "content", "more"]
+    assert (upper / "file").stat().st_uid == UID and (upper / "file").read_text() == "content\nmore\n"
+    user.polytropo("unmount", mnt)
+    user.polytropo("mount", "tiny", mnt)
+    assert user.polytropo("on", mnt, "cat", "file").stdout == "content\n"
+    user.polytropo("tenant", "stop", "--force", "default")
+
+
 def test_a_users_dead_service_is_cleared(user: User) -> None:
     data, mnt = user.directory("data"), user.directory("mnt")
     user.polytropo("mount", data, mnt)

@@ -66,9 +66,9 @@ def _print_rich(headers: Sequence[str], texts: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for header in headers:
-        table.add_column(header, overflow="fold")
+        table.add_column(Text(header), overflow="fold", min_width=len(header))
     for row in texts:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

@@ -77,20 +77,26 @@ def _print_tenants(shown: "list[TenantStats]") -> None:
         (
             each.tenant,
             "-" if each.uptime_s is None else format_duration(each.uptime_s),
-            "-" if each.memory_used_bytes is None else format_size(each.memory_used_bytes),
-            "-" if each.memory_limit_bytes is None else format_size(each.memory_limit_bytes),
+            _memory(each),
             "-" if each.cpu_time_s is None else f"{each.cpu_time_s:.1f} s",
             each.process_count,
             len(each.mounts),
             each.operation_count,
-            each.error_count,
             format_size(each.read_bytes),
             format_size(each.written_bytes),
         )
         for each in shown
     ]
-    headers = ("tenant", "up", "memory", "limit", "cpu time", "processes", "mounts", "operations", "errors")
-    print_table((*headers, "read", "written"), rows)
+    print_table(("tenant", "up", "memory", "cpu", "procs", "mounts", "ops", "read", "written"), rows)
+
+
+def _memory(stats: "TenantStats") -> str:
+    from polytropo.units import format_size
+
+    if stats.memory_used_bytes is None:
+        return "-"
+    limit = "" if stats.memory_limit_bytes is None else f" of {format_size(stats.memory_limit_bytes)}"
+    return f"{format_size(stats.memory_used_bytes)}{limit}"
 
 
 def _print_operations(shown: "list[TenantStats]") -> None:
