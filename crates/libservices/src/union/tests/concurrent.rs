@@ -117,6 +117,28 @@ fn threads_over_layers_that_others_may_change() {
 }
 
 #[test]
+fn a_union_that_ends_gives_back_what_nobody_forgot() {
+    let rig = Rig::quick(3);
+    populate(&rig);
+    let (counted, view) = Counted::of(&rig);
+    for path in ["a", "a/a", "a/a/a", "c/b", "d/c"] {
+        view.at(path, |entry| {
+            let parent = entry.node;
+            view.union.lookup(&view.caller, NodeId::ROOT, name("a"))?;
+            if entry.attr.is_dir() { view.union.opendir(&view.caller, parent).map(drop) } else { Ok(()) }
+        })
+        .unwrap();
+    }
+    view.append("a/a/a", "+").unwrap();
+    view.open("a/a/a", OpenFlags::READ).unwrap();
+    view.open("a/a/b", OpenFlags::READ).unwrap();
+    drop(view);
+    for layer in counted.lowers.iter().chain([&counted.upper]) {
+        assert_eq!(layer.held(), (0, 0));
+    }
+}
+
+#[test]
 fn two_who_write_one_file_copy_it_once() {
     let rig = Rig::quick(1);
     host::create_dir(rig.lower(0, "d")).unwrap();
