@@ -66,7 +66,8 @@ def _talk(terminal: Terminal) -> int:
     # The size arrives with a signal, a moment later.
     terminal.type("until [ \"$(stty size)\" = '20 50' ]; do sleep 0.05; done; echo re''sized\r")
     terminal.until("\nresized\r\n")
-    terminal.type("echo sle''eping; sleep 100\r")
+    # One process does both, so that the key comes when it has the terminal.
+    terminal.type("(echo sle''eping; exec sleep 100)\r")
     terminal.until("\nsleeping\r\n")
     terminal.type("\x03")
     terminal.type("echo aw''ake\r")

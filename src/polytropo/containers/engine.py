@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -54,15 +53,16 @@ def start(
     if records.is_alive(records.process_of(files)):
         raise PolytropoError(f"the container {container.name} runs already")
     try:
-        _forget_last_run(container, files, runtime)
-        binds = _mount_all(state, container, files)
-        _write_bundle(state, container, files, binds, size)
-        pid = runtime.create(_monitor_group_files(state, container))
-        process = _record_process(files, pid)
-        if before_start is not None:
-            before_start(process)
-        runtime.start()
-        return process
+        with storage_errors(f"start the container {container.name}", state.home):
+            _forget_last_run(container, files, runtime)
+            binds = _mount_all(state, container, files)
+            _write_bundle(state, container, files, binds, size)
+            pid = runtime.create(_monitor_group_files(state, container))
+            process = _record_process(files, pid)
+            if before_start is not None:
+                before_start(process)
+            runtime.start()
+            return process
     except BaseException:
         # Also at Ctrl-C.
         with suppress(PolytropoError):
@@ -84,14 +84,17 @@ def clean_up(state: State, container: Container, files: Files) -> int | None:
         result = ResultRecord(
             exit_status=status, started_unix_s=process.started_unix_s, finished_unix_s=finished
         )
-        Runtime(container, files).delete()
+        # The container has ended, so that its root can go meanwhile.
+        with Runtime(container, files).deleting():
+            release_mounts(state, container, files)
     else:
-        # The command that made it died before it noted the process; the runtime may still be at work.
-        _abandon(state, container, files)
-    release_mounts(state, container, files)
+        if not files.result.exists():
+            # The command that made it died before it noted the process; the runtime may still be at work.
+            _abandon(state, container, files)
+        release_mounts(state, container, files)
     if process is not None:
         with storage_errors(f"keep the status of the container {container.name}", state.home):
-            _write_quickly(files.result, result)
+            records.write_quickly(files.result, result)
             files.process.unlink(missing_ok=True)
     return records.exit_status(container, files)
 
@@ -202,6 +205,15 @@ def remove(state: State, container: Container, *, force: bool) -> None:
             kill(container, files, process)
         clean_up(state, container, files)
         remove_files(state, files)
+
+
+def leave_files_to_monitor(state: State, files: Files) -> None:
+    """As `remove_files`; the files themselves are removed by the container's monitor, at its end.
+
+    For a command that holds the client lock, for which the monitor waits.
+    """
+    with storage_errors("remove the container", state.home):
+        files.directory.rename(files.trash)
 
 
 def remove_files(state: State, files: Files) -> None:
@@ -427,15 +439,8 @@ def _record_process(files: Files, pid: int) -> ProcessRecord:
         monitor_pid=monitor_pid,
         started_unix_s=time.time(),
     )
-    _write_quickly(files.process, process)
+    records.write_quickly(files.process, process)
     return process
-
-
-def _write_quickly(path: Path, record: Any) -> None:
-    """Replaces a record that need not outlive a power cut, without waiting for the disk."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(msgspec.json.encode(record))
-    temporary.rename(path)
 
 
 def _wait_for_exit_file(container: Container, files: Files, process: ProcessRecord) -> None:

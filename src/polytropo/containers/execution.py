@@ -16,7 +16,7 @@ from polytropo.containers.records import Container, Files
 from polytropo.containers.runtime import Runtime
 from polytropo.containers.spec import Process, process_section, terminal_environment
 from polytropo.containers.users import resolve_user
-from polytropo.errors import PolytropoError
+from polytropo.errors import PolytropoError, storage_errors
 from polytropo.state import State
 
 
@@ -50,7 +50,10 @@ def execute(state: State, container: Container, order: ExecOrder) -> int:
         container.environment | dict(order.environment), user, container.hostname, order.terminal
     )
     process = Process(order.command, environment, order.cwd or container.cwd, user, order.terminal)
-    with tempfile.NamedTemporaryFile(dir=files.directory, prefix="exec-") as document:
+    with (
+        storage_errors(f"run a program in the container {container.name}", files.directory),
+        tempfile.NamedTemporaryFile(dir=files.directory, prefix="exec-") as document,
+    ):
         document.write(msgspec.json.encode(process_section(process)))
         document.flush()
         return _run(container, files, order, document.name)

@@ -87,7 +87,7 @@ def attended(state: State, container: Container, files: Files) -> int:
         trouble = engine.service_trouble(container, files)
         status = engine.clean_up(state, container, files)
         if container.remove_at_end:
-            engine.remove_files(state, files)
+            engine.leave_files_to_monitor(state, files)
     if trouble is not None:
         raise PolytropoError(trouble)
     if status is None:

@@ -3,9 +3,10 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from polytropo.compose import Dir, Stack, Union
 from polytropo.containers.records import (
@@ -32,8 +33,7 @@ _ENV_FILE_MAX_BYTES = 1 << 20
 _STOP_SIGNAL = "SIGTERM"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Order:
+class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What `polytropo run` was asked for; None and empty is what the image says."""
 
     image: str

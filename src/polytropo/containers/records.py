@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,11 +82,15 @@ class ResultRecord(Record, kw_only=True):
     finished_unix_s: float
 
 
-@dataclass(frozen=True)
-class Files:
+class Files(msgspec.Struct, frozen=True):
     """Where the parts of one container lie."""
 
     directory: Path
+
+    @property
+    def trash(self) -> Path:
+        """Where the directory goes at its removal; what is there is cleared as the rest of tmp/ is."""
+        return self.directory.parent.parent / "tmp" / f"removed-{self.directory.name}"
 
     @property
     def record(self) -> Path:
@@ -302,6 +305,13 @@ def monitored_status(container: Container, files: Files) -> tuple[int | None, fl
         return None, time.time()
 
 
+def write_quickly(path: Path, record: Record) -> None:
+    """Replaces a record that need not outlive a power cut, without waiting for the disk."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_bytes(msgspec.json.encode(record))
+    temporary.rename(path)
+
+
 def boot_id() -> str:
     """Differs from one start of the machine to the next."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -332,7 +342,10 @@ def _make_files(files: Files, container: Container) -> None:
     files.upper.chmod(0o755)  # whatever the umask says
     for index in range(len(container.volumes)):
         files.volume(index).mkdir(mode=0o700, parents=True)
-    write_record(files.record, container)
+    if container.remove_at_end:
+        write_quickly(files.record, container)
+    else:
+        write_record(files.record, container)
 
 
 def _check_name_is_free(state: State, name: str) -> None:

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,12 @@ _SYNC_MAX_BYTES = 1 << 20
 # Moves itself into the control groups named before "--" and becomes the program named after it.
 _ENTER_GROUPS = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
 # What the monitor runs at the container's end: if the command that is attached to it is gone, or there never
-# was one, another one cleans up. $1: the container's directory; the rest: the command.
-_AT_EXIT = 'dir=$1; shift; flock "$dir/client" true; [ ! -e "$dir/process.json" ] || exec "$@"'
+# was one, another one cleans up. $1: the container's directory; $2: where that goes when it is removed; the rest:
+# the command.
+_AT_EXIT = (
+    'dir=$1 trash=$2; shift 2; flock "$dir/client" true; [ ! -e "$dir/process.json" ] || exec "$@";'
+    ' exec rm -rf --one-file-system -- "$trash"'
+)
 
 NOT_EXECUTABLE_STATUS = 126
 NOT_FOUND_STATUS = 127
@@ -66,30 +71,49 @@ class Runtime:
 
     def call(self, operation: str, *arguments: str) -> None:
         """Runs one command of the runtime. Raises StartError with what it said."""
+        self._finish(operation, self._begin(operation, *arguments))
+
+    def _begin(self, operation: str, *arguments: str) -> "subprocess.Popen[bytes]":
         self._log.unlink(missing_ok=True)
+        return subprocess.Popen(
+            self.command(operation, *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd="/",
+        )
+
+    def _finish(self, operation: str, command: "subprocess.Popen[bytes]") -> None:
         try:
-            done = subprocess.run(
-                self.command(operation, *arguments),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                cwd="/",
-                timeout=_COMMAND_TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
+            _, said = command.communicate(timeout=_COMMAND_TIMEOUT_S)
+        except BaseException as error:
+            command.kill()
+            command.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
             raise StartError(
                 f"{self._container.runtime} {operation} did not end within {_COMMAND_TIMEOUT_S:g} s"
             ) from None
-        if done.returncode != 0:
-            raise self.failure(operation, done.stderr.decode(errors="replace"))
+        if command.returncode != 0:
+            raise self.failure(operation, said.decode(errors="replace"))
 
     def start(self) -> None:
         self.call("start", self._container.id)
 
     def delete(self) -> None:
         """Ends what is left of the container and makes the runtime forget it."""
-        if self.knows_container:
-            self.call("delete", "--force", self._container.id)
+        with self.deleting():
+            pass
+
+    @contextmanager
+    def deleting(self) -> Iterator[None]:
+        """`delete`, while the caller does something else."""
+        command = self._begin("delete", "--force", self._container.id) if self.knows_container else None
+        try:
+            yield
+        finally:
+            if command is not None:
+                self._finish("delete", command)
 
     def create(self, monitor_groups: list[Path]) -> int:
         """Creates the container under a monitor of its own and returns its first process's id.
@@ -165,7 +189,7 @@ class Runtime:
         reap = [sys.executable, "-m", "polytropo.containers.reap"]
         reap += [str(files.directory.parent.parent), container.id]
         command += ["--exit-command", "/bin/sh"]
-        for argument in ("-c", _AT_EXIT, "sh", str(files.directory), *reap):
+        for argument in ("-c", _AT_EXIT, "sh", str(files.directory), str(files.trash), *reap):
             command += ["--exit-command-arg", argument]
         return command
 

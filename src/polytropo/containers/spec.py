@@ -3,9 +3,10 @@
 import os
 import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from polytropo.containers.rootless import maps_group
 from polytropo.containers.seccomp import default_filter
@@ -48,8 +49,7 @@ _TTY_GROUP = 5
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(frozen=True)
-class Bind:
+class Bind(msgspec.Struct, frozen=True):
     """A file or directory of the host shown at `destination`."""
 
     source: Path
@@ -57,8 +57,7 @@ class Bind:
     read_only: bool = False
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(msgspec.Struct, frozen=True):
     """A program to be run in a container."""
 
     args: Sequence[str]
@@ -70,8 +69,7 @@ class Process:
     """Rows and columns of the terminal."""
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(msgspec.Struct, frozen=True):
     """What surrounds the program."""
 
     rootfs: Path

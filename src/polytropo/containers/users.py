@@ -1,7 +1,8 @@
 """Who a container's program runs as: names looked up in the image's own passwd and group files."""
 
 import errno
-from dataclasses import dataclass
+
+import msgspec
 
 from polytropo.containers.rooted import read_in_root
 from polytropo.errors import PolytropoError
@@ -11,8 +12,7 @@ _GROUPS_MAX = 1024
 _ID_MAX = 2**32 - 2
 
 
-@dataclass(frozen=True)
-class User:
+class User(msgspec.Struct, frozen=True):
     """The ids of a process and its home directory."""
 
     uid: int
