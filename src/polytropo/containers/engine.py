@@ -28,7 +28,7 @@ from polytropo.containers.users import resolve_user
 from polytropo.errors import PolytropoError, storage_errors
 from polytropo.host import is_rootless
 from polytropo.state import State, read_record
-from polytropo.tenants import get_tenant, prepare_group, tenant_group
+from polytropo.tenants import tenant_group
 
 _EXIT_FILE_TIMEOUT_S = 10.0
 _KILL_TIMEOUT_S = 10.0
@@ -78,25 +78,41 @@ def clean_up(state: State, container: Container, files: Files) -> int | None:
     The container is locked by the caller. May be repeated after it was interrupted.
     """
     process = records.process_of(files)
-    if process is not None:
-        _wait_for_exit_file(container, files, process)
-        status, finished = records.monitored_status(container, files)
-        result = ResultRecord(
-            exit_status=status, started_unix_s=process.started_unix_s, finished_unix_s=finished
-        )
-        # The container has ended, so that its root can go meanwhile.
-        with Runtime(container, files).deleting():
-            release_mounts(state, container, files)
-    else:
+    if process is None:
         if not files.result.exists():
             # The command that made it died before it noted the process; the runtime may still be at work.
             _abandon(state, container, files)
         release_mounts(state, container, files)
-    if process is not None:
-        with storage_errors(f"keep the status of the container {container.name}", state.home):
-            records.write_quickly(files.result, result)
-            files.process.unlink(missing_ok=True)
-    return records.exit_status(container, files)
+        return records.exit_status(container, files)
+    result = _result(container, files, process)
+    # The container has ended, so that its root can go meanwhile.
+    with Runtime(container, files).deleting():
+        release_mounts(state, container, files)
+    with storage_errors(f"keep the status of the container {container.name}", state.home):
+        records.write_quickly(files.result, result)
+        files.process.unlink(missing_ok=True)
+    return result.exit_status
+
+
+def put_away(state: State, container: Container, files: Files) -> int | None:
+    """As `clean_up` and `remove_files`, for a command that holds the client lock; returns the status.
+
+    The container's monitor waits for that lock and does what nobody needs to wait for.
+    """
+    process = records.process_of(files)
+    if process is None:
+        raise PolytropoError(f"the container {container.name} has lost its record of what ran")
+    result = _result(container, files, process)
+    release_mounts(state, container, files)
+    with storage_errors("remove the container", state.home):
+        files.directory.rename(files.trash)
+    return result.exit_status
+
+
+def _result(container: Container, files: Files, process: ProcessRecord) -> ResultRecord:
+    _wait_for_exit_file(container, files, process)
+    status, finished = records.monitored_status(container, files)
+    return ResultRecord(exit_status=status, started_unix_s=process.started_unix_s, finished_unix_s=finished)
 
 
 def wait(files: Files, process: ProcessRecord, timeout_s: float | None = None) -> bool:
@@ -205,15 +221,6 @@ def remove(state: State, container: Container, *, force: bool) -> None:
             kill(container, files, process)
         clean_up(state, container, files)
         remove_files(state, files)
-
-
-def leave_files_to_monitor(state: State, files: Files) -> None:
-    """As `remove_files`; the files themselves are removed by the container's monitor, at its end.
-
-    For a command that holds the client lock, for which the monitor waits.
-    """
-    with storage_errors("remove the container", state.home):
-        files.directory.rename(files.trash)
 
 
 def remove_files(state: State, files: Files) -> None:
@@ -413,12 +420,13 @@ def _write_bundle(
 
 def _monitor_group_files(state: State, container: Container) -> list[Path]:
     """Where monitors live: with the tenant, apart from the containers that they watch."""
-    group = prepare_group(state, get_tenant(state, container.tenant))
-    if group is None:
+    group = tenant_group(state, container.tenant)
+    if is_rootless() or not group.exists():  # the service, which makes it, could not
         return []
     leaf = group.child(MONITORS_GROUP)
     try:
-        leaf.create()
+        if not leaf.exists():
+            leaf.create()
     except PermissionError:
         return []
     return leaf.procs_files()

@@ -85,9 +85,8 @@ def attended(state: State, container: Container, files: Files) -> int:
     engine.wait(files, process)
     with records.locked(state, container.id):
         trouble = engine.service_trouble(container, files)
-        status = engine.clean_up(state, container, files)
-        if container.remove_at_end:
-            engine.leave_files_to_monitor(state, files)
+        finish = engine.put_away if container.remove_at_end else engine.clean_up
+        status = finish(state, container, files)
     if trouble is not None:
         raise PolytropoError(trouble)
     if status is None:

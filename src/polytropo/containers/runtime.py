@@ -5,15 +5,16 @@ the standard streams, and writes the exit status down, whatever happens to the c
 """
 
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from polytropo.containers.records import Container, Files
 from polytropo.errors import PolytropoError
@@ -21,18 +22,20 @@ from polytropo.errors import PolytropoError
 RUNTIMES = ("runc", "crun")
 _COMMAND_TIMEOUT_S = 60.0
 _LOG_TAIL_BYTES = 1 << 16
+_GATE_TIMEOUT_S = 5.0
 _POLL_S = 0.005
 _SYNC_MAX_BYTES = 1 << 20
 
-# Moves itself into the control groups named before "--" and becomes the program named after it.
-_ENTER_GROUPS = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
 # What the monitor runs at the container's end: if the command that is attached to it is gone, or there never
-# was one, another one cleans up. $1: the container's directory; $2: where that goes when it is removed; the rest:
-# the command.
-_AT_EXIT = (
-    'dir=$1 trash=$2; shift 2; flock "$dir/client" true; [ ! -e "$dir/process.json" ] || exec "$@";'
-    ' exec rm -rf --one-file-system -- "$trash"'
-)
+# was one, another one cleans up; if it has put the container away, the rest is done here.
+# $1: the container's directory; $2: where that goes at its removal; $3: the runtime; $4: the id; the command.
+_AT_EXIT = """
+dir=$1 trash=$2 runtime=$3 id=$4; shift 4
+flock "$dir/client" true
+[ ! -e "$dir/process.json" ] || exec "$@"
+[ ! -d "$trash/runtime/$id" ] || "$runtime" --root "$trash/runtime" delete --force "$id"
+exec rm -rf --one-file-system -- "$trash"
+"""
 
 NOT_EXECUTABLE_STATUS = 126
 NOT_FOUND_STATUS = 127
@@ -64,7 +67,11 @@ class Runtime:
     @property
     def waits_for_start(self) -> bool:
         """Whether the container was created, but never started."""
-        return (self._files.runtime_root / self._container.id / "exec.fifo").exists()
+        return self._gate.exists()
+
+    @property
+    def _gate(self) -> Path:
+        return self._files.runtime_root / self._container.id / "exec.fifo"
 
     def command(self, operation: str, *arguments: str) -> list[str]:
         return [self.program, *self._options(), operation, *arguments]
@@ -98,7 +105,29 @@ class Runtime:
             raise self.failure(operation, said.decode(errors="replace"))
 
     def start(self) -> None:
-        self.call("start", self._container.id)
+        """Lets the program of a created container begin. Raises StartError."""
+        if not self._open_gate():
+            self.call("start", self._container.id)
+
+    def _open_gate(self) -> bool:
+        """Does what the runtime's own `start` does, in a tenth of a millisecond instead of twenty.
+
+        runc's and crun's first process waits until somebody reads from this FIFO. False if it is not so.
+        """
+        try:
+            gate = os.open(self._gate, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            ready, _, _ = select.select([gate], [], [], _GATE_TIMEOUT_S)
+            if not ready or not os.read(gate, 64):
+                return False
+            self._gate.unlink(missing_ok=True)
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(gate)
 
     def delete(self) -> None:
         """Ends what is left of the container and makes the runtime forget it."""
@@ -116,37 +145,39 @@ class Runtime:
                 self._finish("delete", command)
 
     def create(self, monitor_groups: list[Path]) -> int:
-        """Creates the container under a monitor of its own and returns its first process's id.
+        """Creates the container under a monitor in `monitor_groups`; returns the id of its first process.
 
         The program waits for `start`. Raises StartError.
         """
         self._log.unlink(missing_ok=True)
-        read_end, write_end = os.pipe()
-        command = self._monitor_command()
-        if monitor_groups:
-            command = ["/bin/sh", "-c", _ENTER_GROUPS, "sh", *map(str, monitor_groups), "--", *command]
-        try:
-            with self._files.directory.joinpath("monitor.log").open("wb") as log:
-                monitor = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd="/",
-                    env=_monitor_environment(write_end),
-                    pass_fds=(write_end,),
-                    start_new_session=True,
-                )
-        except OSError as error:
-            os.close(read_end)
-            raise StartError(f"the monitor cannot be started: {error.strerror}") from error
-        finally:
-            os.close(write_end)
-        try:
-            answer = _read_all(read_end)
-        finally:
-            os.close(read_end)
-            monitor.wait()  # it goes on in a process of its own
+        with ExitStack() as pipes:
+            told, tell = _pipe(pipes)
+            gate, opened = _pipe(pipes)
+            try:
+                with (self._files.directory / "monitor.log").open("wb") as log:
+                    monitor = subprocess.Popen(
+                        self._monitor_command(),
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        cwd="/",
+                        env=_monitor_environment(tell.fileno(), gate.fileno()),
+                        pass_fds=(tell.fileno(), gate.fileno()),
+                        start_new_session=True,
+                    )
+            except OSError as error:
+                raise StartError(f"the monitor cannot be started: {error.strerror}") from error
+            tell.close()
+            gate.close()
+            try:
+                for procs in monitor_groups:
+                    procs.write_text(str(monitor.pid))
+                opened.write(b"go")  # until then it has neither forked nor called the runtime
+                opened.close()
+                answer = _read_answer(told)
+            finally:
+                opened.close()
+                monitor.wait()  # it goes on in a process of its own
         return self._created_pid(answer)
 
     def failure(self, operation: str, otherwise: str) -> StartError:
@@ -188,8 +219,9 @@ class Runtime:
         command += ["--stdin"] if container.stdin_open else []
         reap = [sys.executable, "-m", "polytropo.containers.reap"]
         reap += [str(files.directory.parent.parent), container.id]
+        places = [str(files.directory), str(files.trash), self.program, container.id]
         command += ["--exit-command", "/bin/sh"]
-        for argument in ("-c", _AT_EXIT, "sh", str(files.directory), str(files.trash), *reap):
+        for argument in ("-c", _AT_EXIT, "sh", *places, *reap):
             command += ["--exit-command-arg", argument]
         return command
 
@@ -287,17 +319,24 @@ def _tail(said: str) -> str:
     return said.rpartition("container process: ")[2].strip()
 
 
-def _monitor_environment(sync_fd: int) -> dict[str, str]:
+def _monitor_environment(told_fd: int, gate_fd: int) -> dict[str, str]:
     kept = {
         name: value for name, value in os.environ.items() if name.startswith(("POLYTROPO_", "XDG_RUNTIME"))
     }
     path = os.environ.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-    return {"PATH": path, "_OCI_SYNCPIPE": str(sync_fd), **kept}
+    return {"PATH": path, "_OCI_SYNCPIPE": str(told_fd), "_OCI_STARTPIPE": str(gate_fd), **kept}
 
 
-def _read_all(descriptor: int) -> bytes:
+def _pipe(until: ExitStack) -> tuple[BinaryIO, BinaryIO]:
+    read_end, write_end = os.pipe()
+    reader = until.enter_context(os.fdopen(read_end, "rb", buffering=0))
+    writer = until.enter_context(os.fdopen(write_end, "wb", buffering=0))
+    return cast(BinaryIO, reader), cast(BinaryIO, writer)
+
+
+def _read_answer(stream: BinaryIO) -> bytes:
     received = b""
-    while len(received) < _SYNC_MAX_BYTES and (block := os.read(descriptor, 1 << 16)):
+    while len(received) < _SYNC_MAX_BYTES and (block := stream.read(1 << 16)):
         received += block
         if b"\n" in received:
             break
