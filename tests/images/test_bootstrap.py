@@ -1,6 +1,11 @@
 """Making Debian images. The user's own cache is used: the first run takes a minute, others seconds."""
 
+import os
 import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ from polytropo.images.layers import list_layers
 from polytropo.images.streams import ChunkReader
 from polytropo.images.walk import Tree
 from polytropo.state import State
+from tests.conftest import POLYTROPO
 from tests.images.archives import directory, hard_link, member, symlink, tar, tree_of
 
 
@@ -48,6 +54,42 @@ def test_debian_and_what_was_included_are_two_layers(state: State) -> None:
 def test_words_for_mmdebstrap_are_checked(state: State, options: dict[str, str], sentence: str) -> None:
     with pytest.raises(ImageError, match=sentence):
         bootstrap(state, "debian", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="mmdebstrap is not installed")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_bootstrap_leaves_nothing_running(
+    state: State, tmp_path: Path, number: signal.Signals
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("an ordinary user's mmdebstrap cleans up by itself")
+    places = {"POLYTROPO_HOME": str(state.home), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    process = subprocess.Popen([POLYTROPO, "image", "bootstrap", "x"], env=os.environ | places)
+    while not list(state.tmp.glob("bootstrap-*/mmdebstrap.*/proc")):
+        assert process.poll() is None, "it ended too early"
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.wait(60)
+    if number == signal.SIGKILL:
+        while programs_with(str(state.home)):
+            time.sleep(0.05)
+        assert state.prune_scratch() == 1
+    assert programs_with(str(state.home)) == [] and list(state.tmp.iterdir()) == []
+    assert str(state.home) not in Path("/proc/self/mountinfo").read_text()
+
+
+def programs_with(text: str) -> list[str]:
+    """Command lines of running processes that speak of `text`, or have it in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            line = (path / "cmdline").read_text(errors="replace")
+            if path.name != str(os.getpid()) and (
+                text in line or text in (path / "environ").read_text(errors="replace")
+            ):
+                found.append(line)
+    return found
 
 
 def test_no_such_mirror(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

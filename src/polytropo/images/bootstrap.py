@@ -6,11 +6,13 @@ import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -38,7 +40,11 @@ _LOG_LINES_SHOWN = 1
 _SUITE = re.compile(r"[a-z][a-z0-9.-]{0,63}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}(:[a-z0-9]+)?([=/][A-Za-z0-9.+:~-]+)?")
 _MIRROR = re.compile(r"(https?|file|copy)://[^\s\[\]]+")
-_MMDEBSTRAP = ("setpriv", "--pdeathsig", "TERM", "mmdebstrap", "--format=tar", "--quiet")
+_MMDEBSTRAP = ("mmdebstrap", "--format=tar", "--quiet")
+# mmdebstrap leaves processes, mounts and files when it is killed. In namespaces of its own the first two end
+# with the first process, and that with us.
+_ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+_NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 # mmdebstrap makes the device nodes itself, in the way that its rights allow.
 _UNPACK = 'tar --xattrs --xattrs-include="*" --exclude="./dev/*" -C "$1" -xpf'
 
@@ -184,18 +190,22 @@ class _Maker:
                 return None
 
     def _run(self, options: list[str], target: Path, made_unix_s: int) -> None:
+        for program in (_MMDEBSTRAP[0], _ENDS_WITH_US[0], _NAMESPACES[0]):
+            if shutil.which(program) is None:
+                raise ImageError(f"{program} is not installed; run apt-get install mmdebstrap util-linux")
         # Files get no later time than this, so that the same packages give the same layer.
         environment = os.environ | _proxies() | {"SOURCE_DATE_EPOCH": str(made_unix_s), "LC_ALL": "C.UTF-8"}
-        command = [*_MMDEBSTRAP, *options, self._suite, str(target), "-"]
-        with tempfile.TemporaryFile("w+", errors="replace") as log:
+        command = [*_ENDS_WITH_US, *_MMDEBSTRAP, *options, self._suite, str(target), "-"]
+        with ExitStack() as until_end:
+            log = until_end.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
+            # An ordinary user's mmdebstrap makes namespaces itself, and files that only it can remove.
+            if os.geteuid() == 0:
+                command[len(_ENDS_WITH_US) : len(_ENDS_WITH_US)] = _NAMESPACES
+                environment["TMPDIR"] = str(until_end.enter_context(self._state.scratch("bootstrap")).path)
             try:
                 with _child(command, environment, log.fileno()) as process:
                     sources = "\n".join(self._sources) + "\n"
                     process.communicate(sources.encode(), timeout=_TIMEOUT_S)
-            except FileNotFoundError as error:
-                raise ImageError(
-                    f"{error.filename} is not installed; run apt-get install mmdebstrap"
-                ) from None
             except subprocess.TimeoutExpired:
                 raise ImageError(
                     f"mmdebstrap was not done after {_TIMEOUT_S} s; try another --mirror"
@@ -207,20 +217,26 @@ class _Maker:
 
 @contextmanager
 def _child(command: list[str], environment: dict[str, str], log: int) -> "Iterator[subprocess.Popen[bytes]]":
-    """A program that does not outlive the `with`, and gets the time to clean up."""
+    """A program that does not outlive the `with`, nor do those that it started."""
     process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        start_new_session=True,
     )
+    assert process.stdout is not None
     try:
         yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        # Standard output ends when the last of them is gone.
+        while process.stdout.read(CHUNK_BYTES):
+            pass
+        raise
 
 
 def _checked(suite: str, include: Sequence[str], mirror: str | None) -> list[str]:
