@@ -78,3 +78,10 @@ uninstall:
 clean:
 	cargo clean
 	rm -rf $(VENV) $(BIN) src/polytropo/_native.abi3.so
+
+QUEUE_BENCH_PACKAGES := libboost-dev libconcurrentqueue-dev
+
+.PHONY: bench-queues
+bench-queues: build venv
+	@tools/bootstrap $(QUEUE_BENCH_PACKAGES)
+	$(VENV)/bin/python -m benchmarks.queues $(BENCH_ARGUMENTS)

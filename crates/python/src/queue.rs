@@ -1,6 +1,7 @@
 //! An RCQB in shared memory.
 
 use crate::errors::of_queue;
+use polytropo_queue::bytes::{BytesHandle, BytesState};
 use polytropo_queue::shm::{self, Mapping};
 use polytropo_queue::{Config, Deadline, Error, Rcqb, identity};
 use pyo3::buffer::PyBuffer;
@@ -9,7 +10,7 @@ use pyo3::types::{PyBytes, PyTuple};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 /// Counts the forks that this process came out of: a child is another participant than its parent.
@@ -27,6 +28,8 @@ extern "C" fn after_fork_in_child() {
 /// This process's part in a queue. In a child of fork it is the parent's, and is replaced at the first use.
 struct Part {
     queue: Rcqb<Mapping>,
+    /// What the threads' operations learn, for the next ones to begin with.
+    learned: Mutex<Option<BytesState>>,
     forks: u64,
 }
 
@@ -36,7 +39,20 @@ impl Part {
         WATCH_FORKS.call_once(|| unsafe {
             libc::pthread_atfork(None, None, Some(after_fork_in_child));
         });
-        Self { queue, forks: FORKS.load(Ordering::Relaxed) }
+        Self { queue, learned: Mutex::new(None), forks: FORKS.load(Ordering::Relaxed) }
+    }
+
+    fn handle(&self) -> BytesHandle<'_> {
+        match self.learned.try_lock().ok().and_then(|mut learned| learned.take()) {
+            Some(state) => self.queue.handle_with(state),
+            None => self.queue.handle(),
+        }
+    }
+
+    fn keep(&self, state: BytesState) {
+        if let Ok(mut learned) = self.learned.try_lock() {
+            *learned = Some(state);
+        }
     }
 
     fn is_ours(&self) -> bool {
@@ -74,19 +90,23 @@ impl Queue {
     }
 
     /// Runs `action` on this process's part in the queue.
-    fn with<R>(&self, action: impl FnOnce(&Rcqb<Mapping>) -> PyResult<R>) -> PyResult<R> {
+    fn with_part<R>(&self, action: impl FnOnce(&Part) -> PyResult<R>) -> PyResult<R> {
         // Not held during the action, which may wait: somebody else may release the queue meanwhile.
         let part = self.part.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         match part {
             None => Err(of_queue(Error::Closed)),
-            Some(part) if part.is_ours() => action(&part.queue),
+            Some(part) if part.is_ours() => action(&part),
             Some(parents) => {
                 // The place among the participants is the parent's: it must not be given up from here.
                 std::mem::forget(parents);
                 self.join_after_fork()?;
-                self.with(action)
+                self.with_part(action)
             }
         }
+    }
+
+    fn with<R>(&self, action: impl FnOnce(&Rcqb<Mapping>) -> PyResult<R>) -> PyResult<R> {
+        self.with_part(|part| action(&part.queue))
     }
 
     fn join_after_fork(&self) -> PyResult<()> {
@@ -182,15 +202,18 @@ impl Queue {
 
     /// Waits until there is an item; `timeout_s` 0 does not wait, None waits for ever.
     fn get<'py>(&self, py: Python<'py>, timeout_s: Option<f64>) -> PyResult<Bound<'py, PyBytes>> {
-        self.with(|queue| {
-            let mut handle = queue.handle();
+        self.with_part(|part| {
+            let mut handle = part.handle();
             // SAFETY: while the item is read it is at that address and that long; others that scribble there change bytes only.
             let bytes = |item: *const u8, length| unsafe {
                 PyBytes::new(py, std::slice::from_raw_parts(item, length))
             };
             match handle.try_get_with(bytes) {
                 Err(Error::Empty) if timeout_s != Some(0.0) => {}
-                outcome => return outcome.map_err(of_queue),
+                outcome => {
+                    part.keep(handle.state());
+                    return outcome.map_err(of_queue);
+                }
             }
             // The interpreter lock is not held while waiting, so that what arrives is kept in a vector first.
             let copy = |item: *const u8, length| {
@@ -203,8 +226,9 @@ impl Queue {
                 copy
             };
             let until = deadline(timeout_s)?;
-            let item = in_slices(py, until, Error::Empty, |slice| handle.get_with(slice, copy))?;
-            Ok(PyBytes::new(py, &item))
+            let item = in_slices(py, until, Error::Empty, |slice| handle.get_with(slice, copy));
+            part.keep(handle.state());
+            Ok(PyBytes::new(py, &item?))
         })
     }
 
@@ -272,13 +296,18 @@ impl Queue {
 
 impl Queue {
     fn put_slice(&self, py: Python<'_>, item: &[u8], timeout_s: Option<f64>) -> PyResult<()> {
-        self.with(|queue| {
-            let mut handle = queue.handle();
+        self.with_part(|part| {
+            let mut handle = part.handle();
             match handle.try_put(item) {
                 Err(Error::Full) if timeout_s != Some(0.0) => {}
-                outcome => return outcome.map_err(of_queue),
+                outcome => {
+                    part.keep(handle.state());
+                    return outcome.map_err(of_queue);
+                }
             }
-            in_slices(py, deadline(timeout_s)?, Error::Full, |slice| handle.put(item, slice))
+            let outcome = in_slices(py, deadline(timeout_s)?, Error::Full, |slice| handle.put(item, slice));
+            part.keep(handle.state());
+            outcome
         })
     }
 }

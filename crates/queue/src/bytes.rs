@@ -129,7 +129,7 @@ impl BytesView<'_> {
 }
 
 #[cfg(not(loom))]
-pub use in_memory::{BytesHandle, Rcqb};
+pub use in_memory::{BytesHandle, BytesState, Rcqb};
 
 #[cfg(not(loom))]
 mod in_memory {
@@ -215,6 +215,11 @@ mod in_memory {
             }
         }
 
+        /// A participant that goes on with what an earlier one of this queue had learned.
+        pub fn handle_with(&self, state: BytesState) -> BytesHandle<'_> {
+            BytesHandle { local: state.local, near: state.near, vain: state.vain, ..self.handle() }
+        }
+
         /// Looks for participants that died, and repairs what they left. Waiting operations do this by themselves.
         pub fn reap(&self) -> Reaped {
             let (view, _) = self.view();
@@ -262,6 +267,14 @@ mod in_memory {
         }
     }
 
+    /// What a participant has learned, for callers that cannot keep a handle. Of use with the same queue only.
+    #[derive(Clone, Copy)]
+    pub struct BytesState {
+        local: Local,
+        near: usize,
+        vain: u32,
+    }
+
     /// A participant of an RCQB: one a thread.
     pub struct BytesHandle<'a> {
         view: BytesView<'a>,
@@ -281,6 +294,10 @@ mod in_memory {
     unsafe impl Send for BytesHandle<'_> {}
 
     impl BytesHandle<'_> {
+        pub fn state(&self) -> BytesState {
+            BytesState { local: self.local, near: self.near, vain: self.vain }
+        }
+
         fn buffer(&self, index: usize) -> *mut u8 {
             debug_assert!(index < self.view.pool.headers.len());
             // SAFETY: the pool only gives out numbers below the capacity, and the payload is that many strides long.
@@ -378,13 +395,15 @@ mod in_memory {
             }
             let (view, mut local) = (self.view, self.local);
             let this = core::cell::RefCell::new(self);
-            view.words.wait_for(
+            let outcome = view.words.wait_for(
                 &mut local,
                 deadline,
                 again,
                 |_| attempt(&mut this.borrow_mut()),
                 || this.borrow_mut().count_vain(VAIN_ATTEMPTS_PER_REAP / 2),
-            )
+            );
+            this.borrow_mut().local.spin = local.spin;
+            outcome
         }
     }
 }

@@ -82,7 +82,7 @@ impl Local {
 }
 
 impl<'a, C: Cell> View<'a, C> {
-    #[inline]
+    #[inline(always)]
     pub fn try_enqueue(&self, local: &mut Local, item: C::Item) -> Result<(), Error> {
         if self.events.closed.load(Acquire) != 0 {
             return Err(Error::Closed);
@@ -111,7 +111,7 @@ impl<'a, C: Cell> View<'a, C> {
         Ok(done)
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn try_dequeue(&self, local: &mut Local) -> Result<C::Item, Error> {
         local.count(&self.lanes);
         let cpu = local.cpu;
@@ -188,6 +188,8 @@ impl<'a, C: Cell> View<'a, C> {
     }
 
     /// Called after `attempt` said `again`. Tries until it says something else: spins where that can help, then sleeps.
+    #[cold]
+    #[inline(never)]
     pub fn wait_for<R>(
         &self,
         local: &mut Local,
@@ -250,7 +252,7 @@ impl<'a, C: Cell> Handle<'a, C> {
     }
 
     /// `Full` if there is no room, `Closed`, `TooLarge` if the item has more bits than a slot holds.
-    #[inline]
+    #[inline(always)]
     pub fn try_enqueue(&mut self, item: C::Item) -> Result<(), Error> {
         if !C::fits(item) {
             return Err(Error::TooLarge);
@@ -259,7 +261,7 @@ impl<'a, C: Cell> Handle<'a, C> {
     }
 
     /// `Empty` if there is nothing, `Closed` if there never will be.
-    #[inline]
+    #[inline(always)]
     pub fn try_dequeue(&mut self) -> Result<C::Item, Error> {
         self.view.try_dequeue(&mut self.local)
     }
@@ -280,6 +282,7 @@ impl<'a, C: Cell> Handle<'a, C> {
     }
 
     /// Waits for room until the deadline.
+    #[inline]
     pub fn enqueue(&mut self, item: C::Item, deadline: Deadline) -> Result<(), Error> {
         match self.try_enqueue(item) {
             Err(Error::Full) => {}
@@ -290,6 +293,7 @@ impl<'a, C: Cell> Handle<'a, C> {
     }
 
     /// Waits for an item until the deadline.
+    #[inline]
     pub fn dequeue(&mut self, deadline: Deadline) -> Result<C::Item, Error> {
         match self.try_dequeue() {
             Err(Error::Empty) => {}

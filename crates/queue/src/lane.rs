@@ -167,7 +167,7 @@ impl<C: Cell> Lane<'_, C> {
     }
 
     /// Puts `item` in at the tail, if its ticket is at most the limit.
-    #[inline]
+    #[inline(always)]
     pub fn enqueue(&self, item: C::Item, bounds: &mut Bounds, cpu: u32) -> Result<u64, Refusal> {
         let tail = &self.control.tail;
         let begin = tail.ticket.load(Acquire).max(bounds.from);
@@ -227,7 +227,7 @@ impl<C: Cell> Lane<'_, C> {
     }
 
     /// Looks at the item at the head, if its ticket is at most the limit.
-    #[inline]
+    #[inline(always)]
     pub fn front(&self, bounds: &mut Bounds) -> Result<Front<C::Raw>, Refusal> {
         let head = &self.control.head;
         let begin = head.ticket.load(Acquire).max(bounds.from);
@@ -256,7 +256,7 @@ impl<C: Cell> Lane<'_, C> {
     }
 
     /// Takes what `front` showed; false if another was first.
-    #[inline]
+    #[inline(always)]
     pub fn remove(&self, front: Front<C::Raw>, bounds: &mut Bounds, cpu: u32) -> bool {
         let next = C::free(self.round(front.ticket).wrapping_add(1));
         let removed = self.cell(front.ticket).replace(front.raw, next);
@@ -269,12 +269,12 @@ impl<C: Cell> Lane<'_, C> {
         removed
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn dequeue(&self, bounds: &mut Bounds, cpu: u32) -> Result<C::Item, Refusal> {
         self.take(bounds, cpu).map(|front| C::item(front.raw))
     }
 
-    #[inline]
+    #[inline(always)]
     fn take(&self, bounds: &mut Bounds, cpu: u32) -> Result<Front<C::Raw>, Refusal> {
         for _ in 0..ATTEMPTS_MAX {
             let front = self.front(bounds)?;

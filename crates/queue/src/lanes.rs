@@ -58,7 +58,7 @@ impl<'a, C: Cell> Lanes<'a, C> {
     }
 
     /// Runs `operation` in the lane of choice, or in another if that one refuses. `index` is the end that it works at.
-    #[inline]
+    #[inline(always)]
     pub fn turn<R>(
         &self,
         choice: &mut Choice,

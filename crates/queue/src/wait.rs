@@ -18,7 +18,7 @@ use crate::{cell::Cell, sys};
 pub const NAP_NS: u64 = 100_000_000;
 /// Bounds of the spin, in turns of the spin loop (tens of nanoseconds each).
 const SPIN_MIN: u32 = 4;
-const SPIN_FIRST: u32 = 64;
+const SPIN_FIRST: u32 = 256;
 const SPIN_MAX: u32 = 512;
 
 /// When a waiting operation gives up.
