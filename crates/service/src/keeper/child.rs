@@ -22,12 +22,14 @@ const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// A worker may log so much in a period; more is dropped.
 const LOG_BURST_BYTES: usize = 64 << 10;
 const LOG_PERIOD: Duration = Duration::from_secs(10);
+const SENTENCE_MAX_CHARS: usize = 500;
 const LOG_LINE_MAX_BYTES: u64 = 4096;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Hears of doors and of the worker's end. Called on threads of the child's own.
 pub trait Watcher: Send + Sync {
-    fn door_ended(&self, door: u64);
+    /// False if there is no such door of that worker, or it has ended before.
+    fn door_ended(&self, worker: &Child, door: u64) -> bool;
     fn worker_ended(&self);
 }
 
@@ -139,15 +141,16 @@ impl Child {
         let child = self.clone();
         let spawned = std::thread::Builder::new().name("worker-link".into()).spawn(move || {
             loop {
-                match child.link.receive::<Report>() {
+                let sound = match child.link.receive::<Report>() {
+                    Ok(None) => break,
                     Ok(Some((report, descriptors))) if descriptors.is_empty() => {
                         child.heard(report, &*watcher)
                     }
-                    Ok(None) => break,
-                    _ => {
-                        error!("worker {} broke the protocol and is ended", child.pid);
-                        break;
-                    }
+                    _ => false,
+                };
+                if !sound {
+                    error!("worker {} broke the protocol and is ended", child.pid);
+                    break;
                 }
             }
             child.kill();
@@ -155,30 +158,35 @@ impl Child {
         spawned.map(drop).map_err(|error| Refusal::new(format!("the worker cannot be heard: {error}")))
     }
 
-    fn heard(&self, report: Report, watcher: &dyn Watcher) {
+    /// False for a report that makes no sense. Each one is an answer to a request or the end of a door, and there are so many
+    /// of those: a worker cannot keep the keeper busy, nor fill its log.
+    fn heard(&self, report: Report, watcher: &dyn Watcher) -> bool {
         match report {
             Report::Done { request, problem } => self.answer(request, Outcome::Done(problem)),
             Report::Statistics { request, statistics } => {
                 self.answer(request, Outcome::Statistics(statistics))
             }
             Report::Ended { door, problem } => {
+                let known = watcher.door_ended(self, door);
                 match problem {
-                    Some(problem) => warn!("door {door} ended: {problem}"),
-                    None => info!("door {door} ended"),
+                    Some(problem) if known => warn!("door {door} ended: {}", presentable(&problem)),
+                    _ if known => info!("door {door} ended"),
+                    _ => {}
                 }
-                watcher.door_ended(door);
+                known
             }
-            Report::Separated {} | Report::Ready {} => {
-                warn!("worker {} says once more that it starts", self.pid);
-            }
+            Report::Separated {} | Report::Ready {} => false,
         }
     }
 
-    fn answer(&self, request: u64, result: Outcome) {
+    fn answer(&self, request: u64, result: Outcome) -> bool {
         if let Some(asker) = self.waiting.lock().remove(&request) {
             // An asker that gave up has no more use for it.
             let _ = asker.try_send(result);
+            return true;
         }
+        // The asker may have given up just now; it never asked for what is yet to be numbered.
+        request <= self.last_request.load(SeqCst)
     }
 
     fn ended(&self, status: &std::io::Result<std::process::ExitStatus>, watcher: &dyn Watcher) {
@@ -215,7 +223,7 @@ impl Child {
         };
         match self.await_answer(request, sent, &answer)? {
             Outcome::Done(None) => Ok(()),
-            Outcome::Done(Some(problem)) => Err(Refusal::new(problem)),
+            Outcome::Done(Some(problem)) => Err(Refusal::new(presentable(&problem))),
             Outcome::Statistics(_) => Err(Refusal::new("the worker answered something else")),
         }
     }
@@ -228,7 +236,7 @@ impl Child {
         };
         match self.await_answer(request, sent, &answer)? {
             Outcome::Statistics(statistics) => Ok(statistics),
-            Outcome::Done(problem) => Err(Refusal::new(problem.unwrap_or_default())),
+            Outcome::Done(problem) => Err(Refusal::new(presentable(&problem.unwrap_or_default()))),
         }
     }
 
@@ -322,6 +330,11 @@ fn relay_log(pipe: std::process::ChildStderr) {
     }
 }
 
+/// A sentence of a worker, fit to be shown: no terminal sequences, not too long.
+fn presentable(sentence: &str) -> String {
+    sentence.chars().take(SENTENCE_MAX_CHARS).map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 /// A hostile worker's line: no terminal sequences, one end.
 fn printable_line(line: &[u8]) -> Vec<u8> {
     let keep = |byte: &u8| if byte.is_ascii_control() && *byte != b'\t' { b'?' } else { *byte };
@@ -354,4 +367,76 @@ fn spawn(socket: OwnedFd) -> std::io::Result<(std::process::Child, OwnedFd)> {
     let pid = rustix::process::Pid::from_child(&child);
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
     Ok((child, pidfd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+
+    impl Watcher for Nobody {
+        fn door_ended(&self, _worker: &Child, door: u64) -> bool {
+            door == 1
+        }
+        fn worker_ended(&self) {}
+    }
+
+    /// A process that stands for a worker, and its end of the link.
+    fn impostor() -> (std::process::Child, Arc<Child>, Link) {
+        let process = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&process);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        let (ours, theirs) = Link::pair().unwrap();
+        let child = Arc::new(Child {
+            pid: process.id(),
+            pidfd,
+            ids: Ids::Same { count: 1 },
+            namespace: OnceLock::new(),
+            link: ours,
+            sending: Mutex::new(()),
+            waiting: Mutex::default(),
+            last_request: AtomicU64::new(0),
+            alive: AtomicBool::new(true),
+        });
+        child.listen(Arc::new(Nobody)).unwrap();
+        (process, child, theirs)
+    }
+
+    #[test]
+    fn a_worker_that_breaks_the_protocol_is_ended() {
+        let breaches: [fn(&Link); 6] = [
+            |link| link.send(&"nonsense", &[]).unwrap(),
+            |link| link.send(&Report::Ready {}, &[]).unwrap(),
+            |link| link.send(&Report::Ended { door: 7, problem: None }, &[]).unwrap(),
+            |link| link.send(&Report::Done { request: 9, problem: None }, &[]).unwrap(),
+            |link| link.send(&Report::Ended { door: 1, problem: None }, &[link.as_fd()]).unwrap(),
+            |link| {
+                let _ = rustix::net::send(link, &[b'{'; 65_537], rustix::net::SendFlags::empty());
+            },
+        ];
+        for breach in breaches {
+            let (mut process, _child, link) = impostor();
+            breach(&link);
+            assert!(!process.wait().unwrap().success());
+        }
+    }
+
+    #[test]
+    fn a_worker_that_keeps_to_it_is_answered() {
+        let (mut process, child, link) = impostor();
+        let asker = std::thread::spawn({
+            let child = child.clone();
+            move || child.statistics(3)
+        });
+        let Some((Task::Statistics { request, door: 3 }, _)) = link.receive().unwrap() else { panic!() };
+        link.send(&Report::Ended { door: 1, problem: Some("\u{1b}[2J".into()) }, &[]).unwrap();
+        link.send(&Report::Done { request, problem: Some("\u{1b}no".into()) }, &[]).unwrap();
+        assert_eq!(asker.join().unwrap().unwrap_err().sentence, "?no");
+        // Too late, but asked for.
+        link.send(&Report::Done { request, problem: None }, &[]).unwrap();
+        assert!(process.try_wait().unwrap().is_none());
+        child.kill();
+        process.wait().unwrap();
+    }
 }

@@ -175,8 +175,7 @@ impl Keeper {
             }
             Err(refusal) => {
                 // Its superblock is gone with the last descriptor of it; the worker ends the door by itself.
-                table.doors.remove(&door);
-                table.settle();
+                table.door_failed(door);
                 Err(refusal)
             }
         }

@@ -208,17 +208,15 @@ impl Keeper {
         let mounts: Vec<_> = {
             let table = self.table.lock();
             let describe = |(number, mount): (&u64, &Mount)| {
-                let mut one = json!({
-                    "mount": number,
-                    "mountpoint": mount.mountpoint,
-                    "dead": table.is_dead(mount),
-                });
-                if let (Value::Object(one), Some(Value::Object(counters))) =
-                    (&mut one, counters.get(&mount.door))
-                {
-                    one.extend(counters.clone());
-                }
-                one
+                let mut one = match counters.get(&mount.door) {
+                    Some(Value::Object(counters)) => counters.clone(),
+                    _ => serde_json::Map::new(),
+                };
+                // Last, so that no worker's word stands in for ours.
+                one.insert("mount".into(), json!(number));
+                one.insert("mountpoint".into(), json!(mount.mountpoint));
+                one.insert("dead".into(), json!(table.is_dead(mount)));
+                Value::Object(one)
             };
             table.mounts.iter().map(describe).collect()
         };
@@ -288,11 +286,12 @@ impl Orders for Keeper {
 pub(super) struct Watching(pub(super) Weak<Keeper>);
 
 impl Watcher for Watching {
-    fn door_ended(&self, door: u64) {
-        let Some(keeper) = self.0.upgrade() else { return };
-        keeper.table.lock().door_ended(door);
+    fn door_ended(&self, worker: &Child, door: u64) -> bool {
+        let Some(keeper) = self.0.upgrade() else { return true };
+        let known = keeper.table.lock().door_ended(worker, door);
         keeper.door_ends.notify_all();
         keeper.wake();
+        known
     }
 
     fn worker_ended(&self) {

@@ -1,6 +1,6 @@
 //! What the keeper has mounted, and the doors behind it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +40,8 @@ pub struct Mount {
 pub struct Table {
     pub mounts: BTreeMap<u64, Mount>,
     pub doors: BTreeMap<u64, Door>,
+    /// Doors that were forgotten before they ended.
+    failed: HashSet<u64>,
     last_mount: u64,
     last_door: u64,
     /// Since when there is no mount and no living door.
@@ -51,6 +53,7 @@ impl Table {
         Self {
             mounts: BTreeMap::new(),
             doors: BTreeMap::new(),
+            failed: HashSet::new(),
             last_mount: 0,
             last_door: 0,
             idle_since: Some(Instant::now()),
@@ -97,9 +100,22 @@ impl Table {
         self.doors.get(&mount.door).is_none_or(|door| !door.is_alive())
     }
 
-    pub fn door_ended(&mut self, door: u64) {
-        if let Some(door) = self.doors.get_mut(&door) {
+    /// False if `worker` has no such door, or it has ended before.
+    pub fn door_ended(&mut self, worker: &Child, door: u64) -> bool {
+        // Doors that failed to open are forgotten here and end in the worker all the same.
+        let mut known = self.failed.remove(&door);
+        if let Some(door) = self.doors.get_mut(&door).filter(|door| std::ptr::eq(&*door.worker, worker)) {
+            known |= !door.ended;
             door.ended = true;
+        }
+        self.settle();
+        known
+    }
+
+    /// Forgets a door that could not be mounted.
+    pub fn door_failed(&mut self, door: u64) {
+        if self.doors.remove(&door).is_some_and(|door| door.is_alive()) {
+            self.failed.insert(door);
         }
         self.settle();
     }
