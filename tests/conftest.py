@@ -117,10 +117,12 @@ def isolated() -> Iterator[Isolated]:
     # Not in pytest's own directory: that is closed to the users that programs in containers run as, and each
     # session that starts closes it again.
     directory = Path(tempfile.mkdtemp(prefix="polytropo-test-"))
-    directory.chmod(0o711)
-    place = Isolated(directory)
     try:
-        yield place
+        directory.chmod(0o711)
+        place = Isolated(directory)
+        try:
+            yield place
+        finally:
+            place.close()
     finally:
-        place.close()
         remove_tree(directory)

@@ -209,10 +209,7 @@ def service_accepts(document: bytes) -> tuple[bool, str]:
     return done.returncode == 0, done.stderr.decode(errors="replace")
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
-@given(_LAYERS, st.integers(0, 2**32), st.booleans())
-@example(Dir("/a"), 0, False)
-def test_both_readers_agree_on_hostile_documents(root: Layer, seed: int, bytewise: bool) -> None:
+def check_agreement(root: Layer, seed: int, bytewise: bool) -> None:
     """What Python lets pass, the service takes; what the service takes, Python lets pass."""
     dice = random.Random(seed)
     document = Stack(root).to_document()
@@ -222,6 +219,24 @@ def test_both_readers_agree_on_hostile_documents(root: Layer, seed: int, bytewis
     accepted, told = service_accepts(content)
     assert python_accepts(content) == accepted, (content, told)
     assert accepted or (told.count("\n") == 1 and "stack document: " in told), told
+
+
+_HOSTILE = given(_LAYERS, st.integers(0, 2**32), st.booleans())
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@_HOSTILE
+@example(Dir("/a"), 0, False)
+def test_both_readers_agree_on_hostile_documents(root: Layer, seed: int, bytewise: bool) -> None:
+    check_agreement(root, seed, bytewise)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@settings(deadline=None, max_examples=50_000, suppress_health_check=[HealthCheck.too_slow])
+@_HOSTILE
+def test_both_readers_agree_for_long(root: Layer, seed: int, bytewise: bool) -> None:
+    check_agreement(root, seed, bytewise)
 
 
 @settings(deadline=None, max_examples=50)
