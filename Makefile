@@ -85,3 +85,11 @@ QUEUE_BENCH_PACKAGES := libboost-dev libconcurrentqueue-dev
 bench-queues: build venv
 	@tools/bootstrap $(QUEUE_BENCH_PACKAGES)
 	$(VENV)/bin/python -m benchmarks.queues $(BENCH_ARGUMENTS)
+
+# The queues' unsafe code under Miri, where it is installed.
+.PHONY: miri
+miri:
+	@if cargo +nightly miri --version >/dev/null 2>&1; then \
+	    MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked -p polytropo-queue --test words --test bytes \
+	        --target-dir target/miri; \
+	else echo "miri: skipped, it is not installed (rustup +nightly component add miri)"; fi
