@@ -15,16 +15,16 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// How often the watch looks; readers that were at the same request all the while are stuck.
-const WATCH_INTERVAL: Duration = Duration::from_millis(4);
+const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 /// After so many looks at nothing the watch sleeps until there is a request.
-const QUIET_LOOKS_MAX: u32 = 64;
+const QUIET_LOOKS_MAX: u32 = 16;
 /// Messages in a row without a wait that show a backlog.
-const PRESSED_MAX: u32 = 8;
+const PRESSED_MAX: u32 = 16;
 /// What shows that programs work at once: a message of one counts so much after another's, all others count against it.
 const CROSSING: u32 = 4;
 const CROSSED_MAX: u32 = 32;
 /// Messages that show neither, less two for each that does.
-const IDLE_MAX: u32 = 32;
+const IDLE_MAX: u32 = 16;
 /// Senders remembered.
 const RECENT_COUNT: usize = 8;
 
@@ -204,7 +204,7 @@ pub struct Load {
     pressed: u32,
     crossed: u32,
     idle: u32,
-    /// Threads that sent the last messages; the newest is at `newest`.
+    /// Threads that sent the last messages, changes only; the newest is at `newest`.
     recent: [u32; RECENT_COUNT],
     newest: usize,
 }
@@ -222,9 +222,7 @@ impl Load {
     /// A message of `bytes` came from thread `sender`, `waited` after the answer to the one before was begun.
     pub fn message(&mut self, waited: Duration, bytes: usize, sender: u32) -> Advice {
         let pressed = waited < without_sleep(bytes);
-        let crossed = sender != self.recent[self.newest] && self.recent.contains(&sender);
-        self.newest = (self.newest + 1) % RECENT_COUNT;
-        self.recent[self.newest] = sender;
+        let crossed = self.crosses(sender);
         self.pressed = if pressed { self.pressed + 1 } else { 0 };
         self.crossed = if crossed { self.crossed + CROSSING } else { self.crossed.saturating_sub(1) };
         self.idle = if pressed || crossed { self.idle.saturating_sub(2) } else { self.idle + 1 };
@@ -242,8 +240,20 @@ impl Load {
         }
     }
 
+    /// Whether others sent between this message and an earlier one of the same sender. What the kernel sends for itself
+    /// (FORGET, RELEASE, write-back) has no sender, and follows upon what programs do.
+    fn crosses(&mut self, sender: u32) -> bool {
+        if sender == 0 || sender == self.recent[self.newest] {
+            return false;
+        }
+        let crossed = self.recent.contains(&sender);
+        self.newest = (self.newest + 1) % RECENT_COUNT;
+        self.recent[self.newest] = sender;
+        crossed
+    }
+
     fn senders(&self) -> usize {
-        let first = |(at, sender): (usize, &u32)| !self.recent[..at].contains(sender);
+        let first = |(at, sender): (usize, &u32)| *sender != 0 && !self.recent[..at].contains(sender);
         self.recent.iter().enumerate().filter(|&each| first(each)).count()
     }
 }
@@ -284,6 +294,9 @@ mod tests {
     fn programs_at_work_at_once_call_as_many_as_they_are() {
         let called = advice(&mut Load::default(), 50, &[7, 8, 9], 50);
         assert!(called.contains(&Advice::Call(3)) && !called.contains(&Advice::Leave));
+        // What the kernel sends for itself shows no other program.
+        let called = advice(&mut Load::default(), 50, &[7, 0], 500);
+        assert!(called.iter().all(|a| matches!(a, Advice::Nothing | Advice::Leave)));
         // One after the other is not at once.
         let senders: Vec<u32> = (1..100).flat_map(|sender| [sender; 5]).collect();
         let called = advice(&mut Load::default(), 50, &senders, 500);
