@@ -4,7 +4,7 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +49,7 @@ __all__ = [
 _STOP_TIMEOUT_S = 15.0
 _FORCED_TIMEOUT_S = 5.0
 _ATTEMPTS = 3
+_PLACES_SHOWN = 10
 # Becomes the program named after the directory, in that directory.
 _ENTER_DIRECTORY = 'cd -- "$1" || exit 125; shift; exec "$@"'
 
@@ -115,7 +116,8 @@ def unmount(state: State, mountpoint: Path, *, lazy: bool = False) -> None:
         return
     top = mounts.top_mount(mountpoint)
     if top is None:
-        raise PolytropoError(f"nothing is mounted at {mountpoint}; `polytropo stats` lists the mounts")
+        places = [info.mountpoint for _, infos in live_mounts(state) for info in infos]
+        raise PolytropoError(f"nothing is mounted at {mountpoint}; {_there_are(places)}")
     if top.filesystem_type != mounts.FILESYSTEM_TYPE:
         raise PolytropoError(
             f"{mountpoint} is a {top.filesystem_type} mount and none of polytropo's; use umount for it"
@@ -145,8 +147,15 @@ def find_mount_above(state: State, path: Path) -> str:
     for place in (path, *path.parents):
         if tenant_name := above.get(str(place)):
             return tenant_name
-    there = f"there are mounts at {', '.join(sorted(above))}" if above else "mount one with `polytropo mount`"
-    raise PolytropoError(f"no stack is mounted at {path}; {there}")
+    raise PolytropoError(f"no stack is mounted at {path}; {_there_are(above)}")
+
+
+def _there_are(places: Iterable[str]) -> str:
+    shown = sorted(places)
+    if not shown:
+        return "there are no mounts; make one with `polytropo mount`"
+    more = f" and {len(shown) - _PLACES_SHOWN} more" if len(shown) > _PLACES_SHOWN else ""
+    return f"there are mounts at {', '.join(shown[:_PLACES_SHOWN])}{more}"
 
 
 def live_mounts(state: State) -> Iterator[tuple[str, list[MountInfo]]]:
