@@ -49,10 +49,17 @@ impl Dir {
         let node = self.node(node)?;
         let file = handle.and_then(|handle| self.files.get(handle).ok());
         if let Some(size_bytes) = changes.size_bytes {
-            match &file {
-                Some(file) if file.flags.contains(OpenFlags::WRITE) => truncate(&*file.host, size_bytes)?,
-                _ => truncate(self.open_host(&node, OFlags::WRONLY)?, size_bytes)?,
-            }
+            let own;
+            let host = match &file {
+                Some(file) if file.flags.contains(OpenFlags::WRITE) => file.host.as_fd(),
+                _ => {
+                    own = self.open_host(&node, OFlags::WRONLY)?;
+                    own.as_fd()
+                }
+            };
+            let kept = if changes.kill_privileges { None } else { self.before_write(caller, &node, host)? };
+            truncate(host, size_bytes)?;
+            self.after_write(host, kept)?;
         }
         let attr = match &file {
             Some(file) => self.change(&node, file.host.as_fd(), changes)?,
@@ -101,14 +108,36 @@ impl Dir {
         Ok(())
     }
 
-    /// Before the bytes of a file change on behalf of `caller`.
-    pub(super) fn before_write(&self, caller: &Caller, node: &Node, fd: BorrowedFd<'_>) -> Result<()> {
+    /// Before the bytes of a file change on behalf of `caller`. What it answers belongs to `after_write`: the mode of a
+    /// file whose setuid and setgid bits this caller may keep.
+    pub(super) fn before_write(
+        &self,
+        caller: &Caller,
+        node: &Node,
+        fd: BorrowedFd<'_>,
+    ) -> Result<Option<u32>> {
         let trusted = caller.capabilities.contains(FsCapabilities::FSETID);
         let others_change_modes = self.coherence == crate::Coherence::Shared;
-        if trusted || (node.privileges() == Privileges::Absent && !others_change_modes) {
-            return Ok(());
+        if node.privileges() == Privileges::Absent && (trusted || !others_change_modes) {
+            return Ok(None);
         }
-        self.drop_privileges(node, fd)
+        if !trusted {
+            return self.drop_privileges(node, fd).map(|()| None);
+        }
+        let attr = self.stat_fd(fd).attempt("look for privileges to keep")?.attr;
+        self.note_privileges(node, &attr);
+        Ok(privileged(&attr).then_some(attr.mode & 0o7777))
+    }
+
+    /// Gives the bits back that the host dropped: it does so unless we have CAP_FSETID in its first user namespace,
+    /// which services never have, whatever the caller has in his.
+    pub(super) fn after_write(&self, fd: BorrowedFd<'_>, kept: Option<u32>) -> Result<()> {
+        let Some(mode) = kept else { return Ok(()) };
+        let now = self.stat_fd(fd).attempt("look for dropped privileges")?.attr.mode & 0o7777;
+        if now != mode && now == without_privileges(mode) {
+            sys::chmod_fd(fd, mode).attempt("give setuid and setgid bits back")?;
+        }
+        Ok(())
     }
 }
 

@@ -53,12 +53,13 @@ impl Dir {
         }
         let host = self.open_host(node, host_flags(flags))?;
         if flags.contains(OpenFlags::TRUNCATE) {
-            self.before_write(caller, node, host.as_fd())?;
+            let kept = self.before_write(caller, node, host.as_fd())?;
             if flags.contains(OpenFlags::WRITE) {
                 truncate(&host, 0)?;
             } else {
                 truncate(self.open_host(node, OFlags::WRONLY)?, 0)?;
             }
+            self.after_write(host.as_fd(), kept)?;
             self.notices.inode(caller, node.id);
         }
         Ok(self.opened(host, node, flags))
@@ -147,7 +148,7 @@ impl Dir {
         if !file.flags.contains(OpenFlags::APPEND) {
             check_range(offset, data.len() as u64)?;
         }
-        self.before_write(caller, &file.node, file.host.as_fd())?;
+        let kept = self.before_write(caller, &file.node, file.host.as_fd())?;
         let mut done = 0;
         while done < data.len() {
             // Of a file opened to append, the kernel ignores the offset.
@@ -159,6 +160,7 @@ impl Dir {
                 Err(errno) => return Err(Error::new(errno, "write a file")),
             }
         }
+        self.after_write(file.host.as_fd(), kept)?;
         self.notices.inode(caller, file.node.id);
         Ok(done)
     }
@@ -190,9 +192,10 @@ impl Dir {
         (offset, length): (u64, u64),
     ) -> Result<()> {
         let file = self.files.get(handle)?;
-        self.before_write(caller, &file.node, file.host.as_fd())?;
+        let kept = self.before_write(caller, &file.node, file.host.as_fd())?;
         let flags = FallocateFlags::from_bits_retain(mode.bits());
         fs::fallocate(&*file.host, flags, offset, length).attempt("allocate or free space")?;
+        self.after_write(file.host.as_fd(), kept)?;
         self.notices.inode(caller, file.node.id);
         Ok(())
     }
@@ -217,7 +220,7 @@ impl Dir {
         length: u64,
     ) -> Result<u64> {
         let (source, target) = (self.files.get(from.0)?, self.files.get(to.0)?);
-        self.before_write(caller, &target.node, target.host.as_fd())?;
+        let kept = self.before_write(caller, &target.node, target.host.as_fd())?;
         let (mut read_at, mut write_at) = (from.1, to.1);
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         let copied = fs::copy_file_range(
@@ -228,6 +231,7 @@ impl Dir {
             length,
         )
         .attempt("copy between files")?;
+        self.after_write(target.host.as_fd(), kept)?;
         self.notices.inode(caller, target.node.id);
         Ok(copied as u64)
     }

@@ -12,6 +12,7 @@ pub const CHECKS: &[Check] = &[
     check!(setgid_directories_give_their_group, OWNERS),
     check!(new_owners_drop_setuid, OWNERS),
     check!(writes_of_users_drop_setuid),
+    check!(writes_of_the_trusted_keep_setuid),
     check!(times_are_set),
     check!(writes_change_times),
     check!(special_files_are_shown, SPECIAL_FILES),
@@ -88,6 +89,20 @@ fn new_owners_drop_setuid(s: &Stack) {
     s.set(node, MODE(0o6755));
     let changes = SetAttr { uid: Some(7), kill_privileges: true, ..SetAttr::default() };
     assert_eq!(s.set(node, changes).mode & 0o7777, 0o755);
+}
+
+fn writes_of_the_trusted_keep_setuid(s: &Stack) {
+    let (node, handle) = s.create(ROOT, "f");
+    let mode = || s.attr(node).mode & 0o7777;
+    s.set(node, MODE(0o4755));
+    s.write(node, handle, 0, b"abcdef");
+    assert_eq!(mode(), 0o4755, "after a write");
+    s.set(node, SetAttr { size_bytes: Some(3), ..SetAttr::default() });
+    assert_eq!(mode(), 0o4755, "after a truncation");
+    s.service.release(node, handle);
+    let handle = s.open(node, OpenFlags::WRITE | OpenFlags::TRUNCATE);
+    assert_eq!(mode(), 0o4755, "after an open that truncates");
+    s.service.release(node, handle);
 }
 
 fn writes_of_users_drop_setuid(s: &Stack) {
