@@ -227,6 +227,13 @@ def _runtime(name: str, _home: Path, _fix: bool) -> Iterator[Finding]:
         yield _finding(name, "good", f"containers are run by {' or '.join(there)}")
     else:
         yield _finding(name, "missing", "neither runc nor crun is installed", "run `apt-get install runc`")
+    if not shutil.which("conmon"):
+        advice = "run `apt-get install conmon`"
+        yield _finding(name, "missing", "conmon, which watches containers, is not installed", advice)
+    profile = Path("/usr/share/containers/seccomp.json")
+    if not profile.exists():
+        advice = "run `apt-get install golang-github-containers-common`"
+        yield _finding(name, "missing", f"the system call profile {profile} is not there", advice)
 
 
 def _bootstrap(name: str, _home: Path, _fix: bool) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ def check_name(kind: str, name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise PolytropoError(
-            f"{_shown(name)} cannot name a {kind}; use 1 to 64 letters, digits, '_', '.' or '-',"
+            f"{shown(name)} cannot name a {kind}; use 1 to 64 letters, digits, '_', '.' or '-',"
             " the first a letter or digit"
         )
     return name
@@ -24,9 +24,10 @@ def check_name(kind: str, name: str) -> str:
 def unknown(kind: str, name: str, known: list[str], advice: str) -> PolytropoError:
     """The sentence for a `name` that does not exist: lists what does, or gives `advice`."""
     there = f"there are: {', '.join(known)}" if known else f"there is none yet; {advice}"
-    return PolytropoError(f"there is no {kind} {_shown(name)}; {there}")
+    return PolytropoError(f"there is no {kind} {shown(name)}; {there}")
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """A name in quotes, fit for a terminal whatever is in it."""
     text = name if len(name) <= 80 else name[:77] + "..."
     return ascii(text) if not text.isprintable() else f'"{text}"'

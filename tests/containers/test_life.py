@@ -116,3 +116,15 @@ def test_an_image_in_use_stays(box: Isolated) -> None:
     box.polytropo("rm", "user")
     box.polytropo("system", "prune")
     assert not list((box.home / "layers").glob("sha256/*"))
+
+
+def test_limits_hold_containers_too(box: Isolated) -> None:
+    box.polytropo("tenant", "create", "small", "--cpus", "0", "--memory", "96MiB")
+    # tail keeps all that it may have to print; the kernel ends it, and neither the shell nor the service.
+    script = (
+        "grep Cpus_allowed_list /proc/self/status; head -c 300000000 /dev/zero | tail -c 250000000 | wc -c"
+    )
+    done = box.polytropo("run", "--name", "hog", "--tenant", "small", "box", "sh", "-c", script)
+    assert done.stdout.split() == ["Cpus_allowed_list:", "0", "0"] and "Killed" in done.stderr
+    assert box.polytropo("start", "-a", "hog").stdout.split()[:2] == ["Cpus_allowed_list:", "0"]
+    box.polytropo("rm", "hog")

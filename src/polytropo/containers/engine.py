@@ -124,8 +124,9 @@ def wait(files: Files, process: ProcessRecord, timeout_s: float | None = None) -
     try:
         if not records.is_alive(process):
             return True
-        ready, _, _ = select.select([descriptor], [], [], timeout_s)
-        return bool(ready)
+        poll = select.poll()  # select(2) knows no descriptor above 1023
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
     finally:
         os.close(descriptor)
 

@@ -119,8 +119,9 @@ class Runtime:
         except OSError:
             return False
         try:
-            ready, _, _ = select.select([gate], [], [], _GATE_TIMEOUT_S)
-            if not ready or not os.read(gate, 64):
+            poll = select.poll()
+            poll.register(gate, select.POLLIN)
+            if not poll.poll(_GATE_TIMEOUT_S * 1000) or not os.read(gate, 64):
                 return False
             self._gate.unlink(missing_ok=True)
             return True

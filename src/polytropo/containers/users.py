@@ -6,6 +6,7 @@ import msgspec
 
 from polytropo.containers.rooted import read_in_root
 from polytropo.errors import PolytropoError
+from polytropo.names import shown
 
 _FILE_MAX_BYTES = 4 << 20
 _GROUPS_MAX = 1024
@@ -32,7 +33,7 @@ def resolve_user(root: int, wanted: str) -> User:
     if entry is None:
         if not user_name.isdecimal():
             raise PolytropoError(
-                f'the image has no user "{user_name}" in its /etc/passwd; give one that it has, or a number'
+                f"the image has no user {shown(user_name)} in its /etc/passwd; give one of those, or a number"
             )
         entry = ("", _checked_id(user_name), 0, "/")
     login, uid, gid, home = entry
@@ -61,7 +62,7 @@ def _group_id(groups: list[list[str]], wanted: str) -> int:
             return int(fields[2])
     if not wanted.isdecimal():
         raise PolytropoError(
-            f'the image has no group "{wanted}" in its /etc/group; give one that it has, or a number'
+            f"the image has no group {shown(wanted)} in its /etc/group; give one that it has, or a number"
         )
     return _checked_id(wanted)
 
