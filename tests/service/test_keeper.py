@@ -62,6 +62,11 @@ def test_orders_that_are_refused(keeper: Keeper, data: Path) -> None:
         f"the mount point {mnt} is in use: something is mounted there; unmount it or take another",
         "EBUSY",
     )
+    (data / "sub").mkdir()
+    sentence, errno = refused(directory_stack(mnt / "sub"), place)
+    assert (
+        sentence.startswith(f"root.path: {mnt}/sub lies in a mount of this same service") and errno == "ELOOP"
+    )
     nowhere = f"this service has nothing mounted at {data}"
     assert keeper.refused("unmount", mountpoint=str(data)) == (nowhere, "EINVAL")
     keeper.place.run("mount", "-t", "tmpfs", "none", mnt)
@@ -144,6 +149,22 @@ def test_an_upper_has_one_writer(keeper: Keeper, data: Path) -> None:
     keeper.do("unmount", mountpoint=two)
     wait_until(lambda: keeper.do("stats")["mounts"] == [], "the end")
     keeper.do("mount", stack=union(directory / "lower", data), mountpoint=two)
+
+
+def test_a_stack_of_many_layers(keeper: Keeper, data: Path) -> None:
+    """More descriptors than one message carries."""
+    directory = keeper.place.directory
+    paths = [directory / "layers" / str(number) for number in range(300)]
+    for path in paths:
+        path.mkdir(parents=True)
+        (path / path.name).write_text(path.name)
+    layers = [{"kind": "dir", "path": str(path), "read_only": True} for path in paths]
+    (directory / "mnt").mkdir()
+    stack = {"version": 1, "root": {"kind": "union", "lowers": layers}}
+    keeper.do("mount", stack=stack, mountpoint=str(directory / "mnt"))
+    names = keeper.place.run("ls", directory / "mnt").stdout.split()
+    assert sorted(names) == sorted(path.name for path in paths)
+    assert keeper.place.run("cat", directory / "mnt" / "299").stdout == "299"
 
 
 def test_a_mount_point_that_moved(keeper: Keeper, data: Path) -> None:

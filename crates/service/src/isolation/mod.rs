@@ -11,7 +11,7 @@
 
 pub mod ids;
 pub mod landlock;
-mod limits;
+pub mod limits;
 mod privileges;
 mod root;
 pub mod seccomp;

@@ -45,6 +45,10 @@ pub fn run(mut config: Config) -> Result<(), Refusal> {
     if config.rootless {
         rootless::enter()?;
     }
+    // A stack of many layers is many descriptors for a moment.
+    if let Err(errno) = crate::isolation::limits::raise_descriptors() {
+        warn!("the limit of descriptors stays: {errno}");
+    }
     let signals = block_signals().map_err(|e| failed("signals cannot be received", e))?;
     let server = Server::listen(&config.run_dir)?;
     let pid_file = config.run_dir.join("keeper.pid");

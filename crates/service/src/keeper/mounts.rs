@@ -99,6 +99,8 @@ impl Keeper {
         let roots = roots::open_all(&document)?;
         let place = mounting::open_mountpoint(mountpoint)?;
         let _turn = self.take_turn()?;
+        let own: Vec<_> = self.table.lock().doors.values().map(|door| door.device).collect();
+        roots::refuse_own(&roots, &own)?;
         let target = Target { mountpoint, place, read_only };
         let number = match self.mount_again(&text, &target)? {
             Some(number) => number,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use libc::{MOUNT_ATTR_IDMAP, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use polytropo_libservices::stack::{DirLayer, Layer, StackDocument};
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
@@ -19,6 +19,7 @@ pub struct Root {
     read_only: bool,
     /// A union writes here and keeps its records here, so no second one may.
     upper: bool,
+    device: (u32, u32),
     directory: OwnedFd,
 }
 
@@ -43,6 +44,16 @@ pub fn hand_over(roots: &[Root], namespace: Option<&OwnedFd>) -> Result<Vec<Owne
 /// Holds the uppers among `roots` for one stack, in this process and any other, until the locks are dropped.
 pub fn lock_uppers(roots: &[Root]) -> Result<Vec<OwnedFd>, Refusal> {
     roots.iter().filter(|root| root.upper).filter_map(|root| root.lock().transpose()).collect()
+}
+
+/// Refuses directories that lie on one of `devices`, the superblocks of this service: it would wait for itself.
+pub fn refuse_own(roots: &[Root], devices: &[(u32, u32)]) -> Result<(), Refusal> {
+    let Some(own) = roots.iter().find(|root| devices.contains(&root.device)) else { return Ok(()) };
+    let (place, path) = (&own.place, own.path.display());
+    let sentence = format!(
+        "{place}.path: {path} lies in a mount of this same service; name the directories that are shown there"
+    );
+    Err(Refusal::with_errno(Errno::LOOP, sentence))
 }
 
 /// A directory layer and where it stands in its document.
@@ -78,7 +89,13 @@ fn open(found: Place<'_>) -> Result<Root, Refusal> {
     let Place { name: place, layer, upper } = found;
     let shown = layer.path.display();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(&layer.path, flags, Mode::empty()).map_err(|errno| {
+    let opened = rustix::fs::open(&layer.path, flags, Mode::empty()).and_then(|directory| {
+        // Not synchronised: whoever serves it need not be asked for this.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(&directory, "", flags, StatxFlags::TYPE)?;
+        Ok((directory, (stat.stx_dev_major, stat.stx_dev_minor)))
+    });
+    let (directory, device) = opened.map_err(|errno| {
         let sentence = match errno {
             Errno::NOENT => format!("{place}.path: {shown} does not exist"),
             Errno::NOTDIR => format!("{place}.path: {shown} is not a directory"),
@@ -86,7 +103,7 @@ fn open(found: Place<'_>) -> Result<Root, Refusal> {
         };
         Refusal::with_errno(errno, sentence)
     })?;
-    Ok(Root { place, path: layer.path.clone(), read_only: layer.read_only, upper, directory })
+    Ok(Root { place, path: layer.path.clone(), read_only: layer.read_only, upper, device, directory })
 }
 
 impl Root {
