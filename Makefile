@@ -63,7 +63,7 @@ product-bootstrap:
 
 # The long forms: many seeds, many rounds, many kills.
 soak: bootstrap build venv
-	cargo test --release --locked -- --include-ignored
+	POLYTROPO_MODEL_CASES=10000 cargo test --release --locked -- --include-ignored
 	$(VENV)/bin/pytest -m soak
 
 bench-fuse: product-bootstrap build venv
