@@ -179,6 +179,36 @@ fn holes_are_punched_and_found() {
     });
 }
 
+/// Of bytes that the kernel has not passed on yet.
+#[test]
+fn holes_are_found_in_what_was_just_written() {
+    on_each_mount(|site| {
+        // More at once than threads that answer.
+        std::thread::scope(|scope| {
+            for number in 0..12 {
+                let path = site.path(&format!("f{number}"));
+                scope.spawn(move || {
+                    let file = read_write(&path);
+                    let seek = |offset, whence| {
+                        // SAFETY: moves the position of an open file.
+                        unsafe { libc::lseek(file.as_raw_fd(), offset, whence) }
+                    };
+                    for round in 1..5 {
+                        file.write_all_at(&pattern(65_536), 0).unwrap();
+                        let far = round << 20;
+                        file.write_all_at(&pattern(4_096), far).unwrap();
+                        assert_eq!(seek(0, libc::SEEK_HOLE), 65_536);
+                        assert_eq!(seek(0, libc::SEEK_DATA), 0);
+                        assert_eq!(seek(far as i64 - 5_000, libc::SEEK_DATA), far as i64);
+                        file.set_len(0).unwrap();
+                        assert_eq!((seek(0, libc::SEEK_DATA), errno()), (-1, libc::ENXIO));
+                    }
+                });
+            }
+        });
+    });
+}
+
 #[test]
 fn ranges_are_copied_below() {
     on_each_mount(|site| {

@@ -106,6 +106,11 @@ impl MessageBuffer {
         &mut self.0[MESSAGE_START..]
     }
 
+    /// Takes over a message that was received elsewhere.
+    pub fn put(&mut self, message: &[u8]) {
+        self.room()[..message.len()].copy_from_slice(message);
+    }
+
     /// The thread that sent the message of `count` bytes; 0 when it does not say.
     pub fn sender(&self, count: usize) -> u32 {
         InHeader::read_from_prefix(self.message(count)).map_or(0, |(header, _)| header.pid)

@@ -10,6 +10,7 @@ mod directories;
 mod files;
 mod init;
 mod invalidate;
+mod late;
 mod names;
 mod open_files;
 mod reply;
@@ -34,6 +35,7 @@ pub use statistics::{DoorStatistics, OperationStatistics};
 use crew::Crew;
 use device::{Device, PAYLOAD_BYTES_MAX};
 use invalidate::Notifier;
+use late::Late;
 use session::Session;
 use statistics::AllCounters;
 use worker::{Threads, Worker};
@@ -71,6 +73,7 @@ impl Default for FuseOptions {
 pub struct FuseDoor {
     counters: Arc<AllCounters>,
     notifier: Mutex<Notifier>,
+    late: Mutex<Late>,
     threads: Mutex<Threads>,
     live: Arc<Live>,
 }
@@ -98,8 +101,15 @@ impl FuseDoor {
         let count = session.options.threads.max(1);
         let crew = Arc::new(Crew::new(count));
         let threads = Threads { stop: stop.clone(), crew: crew.clone(), handles: Vec::new() };
+        let counters = Arc::<AllCounters>::default();
+        let late = Late::start(format!("fuse{}.late", door.0), || {
+            let (counters, place) = (counters.of_new_thread(), (crew.clone(), count));
+            Worker::new(session.clone(), device.clone(), counters, place, stop.clone(), None)
+        })?;
+        let messages = late.messages();
         let started = FuseDoor {
-            counters: Arc::default(),
+            counters,
+            late: Mutex::new(late),
             notifier: Mutex::new(Notifier::start(session.clone(), device.clone())?),
             threads: Mutex::new(threads),
             live: Arc::new(Live::default()),
@@ -108,7 +118,8 @@ impl FuseDoor {
             let own = if number == 0 { device.clone() } else { device.clone_or_share(spares.next()) };
             let place = (crew.clone(), number);
             let counters = started.counters.of_new_thread();
-            let worker = Worker::new(session.clone(), own, counters, place, stop.clone())?;
+            let worker =
+                Worker::new(session.clone(), own, counters, place, stop.clone(), Some(messages.clone()))?;
             started.spawn(worker, format!("fuse{}.{number}", door.0))?;
         }
         Ok(started)
@@ -137,6 +148,7 @@ impl FuseDoor {
     pub fn stop(&self) {
         // In this order: a notice may wait in the kernel for a request to be answered.
         self.notifier.lock().end();
+        self.late.lock().end();
         self.threads.lock().end();
     }
 

@@ -61,6 +61,11 @@ impl Session {
         self.panicked.load(Ordering::Relaxed)
     }
 
+    /// Programs may have written what the stack does not have yet.
+    pub fn writes_ahead(&self) -> bool {
+        self.negotiated.get().is_some_and(|agreed| agreed.writeback())
+    }
+
     /// Does what `request` asks for. `no_groups` is the thread's own empty list.
     pub fn answer(&self, request: Request<'_>, reply: &mut Reply<'_>, no_groups: &Arc<[u32]>) -> Answer {
         let header = request.header;

@@ -5,14 +5,17 @@ use std::ops::ControlFlow;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use polytropo_libservices::Errno;
+use zerocopy::IntoBytes;
 
-use super::abi::{OutHeader, opcode};
+use super::abi::{InvalInodeOut, OutHeader, notify, opcode};
 use super::crew::{Advice, Crew, Load};
 use super::device::{Device, MessageBuffer, PAYLOAD_BYTES_MAX, Pages, Received};
+use super::late::Question;
 use super::reply::{Held, Reply};
 use super::request::Request;
 use super::session::{Answer, Session};
@@ -31,6 +34,8 @@ pub struct Worker {
     /// Which one of the crew.
     number: usize,
     stop: Arc<AtomicBool>,
+    /// Takes questions that have to be answered late; the thread that does so has none.
+    late: Option<Sender<Option<Question>>>,
 }
 
 impl Worker {
@@ -40,6 +45,7 @@ impl Worker {
         counters: Arc<Counters>,
         (crew, number): (Arc<Crew>, usize),
         stop: Arc<AtomicBool>,
+        late: Option<Sender<Option<Question>>>,
     ) -> io::Result<Self> {
         Ok(Self {
             session,
@@ -52,6 +58,7 @@ impl Worker {
             crew,
             number,
             stop,
+            late,
         })
     }
 
@@ -106,6 +113,16 @@ impl Worker {
             return began;
         };
         let header = request.header;
+        if header.opcode == opcode::LSEEK && self.session.writes_ahead() {
+            if let Some(late) = &self.late {
+                let question = (self.device.clone(), self.message.message(count).to_vec());
+                if late.send(Some(question)).is_err() {
+                    // The door is being closed: what the kernel has not written back cannot be told.
+                    self.refuse(header.unique, Errno::INTR);
+                }
+                return Instant::now();
+            }
+        }
         let mut reply = Reply::new(&mut self.payload, &mut self.held);
         let slow = is_slow(header.opcode);
         if slow {
@@ -142,6 +159,27 @@ impl Worker {
         }
         self.counters.record(header.opcode, failed, answered - began);
         answered
+    }
+
+    /// Answers a message that another thread received, once the kernel has written the file's pages back.
+    pub fn answer_late(&mut self, (device, message): Question) {
+        let began = Instant::now();
+        self.device = device;
+        let Some(request) = Request::parse(&message) else { return };
+        let everything = InvalInodeOut { ino: request.header.nodeid, off: 0, len: 0 };
+        match self.device.notify(notify::INVAL_INODE, &[everything.as_bytes()]) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return self.refuse(request.header.unique, errno),
+        }
+        self.message.put(&message);
+        self.serve(message.len(), began);
+    }
+
+    fn refuse(&self, unique: u64, errno: Errno) {
+        // The program or the mount may be gone meanwhile.
+        if let Err(errno) = self.reply(unique, -errno.raw_os_error(), 0) {
+            log::debug!("FUSE door {}: the kernel did not take a refusal: {errno}", self.session.door.0);
+        }
     }
 
     fn reply(&self, unique: u64, error: i32, len: usize) -> rustix::io::Result<()> {
