@@ -94,7 +94,9 @@ def programs_with(text: str) -> list[str]:
 
 def test_no_such_mirror(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(ImageError, match="cannot bootstrap bookworm: "):
+    with pytest.raises(
+        ImageError, match=r"cannot bootstrap bookworm: The repository .* does not have a Release file"
+    ):
         bootstrap(state, "debian", mirror=f"file://{tmp_path}/none")
     assert not list((tmp_path / "cache/polytropo/bootstrap").glob("*.tar"))
     assert list(state.tmp.iterdir()) == []

@@ -40,7 +40,7 @@ _LOG_LINES_SHOWN = 1
 _SUITE = re.compile(r"[a-z][a-z0-9.-]{0,63}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}(:[a-z0-9]+)?([=/][A-Za-z0-9.+:~-]+)?")
 _MIRROR = re.compile(r"(https?|file|copy)://[^\s\[\]]+")
-_MMDEBSTRAP = ("mmdebstrap", "--format=tar", "--quiet")
+_MMDEBSTRAP = ("mmdebstrap", "--format=tar")
 # mmdebstrap leaves processes, mounts and files when it is killed. In namespaces of its own the first two end
 # with the first process, and that with us.
 _ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
