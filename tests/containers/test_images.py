@@ -105,10 +105,13 @@ def test_debian_installs_packages(isolated: Isolated) -> None:
         pytest.skip(f"the Debian mirror cannot be reached: {error}")
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     isolated.polytropo("image", "bootstrap", "debian", environment={"XDG_CACHE_HOME": cache}, timeout_s=300)
-    script = "apt-get update && apt-get install -y --no-install-recommends hello && hello && dpkg --verify"
+    script = "apt-get update && apt-get install -y --no-install-recommends hello && dpkg --verify"
+    script += " && cp /usr/bin/id /usr/local/bin/setuid-id && chmod 4755 /usr/local/bin/setuid-id && hello"
     done = isolated.polytropo("run", "--name", "apt", "debian", "sh", "-c", script, timeout_s=200)
     assert done.stdout.rstrip().endswith("Hello, world!")
     isolated.polytropo("commit", "apt", "hello")
     assert isolated.polytropo("run", "--rm", "hello", "hello").stdout == "Hello, world!\n"
+    asked = ("run", "--rm", "-u", "nobody", "hello", "sh", "-c", "id -u; setuid-id -u")
+    assert isolated.polytropo(*asked).stdout.split() == ["65534", "0"]
     listing = isolated.polytropo("run", "--rm", "hello", "cat", "/var/lib/dpkg/status").stdout
     assert "Package: hello\n" in listing

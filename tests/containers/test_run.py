@@ -126,6 +126,10 @@ def test_what_does_not_exist_is_named(box: Isolated) -> None:
     assert "NAME=VALUE" in box.refused("run", "-e", "=x", "box", status=125)
     assert "runtime" in box.refused("run", "--runtime", "x", "box", status=125)
     assert "cannot name" in box.refused("run", "--name", "a/b", "box", status=125)
+    assert "not valid UTF-8" in box.refused("run", "box", "echo", "\udcff", status=125)
+    assert "not valid UTF-8" in box.refused("run", "-e", "A=\udcff", "box", status=125)
+    assert "UTF-8" in box.refused("run", "-w", "/\udcff", "box", status=125)
+    assert "UTF-8" in box.refused("run", "-v", "/etc:/\udcff", "box", status=125)
     assert leftovers(box) == []
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from polytropo.containers import engine, records
 from polytropo.containers.attach import forwarded_signals
+from polytropo.containers.order import check_words
 from polytropo.containers.records import Container, Files
 from polytropo.containers.runtime import Runtime
 from polytropo.containers.spec import Process, process_section, terminal_environment
@@ -46,6 +47,7 @@ def execute(state: State, container: Container, order: ExecOrder) -> int:
         user = resolve_user(root, container.user if order.user is None else order.user)
     finally:
         os.close(root)
+    check_words(order.command, order.environment)
     environment = terminal_environment(
         container.environment | dict(order.environment), user, container.hostname, order.terminal
     )

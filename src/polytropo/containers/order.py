@@ -21,7 +21,7 @@ from polytropo.containers.records import (
 from polytropo.containers.runtime import RUNTIMES
 from polytropo.errors import PolytropoError
 from polytropo.host import host_ownership
-from polytropo.names import check_name
+from polytropo.names import check_name, shown
 from polytropo.state import State
 from polytropo.tenants import get_tenant
 from polytropo.volumes import get_volume
@@ -65,6 +65,8 @@ def make_container(state: State, order: Order, image: "Image") -> Container:
     upper = Dir(files_of(state, container_id).upper, coherence="exclusive", ownership=host_ownership())
     root = Stack(Union(image.dirs, upper=upper)).to_document()
     args = _args(order, settings)
+    environment = _environment(order, settings)
+    check_words(args, environment)
     return Container(
         id=container_id,
         name=_new_name(state) if order.name is None else check_name("container", order.name),
@@ -73,7 +75,7 @@ def make_container(state: State, order: Order, image: "Image") -> Container:
         image_digest=image.digest,
         created_unix_s=time.time(),
         args=args,
-        environment=_environment(order, settings),
+        environment=environment,
         cwd=_absolute("working directory", order.cwd or settings.working_dir or "/"),
         user=settings.user if order.user is None else order.user,
         hostname=_hostname(order, container_id),
@@ -94,6 +96,7 @@ def parse_volume(state: State, tenant_name: str, text: str) -> VolumeMount:
 
     VOLUME:/path, /host/path:/path, each with :ro or :rw at its end.
     """
+    check_words([text], {})
     parts = text.split(":")
     if len(parts) not in (2, 3) or not parts[0]:
         raise PolytropoError(
@@ -132,6 +135,18 @@ def parse_environment(words: Sequence[str], host: Mapping[str, str]) -> dict[str
         elif name in host:
             found[name] = host[name]
     return found
+
+
+def check_words(args: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Raises PolytropoError for what the runtime's configuration, which is JSON, cannot hold."""
+    for word in (*args, *(f"{name}={value}" for name, value in environment.items())):
+        try:
+            if b"\0" not in word.encode():
+                continue
+            problem = "holds a zero byte"
+        except UnicodeEncodeError:
+            problem = "is not valid UTF-8"
+        raise PolytropoError(f"{shown(word)} {problem}, which a container's program cannot be given")
 
 
 def given_environment(words: Sequence[str], files: Sequence[Path]) -> dict[str, str]:
@@ -184,8 +199,11 @@ def _env_file_lines(path: Path) -> list[str]:
 
 
 def _absolute(what: str, path: str) -> str:
-    if not path.startswith("/") or "\0" in path:
-        raise PolytropoError(f'the {what} "{path}" is not absolute in the container; begin it with a slash')
+    if not path.startswith("/"):
+        raise PolytropoError(
+            f"the {what} {shown(path)} is not absolute in the container; begin it with a slash"
+        )
+    check_words([path], {})
     return os.path.normpath("/" + path.lstrip("/"))
 
 

@@ -91,7 +91,7 @@ def _read(root: int, path: str) -> list[list[str]]:
         ) from error
     except ValueError as error:
         raise PolytropoError(f"the image's {path} cannot be used: {error}; mend the image") from error
-    lines = content.decode("utf-8", "surrogateescape").splitlines()
+    lines = content.decode("utf-8", "replace").splitlines()
     return [line.strip().split(":") for line in lines if line.strip() and not line.startswith("#")]
 
 
