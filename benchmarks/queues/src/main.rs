@@ -72,6 +72,7 @@ fn queues(size: usize) -> Vec<(&'static str, Run)> {
             let mut queues = of_any_size!(1);
             queues.extend([
                 ("RCQS", run::<[u64; 1], ours::Single<2>> as Run),
+                ("RCQS, free lanes", run::<[u64; 1], ours::Single<2, { ours::FREE }>>),
                 ("RCQS, one lane", run::<[u64; 1], ours::Single<1>>),
                 ("RCQD", run::<[u64; 1], ours::Double<2>>),
                 ("RCQD, one lane", run::<[u64; 1], ours::Double<1>>),

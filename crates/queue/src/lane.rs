@@ -108,10 +108,10 @@ impl Index {
 #[inline(always)]
 fn prefetch<C>(cell: &C) {
     #[cfg(all(target_arch = "x86_64", not(loom), not(miri)))]
-    // SAFETY: a prefetch has no effect but on caches, and the address is one of ours.
+    // SAFETY: a prefetch has no effect but on caches, and processors that do not know this one pass over it. By hand, since
+    // compilers write one for reading unless they build for a newer processor.
     unsafe {
-        use core::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_ET0>(core::ptr::from_ref(cell).cast());
+        core::arch::asm!("prefetchw [{}]", in(reg) core::ptr::from_ref(cell), options(nostack, preserves_flags, readonly));
     }
     let _ = cell;
 }

@@ -5,18 +5,21 @@ use polytropo_queue::bytes::BytesHandle;
 use polytropo_queue::cell::{DoubleCell, SingleCell};
 use polytropo_queue::{Config, Deadline, Heap, Rcqb, Rcqd, Rcqs};
 
-fn config<const LANES: usize>(item_size: usize) -> Config {
-    Config { lanes: LANES, item_size, ..Config::strict(CAPACITY) }
+/// No bound: each CPU keeps to its own lane while that has room (items).
+pub const FREE: u32 = u32::MAX;
+
+fn config<const LANES: usize>(item_size: usize, skew: u32) -> Config {
+    Config { lanes: LANES, item_size, skew, ..Config::strict(CAPACITY) }
 }
 
 macro_rules! words {
     ($name:ident, $queue:ty, $cell:ty) => {
-        pub struct $name<const LANES: usize>($queue);
+        pub struct $name<const LANES: usize, const SKEW: u32 = 64>($queue);
 
-        impl<const LANES: usize> Queue<[u64; 1]> for $name<LANES> {
+        impl<const LANES: usize, const SKEW: u32> Queue<[u64; 1]> for $name<LANES, SKEW> {
             type Handle<'a> = polytropo_queue::Handle<'a, $cell>;
             fn new(_: usize) -> Self {
-                Self(<$queue>::new(&config::<LANES>(8)).expect("the configuration is right"))
+                Self(<$queue>::new(&config::<LANES>(8, SKEW)).expect("the configuration is right"))
             }
             fn handle(&self, _: usize) -> Self::Handle<'_> {
                 self.0.handle()
@@ -43,7 +46,7 @@ pub struct Bytes<const LANES: usize>(Rcqb<Heap>);
 impl<const N: usize, const LANES: usize> Queue<[u64; N]> for Bytes<LANES> {
     type Handle<'a> = BytesHandle<'a>;
     fn new(_: usize) -> Self {
-        Self(Rcqb::new(&config::<LANES>(N * 8)).expect("the configuration is right"))
+        Self(Rcqb::new(&config::<LANES>(N * 8, 64)).expect("the configuration is right"))
     }
     fn handle(&self, _: usize) -> Self::Handle<'_> {
         self.0.handle()

@@ -100,6 +100,10 @@ impl<T: Item> TriesHandle<T> for SpscHandle<'_, T> {
         if self.tail - self.head_seen == slots {
             self.head_seen = ring.head.load(Acquire);
             if self.tail - self.head_seen == slots {
+                // Who waits must hold no ring, or all could wait for each other's.
+                if let Some(hold) = self.held.take() {
+                    self.end_hold(hold.ring, hold.head);
+                }
                 return false;
             }
         }
