@@ -23,7 +23,10 @@ pub struct Unattached {
 /// What the kernel calls a mount and its superblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
+    /// The number in the mount table, which the kernel gives to another mount after this one.
     pub mount_id: u64,
+    /// The number that is never given again (Linux 6.8).
+    pub unique_id: Option<u64>,
     pub device: (u32, u32),
 }
 
@@ -85,11 +88,30 @@ impl Unattached {
     }
 
     pub fn identity(&self) -> rustix::io::Result<Identity> {
-        // Not synchronised: nobody may be there yet to answer a request.
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let stat = rustix::fs::statx(&self.mount, "", flags, StatxFlags::MNT_ID)?;
-        Ok(Identity { mount_id: stat.stx_mnt_id, device: (stat.stx_dev_major, stat.stx_dev_minor) })
+        identity_of(&self.mount)
     }
+}
+
+fn identity_of(mount: &OwnedFd) -> rustix::io::Result<Identity> {
+    // Not synchronised: nobody may be there yet to answer a request.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = rustix::fs::statx(mount, "", flags, StatxFlags::MNT_ID)?;
+    let unique = StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE);
+    let again = rustix::fs::statx(mount, "", flags, unique)?;
+    Ok(Identity {
+        mount_id: stat.stx_mnt_id,
+        unique_id: (again.stx_mask & STATX_MNT_ID_UNIQUE != 0).then_some(again.stx_mnt_id),
+        device: (stat.stx_dev_major, stat.stx_dev_minor),
+    })
+}
+
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+
+/// Whether `wanted` is mounted at `place`, and not one that got its number later.
+pub fn is_at(wanted: &Identity, place: &Path) -> rustix::io::Result<bool> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = rustix::fs::open(place, flags, Mode::empty())?;
+    Ok(identity_of(&found)? == *wanted)
 }
 
 /// mount_setattr(2) of one mount: sets and clears attributes; with `namespace`, idmaps it by that user namespace.

@@ -148,11 +148,17 @@ impl Keeper {
 
     fn unmount_if_on_top(&self, mount: &Mount, how: Detach) -> rustix::io::Result<()> {
         let lines = table::kernel_table().ok_or(Errno::IO)?;
-        let Some(line) = lines.iter().find(|line| line.mount_id == mount.mount_id && line.ours) else {
+        let number = mount.identity.mount_id;
+        let Some(line) = lines.iter().find(|line| line.mount_id == number && line.ours) else {
             return Ok(()); // somebody was faster
         };
         // At the place that the kernel knows: directories above may have been renamed.
-        if line.is_on_top(&lines) { mounting::unmount(&line.path(), how) } else { Err(Errno::BUSY) }
+        let place = line.path();
+        if !line.is_on_top(&lines) {
+            return Err(Errno::BUSY);
+        }
+        // Another service's mount may have got the number of ours, which somebody unmounted.
+        if mounting::is_at(&mount.identity, &place)? { mounting::unmount(&place, how) } else { Ok(()) }
     }
 
     /// Takes a mount out of the table; with `wait`, until its door has ended if it was the door's last.

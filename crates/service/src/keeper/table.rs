@@ -32,7 +32,7 @@ impl Door {
 pub struct Mount {
     pub mountpoint: PathBuf,
     pub door: u64,
-    pub mount_id: u64,
+    pub identity: Identity,
     pub since: SystemTime,
 }
 
@@ -69,7 +69,7 @@ impl Table {
         self.last_mount += 1;
         let since = SystemTime::now();
         let mountpoint = mountpoint.to_owned();
-        self.mounts.insert(self.last_mount, Mount { mountpoint, door, mount_id: identity.mount_id, since });
+        self.mounts.insert(self.last_mount, Mount { mountpoint, door, identity, since });
         self.settle();
         self.last_mount
     }
@@ -85,7 +85,8 @@ impl Table {
         self.mounts.values().find_map(|mount| {
             let door = self.doors.get(&mount.door)?;
             let fits = door.document == document && door.is_alive();
-            let line = lines.iter().find(|line| fits && line.ours && line.mount_id == mount.mount_id)?;
+            let line =
+                lines.iter().find(|line| fits && line.ours && line.mount_id == mount.identity.mount_id)?;
             line.is_on_top(lines).then(|| (mount.door, door.device, line.path()))
         })
     }
@@ -127,7 +128,9 @@ impl Table {
     /// Forgets the mounts that the kernel's table no longer has; returns how many.
     pub fn forget_vanished(&mut self, lines: &[TableLine]) -> usize {
         let before = self.mounts.len();
-        self.mounts.retain(|_, mount| lines.iter().any(|line| line.ours && line.mount_id == mount.mount_id));
+        self.mounts.retain(|_, mount| {
+            lines.iter().any(|line| line.ours && line.mount_id == mount.identity.mount_id)
+        });
         self.settle();
         before - self.mounts.len()
     }
