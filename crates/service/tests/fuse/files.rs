@@ -139,17 +139,30 @@ fn shared_and_private_mappings() {
     });
 }
 
+/// Starts a program that was just written. Another test's child may hold our descriptor between fork and exec.
+fn spawn(command: &mut Command) -> std::process::Child {
+    let mut started = None;
+    eventually("the program starts", || match command.spawn() {
+        Err(e) if e.raw_os_error() == Some(libc::ETXTBSY) => false,
+        done => {
+            started = Some(done.unwrap());
+            true
+        }
+    });
+    started.unwrap()
+}
+
 #[test]
 fn programs_run_from_the_mount_and_are_busy_meanwhile() {
     on_each_mount(|site| {
         fs::copy("/bin/sleep", site.path("sleep")).unwrap();
         fs::set_permissions(site.path("sleep"), PermissionsExt::from_mode(0o755)).unwrap();
-        let mut running = Command::new(site.path("sleep")).arg("30").spawn().unwrap();
+        let mut running = spawn(Command::new(site.path("sleep")).arg("30"));
         let refused = OpenOptions::new().write(true).open(site.path("sleep")).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::ETXTBSY));
         running.kill().unwrap();
         running.wait().unwrap();
-        assert!(Command::new(site.path("sleep")).arg("0").status().unwrap().success());
+        assert!(spawn(Command::new(site.path("sleep")).arg("0")).wait().unwrap().success());
     });
 }
 
@@ -334,4 +347,47 @@ fn a_full_disk_is_told_and_what_was_there_stays() {
             assert_eq!(fs::read(site.source.join("small")).unwrap(), b"fits");
         });
     }
+}
+
+/// A copying program that took what is held back for a hole would lose it.
+#[test]
+fn holes_are_found_among_bytes_that_are_held_back() {
+    on_each_mount(|site| {
+        std::thread::scope(|scope| {
+            for number in 0..6 {
+                scope.spawn(move || {
+                    let file = read_write(&site.path(&format!("f{number}")));
+                    let seek = |offset, whence| {
+                        // SAFETY: moves the position of an open file.
+                        unsafe { libc::lseek(file.as_raw_fd(), offset, whence) }
+                    };
+                    for round in 0..10 {
+                        file.set_len(0).unwrap();
+                        file.write_all_at(&[round + 1; 65_536], 0).unwrap();
+                        file.write_all_at(b"y", 1 << 20).unwrap();
+                        assert_eq!(seek(0, libc::SEEK_DATA), 0);
+                        // Whole files count as data where too many ask at once.
+                        let (hole, end) = (seek(0, libc::SEEK_HOLE), (1 << 20) + 1);
+                        assert!(hole == 65_536 || hole == end, "{hole}");
+                        assert_eq!(seek(1 << 20, libc::SEEK_DATA), 1 << 20);
+                    }
+                });
+            }
+        });
+    });
+}
+
+#[test]
+fn one_program_sees_holes_in_what_it_has_just_written() {
+    on_each_mount(|site| {
+        let file = read_write(&site.path("f"));
+        file.write_all_at(&[7; 65_536], 0).unwrap();
+        file.write_all_at(b"y", 1 << 20).unwrap();
+        let seek = |offset, whence| {
+            // SAFETY: moves the position of an open file.
+            unsafe { libc::lseek(file.as_raw_fd(), offset, whence) }
+        };
+        assert_eq!((seek(0, libc::SEEK_HOLE), seek(65_536, libc::SEEK_DATA)), (65_536, 1 << 20));
+        assert_eq!(fs::metadata(site.path("f")).unwrap().len(), (1 << 20) + 1);
+    });
 }

@@ -228,7 +228,7 @@ pub fn c_path(path: &Path) -> CString {
 }
 
 /// Waits until `condition` holds, at most ten seconds.
-pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
         assert!(Instant::now() < deadline, "never happened: {what}");
