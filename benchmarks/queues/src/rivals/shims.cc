@@ -10,6 +10,12 @@ template <std::size_t N> struct Item {
     std::uint64_t words[N / 8];
 };
 
+// As many items in each producer's queue as the others hold in all; memory is allocated as needed. (Without allocation a
+// producer that finds all blocks in the hands of others never gets one, and waits for ever.)
+struct Bounded : moodycamel::ConcurrentQueueDefaultTraits {
+    static const std::size_t MAX_SUBQUEUE_SIZE = 1024;
+};
+
 struct Shims {
     void *(*moodycamel_new)(std::size_t capacity, std::size_t producers);
     void (*moodycamel_free)(void *queue);
@@ -27,7 +33,7 @@ struct Shims {
 
 template <std::size_t N> constexpr Shims shims_of() {
     using I = Item<N>;
-    using M = moodycamel::ConcurrentQueue<I>;
+    using M = moodycamel::ConcurrentQueue<I, Bounded>;
     using B = boost::lockfree::queue<I>;
     using P = moodycamel::ProducerToken;
     using C = moodycamel::ConsumerToken;
@@ -39,7 +45,7 @@ template <std::size_t N> constexpr Shims shims_of() {
         [](void *queue) -> void * { return new C(*static_cast<M *>(queue)); },
         [](void *token) { delete static_cast<C *>(token); },
         [](void *queue, void *token, const void *item) {
-            return static_cast<M *>(queue)->try_enqueue(*static_cast<P *>(token), *static_cast<const I *>(item));
+            return static_cast<M *>(queue)->enqueue(*static_cast<P *>(token), *static_cast<const I *>(item));
         },
         [](void *queue, void *token, void *item) {
             return static_cast<M *>(queue)->try_dequeue(*static_cast<C *>(token), *static_cast<I *>(item));
