@@ -22,7 +22,7 @@ from polytropo.images.walk import Tree
 from tests.images.archives import directory, hard_link, member, symlink, tar, tree_of
 
 Member = tuple[tarfile.TarInfo, bytes]
-MAX = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+MAX = settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
 # Short names from a small alphabet, so that they meet; with long, non-ASCII and non-UTF-8 ones among them.
 PARTS = st.one_of(
@@ -31,7 +31,7 @@ PARTS = st.one_of(
 NAMES = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
 IDS = st.one_of(st.integers(0, 3), st.sampled_from([65534, 0o7777777, 0o7777777 + 1, 2**32 - 2]))
 TIMES = st.one_of(
-    st.integers(-(2**31), 2**33), st.floats(0, 2**31, allow_nan=False).map(lambda t: round(t, 6))
+    st.integers(-(2**31), 2**33), st.floats(1, 2**31, allow_nan=False).map(lambda t: round(t, 6))
 )
 DATA = st.one_of(st.binary(max_size=20), st.integers(500, 3000).map(bytes))
 GNU = ("--warning=none", "--delay-directory-restore", "-xpf", "-")
