@@ -42,7 +42,7 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._ours, keys.encode())
 
-    def until(self, pattern: str, timeout_s: float = 20.0) -> str:
+    def until(self, pattern: str, timeout_s: float = 60.0) -> str:
         """What is shown up to and with the pattern."""
         deadline = time.monotonic() + timeout_s
         while not (match := re.search(pattern, self._shown)):
@@ -53,7 +53,7 @@ class Terminal:
         return before
 
     def close(self) -> int:
-        status = self.process.wait(20)
+        status = self.process.wait(60)
         os.close(self._ours)
         return status
 
