@@ -23,12 +23,23 @@ class MountStats(msgspec.Struct, kw_only=True):
 
     mount: int
     mountpoint: str
+    door: int = 0
+    """Mounts of one stack have one door, and tell what it did for all of them."""
+    operations: dict[str, OperationStats] = {}
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
+class PastStats(msgspec.Struct, kw_only=True):
+    """What a worker's mounts did that are gone."""
+
     operations: dict[str, OperationStats] = {}
     read_bytes: int = 0
     written_bytes: int = 0
 
 
 class _ServiceStats(msgspec.Struct, kw_only=True):
+    past: list[PastStats] = []
     uptime_s: float = 0.0
     worker_pid: int | None = None
     keeper_pid: int | None = None
@@ -85,7 +96,9 @@ def all_stats(state: State) -> list[TenantStats]:
 
 def _add_service(stats: TenantStats, answer: dict[str, Any]) -> None:
     told = msgspec.convert(answer, _ServiceStats, strict=False)
-    operations = [each for mount in told.mounts for each in mount.operations.values()]
+    # Mounts of one stack share a door, and each shows all that the door did.
+    doors: list[MountStats | PastStats] = [*{mount.door: mount for mount in told.mounts}.values(), *told.past]
+    operations = [each for door in doors for each in door.operations.values()]
     stats.running = True
     stats.uptime_s = told.uptime_s
     stats.worker_pid = told.worker_pid
@@ -93,5 +106,5 @@ def _add_service(stats: TenantStats, answer: dict[str, Any]) -> None:
     stats.mounts = told.mounts
     stats.operation_count = sum(each.count for each in operations)
     stats.error_count = sum(each.errors for each in operations)
-    stats.read_bytes = sum(mount.read_bytes for mount in told.mounts)
-    stats.written_bytes = sum(mount.written_bytes for mount in told.mounts)
+    stats.read_bytes = sum(door.read_bytes for door in doors)
+    stats.written_bytes = sum(door.written_bytes for door in doors)

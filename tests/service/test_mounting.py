@@ -45,6 +45,12 @@ def test_a_directory_is_served_both_ways(isolated: Isolated, data: Path, mnt: Pa
 
     isolated.polytropo("umount", mnt)
     assert isolated.run("ls", mnt).stdout == ""
+    (after,) = isolated.json("stats", "--tenant", "default")
+    assert after["mounts"] == []
+    assert after["operation_count"] >= stats["operation_count"] > 0, (
+        "what ended mounts did is not told any more"
+    )
+    assert (after["read_bytes"], after["written_bytes"]) == (8, 5)
     isolated.polytropo("mount", data, mnt, "--read-only")
     assert "Read-only file system" in isolated.run("touch", mnt / "x", check=False).stderr
     isolated.polytropo("unmount", mnt)

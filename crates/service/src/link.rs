@@ -28,8 +28,8 @@ pub enum Task {
     Serve { request: u64, door: u64, document_bytes: usize, roots: usize },
     /// The next directories of the stack, in the document's order.
     Roots {},
-    /// Tell what a door has done.
-    Statistics { request: u64, door: u64 },
+    /// Tell what a door has done; without one, what all did that have ended.
+    Statistics { request: u64, door: Option<u64> },
 }
 
 /// What the worker tells the keeper.

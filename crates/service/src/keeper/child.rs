@@ -228,7 +228,7 @@ impl Child {
         }
     }
 
-    pub fn statistics(&self, door: u64) -> Result<serde_json::Value, Refusal> {
+    pub fn statistics(&self, door: Option<u64>) -> Result<serde_json::Value, Refusal> {
         let (request, answer) = self.expect();
         let sent = {
             let _together = self.sending.lock();
@@ -427,9 +427,11 @@ mod tests {
         let (mut process, child, link) = impostor();
         let asker = std::thread::spawn({
             let child = child.clone();
-            move || child.statistics(3)
+            move || child.statistics(Some(3))
         });
-        let Some((Task::Statistics { request, door: 3 }, _)) = link.receive().unwrap() else { panic!() };
+        let Some((Task::Statistics { request, door: Some(3) }, _)) = link.receive().unwrap() else {
+            panic!()
+        };
         link.send(&Report::Ended { door: 1, problem: Some("\u{1b}[2J".into()) }, &[]).unwrap();
         link.send(&Report::Done { request, problem: Some("\u{1b}no".into()) }, &[]).unwrap();
         assert_eq!(asker.join().unwrap().unwrap_err().sentence, "?no");

@@ -209,7 +209,7 @@ impl Keeper {
         // A door that ended meanwhile, or with its worker, has nothing to tell.
         let counters: BTreeMap<_, _> = doors
             .into_iter()
-            .map(|(id, worker)| (id, worker.statistics(id).unwrap_or_else(|_| json!({}))))
+            .map(|(id, worker)| (id, worker.statistics(Some(id)).unwrap_or_else(|_| json!({}))))
             .collect();
         let mounts: Vec<_> = {
             let table = self.table.lock();
@@ -220,14 +220,19 @@ impl Keeper {
                 };
                 // Last, so that no worker's word stands in for ours.
                 one.insert("mount".into(), json!(number));
+                one.insert("door".into(), json!(mount.door));
                 one.insert("mountpoint".into(), json!(mount.mountpoint));
                 one.insert("dead".into(), json!(table.is_dead(mount)));
                 Value::Object(one)
             };
             table.mounts.iter().map(describe).collect()
         };
+        let workers: Vec<_> =
+            self.workers.lock().iter().filter(|worker| worker.is_alive()).cloned().collect();
+        let past: Vec<_> = workers.iter().filter_map(|worker| worker.statistics(None).ok()).collect();
         let worker = self.worker_pid();
         Ok(json!({
+            "past": past,
             "uptime_s": self.started.elapsed().as_secs_f64(),
             "worker_pid": worker,
             "keeper_pid": std::process::id(),

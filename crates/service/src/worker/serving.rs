@@ -12,7 +12,7 @@ use polytropo_libservices::stack::StackDocument;
 use polytropo_libservices::{DoorId, Interner, Libservice, build_with};
 use serde_json::{Value, json};
 
-use crate::doors::fuse::{FuseDoor, FuseOptions};
+use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions};
 use crate::isolation;
 use crate::link::{Link, Report};
 
@@ -26,7 +26,14 @@ pub struct Doors {
     open: OpenDoors,
 }
 
-type OpenDoors = Arc<Mutex<HashMap<u64, Arc<FuseDoor>>>>;
+type OpenDoors = Arc<Mutex<Opened>>;
+
+#[derive(Default)]
+struct Opened {
+    doors: HashMap<u64, Arc<FuseDoor>>,
+    /// What doors did that have ended.
+    past: DoorStatistics,
+}
 
 /// The stacks that are alive. A document that is served again while its stack still lives, for programs that kept an
 /// unmounted one, gets that stack: two unions must not write to one upper.
@@ -88,7 +95,7 @@ impl Doors {
         // A thread of the door's own, since Landlock confines it, and all that it starts, to this stack.
         let run = move || match plan.open(&stacks) {
             Ok(door) => {
-                open.lock().insert(number, door.clone());
+                open.lock().doors.insert(number, door.clone());
                 // The task's thread is there until it has heard of it.
                 let _ = tell.send(Ok(()));
                 attend(number, door, &link, &open);
@@ -104,9 +111,16 @@ impl Doors {
         told.recv().unwrap_or_else(|_| Err("the door's thread ended".into()))
     }
 
-    pub fn statistics(&self, number: u64) -> Value {
-        let door = self.open.lock().get(&number).cloned();
-        door.and_then(|door| serde_json::to_value(door.statistics()).ok()).unwrap_or_else(|| json!({}))
+    /// What one door did, or all that have ended.
+    pub fn statistics(&self, number: Option<u64>) -> Value {
+        let counted = match number {
+            Some(number) => {
+                let door = self.open.lock().doors.get(&number).cloned();
+                door.map(|door| door.statistics())
+            }
+            None => Some(self.open.lock().past.clone()),
+        };
+        counted.and_then(|counted| serde_json::to_value(counted).ok()).unwrap_or_else(|| json!({}))
     }
 }
 
@@ -131,7 +145,10 @@ impl Plan {
 /// Waits for a door's end and tells the keeper.
 fn attend(number: u64, door: Arc<FuseDoor>, link: &Link, open: &OpenDoors) {
     door.wait_ended();
-    open.lock().remove(&number);
+    let mut opened = open.lock();
+    opened.doors.remove(&number);
+    opened.past.add(&door.statistics());
+    drop(opened);
     // The stack's last writes are done before the keeper may hear of it.
     drop(door);
     // A keeper that is gone needs no report.

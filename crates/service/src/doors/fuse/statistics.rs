@@ -19,6 +19,20 @@ pub struct DoorStatistics {
     pub written_bytes: u64,
 }
 
+impl DoorStatistics {
+    /// Adds what another door did.
+    pub fn add(&mut self, other: &DoorStatistics) {
+        for (name, theirs) in &other.operations {
+            let ours = self.operations.entry(name).or_default();
+            ours.count += theirs.count;
+            ours.errors += theirs.errors;
+            ours.total_ns += theirs.total_ns;
+        }
+        self.read_bytes += other.read_bytes;
+        self.written_bytes += other.written_bytes;
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct OperationStatistics {
     pub count: u64,
