@@ -164,6 +164,12 @@ pub trait Libservice: Send + Sync {
         pass(self.below())?.fsync(caller, node, handle, data_only)
     }
 
+    /// Sees to it that no power cut shows a later change of names without the bytes written so far. fsync does that and
+    /// more, and is what a libservice does that has nothing cheaper.
+    fn order(&self, caller: &Caller, node: NodeId, handle: HandleId) -> Result<()> {
+        self.fsync(caller, node, handle, false)
+    }
+
     /// Ends an open file. Never fails: errors were reported by `flush` and `fsync`.
     fn release(&self, node: NodeId, handle: HandleId) {
         if let Some(below) = self.below() {

@@ -184,6 +184,15 @@ impl Dir {
         done.attempt("make a file durable")
     }
 
+    /// Waits until the bytes are on the device, not until the journal says so: on ext4 a later rename is committed after.
+    pub(super) fn order_file(&self, handle: HandleId) -> Result<()> {
+        if !self.ordered_host {
+            return self.sync_file(handle, false);
+        }
+        let file = self.files.get(handle)?;
+        sys::write_out(&*file.host).attempt("write a file out")
+    }
+
     pub(super) fn allocate(
         &self,
         caller: &Caller,

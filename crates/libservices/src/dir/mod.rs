@@ -69,6 +69,8 @@ pub struct Dir {
     /// Birth times change when an overlay copies a file up, so there they do not tell inodes apart.
     compare_birth: bool,
     network_host: bool,
+    /// Bytes that reached the device come before names that change later, also in a power cut.
+    ordered_host: bool,
     read_only: bool,
     coherence: Coherence,
     /// The ids that the kernel gives to what this process makes.
@@ -101,6 +103,7 @@ impl Dir {
             moves: RwLock::new(()),
             compare_birth,
             network_host: host_types::NETWORK.contains(&host.f_type),
+            ordered_host: host_types::ORDERED.contains(&host.f_type),
             read_only: config.read_only,
             coherence: match config.coherence {
                 DirCoherence::Immutable => Coherence::Immutable,
@@ -211,6 +214,8 @@ fn stale_if_absent(errno: Errno) -> Error {
 /// Filesystems by the magic numbers of linux/magic.h.
 mod host_types {
     pub const OVERLAYS: [rustix::fs::FsWord; 2] = [0x794c_7630, 0x6573_5546];
+    /// ext4: extents are recorded before writeback ends, and a commit of the journal flushes the device's cache first.
+    pub const ORDERED: [rustix::fs::FsWord; 1] = [0xef53];
     /// Those whose close(2) reports errors of earlier writes: NFS, SMB, CIFS, Ceph, FUSE.
     pub const NETWORK: [rustix::fs::FsWord; 5] = [0x6969, 0xfe53_4d42, 0xff53_4d42, 0x00c3_6400, 0x6573_5546];
 }
@@ -347,6 +352,10 @@ impl Libservice for Dir {
 
     fn fsync(&self, _caller: &Caller, _node: NodeId, handle: HandleId, data_only: bool) -> Result<()> {
         self.sync_file(handle, data_only)
+    }
+
+    fn order(&self, _caller: &Caller, _node: NodeId, handle: HandleId) -> Result<()> {
+        self.order_file(handle)
     }
 
     fn release(&self, _node: NodeId, handle: HandleId) {

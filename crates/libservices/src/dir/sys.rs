@@ -127,6 +127,15 @@ pub fn by_proc_name<T>(fd: impl AsFd, operation: impl FnOnce(&str) -> Result<T>)
     operation(&proc_name(fd))
 }
 
+/// Writes a file's bytes to the device and waits for them (sync_file_range(2)); its metadata is not made durable.
+pub fn write_out(fd: impl AsFd) -> Result<()> {
+    let whole =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: the call takes a descriptor, which `fd` keeps open, and numbers.
+    let done = unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, whole) };
+    if done == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
 /// Changes the permission bits of any descriptor's inode. EOPNOTSUPP for symbolic links.
 pub fn chmod_fd(fd: impl AsFd, mode: u32) -> Result<()> {
     // SAFETY: fchmodat2 reads an empty, NUL-terminated path and changes no memory of ours.

@@ -126,6 +126,10 @@ impl Libservice for Owners {
         self.below.capabilities() | Capabilities::OWNERS | Capabilities::SPECIAL_FILES
     }
 
+    fn order(&self, caller: &Caller, node: NodeId, handle: HandleId) -> Result<()> {
+        self.below.order(caller, node, handle)
+    }
+
     fn lookup(&self, caller: &Caller, parent: NodeId, name: &Name) -> Result<Entry> {
         self.show_entry(caller, self.below.lookup(caller, parent, name)?)
     }

@@ -105,7 +105,7 @@ impl Union {
             match &file {
                 // Without this a power cut could leave a short file where a whole one was.
                 Some(file) if attr.size_bytes > 0 && limit_bytes > 0 && !nameless => {
-                    file.service().fsync(&self.own, held.node, file.handle, false)?;
+                    file.service().order(&self.own, held.node, file.handle)?;
                 }
                 _ => {}
             }
