@@ -12,9 +12,18 @@ PYTHON = "/usr/bin/python3.11"
 STRESSORS = ("dentry", "fallocate", "fcntl", "filename", "iomix", "link", "locka", "rename", "seek", "xattr")
 MODULES = ("test_os", "test_shutil", "test_posix", "test_mmap", "test_tempfile", "test_fcntl", "test_zipfile")
 
+# Each with its reason; all else that fails only on a mount fails this test.
+_TO_USER_2_31 = "root gives files to the user 2**31; SEMANTICS.md says why not"
+KNOWN = {
+    f"{name} (test.test_posix.PosixTester.{name})": _TO_USER_2_31
+    for name in ("test_chown", "test_fchown", "test_lchown")
+}
+
 
 def test_cpython_finds_the_filesystem_in_order(desk: Desk) -> None:
-    done = desk.run(PYTHON, "-m", "test", "--tempdir", desk.directory, *MODULES, check=False, timeout_s=280)
+    done = desk.run(
+        PYTHON, "-m", "test", "-W", "--tempdir", desk.directory, *MODULES, check=False, timeout_s=280
+    )
     mounted = _failures(done.stdout + done.stderr)
     if done.returncode == 0:
         return
@@ -24,11 +33,11 @@ def test_cpython_finds_the_filesystem_in_order(desk: Desk) -> None:
     plain.chmod(0o777)
     again = desk.place.run(
         *(word.replace(str(desk.directory), str(plain)) for word in desk.words()),
-        *(PYTHON, "-m", "test", "--tempdir", plain, *MODULES),
+        *(PYTHON, "-m", "test", "-W", "--tempdir", plain, *MODULES),
         check=False,
         timeout_s=280,
     )
-    only_here = mounted - _failures(again.stdout + again.stderr)
+    only_here = mounted - _failures(again.stdout + again.stderr) - KNOWN.keys()
     assert mounted and not only_here, f"{sorted(only_here)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
 
 
