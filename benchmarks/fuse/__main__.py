@@ -23,6 +23,7 @@ from polytropo.trees import remove_tree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE = "bench"
+DISK_BYTES = 4 << 30
 
 
 def main() -> None:
@@ -30,16 +31,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
     parser.add_argument("--only", nargs="*", help="workloads by name")
-    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where to work; on ext4")
+    parser.add_argument("--directory", type=Path, help="work there, on whatever filesystem that is")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("bench-fuse: needs root, to mount overlayfs and to run containers")
     if os.environ.get("BENCH_ISOLATED") != "1":
         _isolate()
     _check_tools()
-    with tempfile.TemporaryDirectory(prefix="bench-fuse-", dir=arguments.directory) as scratch:
+    where = arguments.directory or _ext4_in_memory()
+    with tempfile.TemporaryDirectory(prefix="bench-fuse-", dir=where) as scratch:
         Path(scratch).chmod(0o711)
         report = _measure(Path(scratch), arguments.rounds, arguments.only)
+    if arguments.directory is None:
+        report.notes.append("Everything lies on an ext4 filesystem on a loop device in memory.")
     report.write(arguments.out, "fuse")
     print(report.table())
     print(f"\nwritten: {arguments.out}/fuse.json and fuse.png")
@@ -50,6 +54,21 @@ def _isolate() -> None:
     os.environ["BENCH_ISOLATED"] = "1"
     words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable]
     os.execvp("unshare", [*words, "-m", "benchmarks.fuse", *sys.argv[1:]])
+
+
+def _ext4_in_memory() -> Path:
+    """An ext4 filesystem that no other program's writes, and no disk's moods, can slow down.
+
+    It goes with this mount namespace, and its loop device with it.
+    """
+    command("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES + (64 << 20)}", "tmpfs", "/mnt")
+    disk, at = Path("/mnt/disk"), Path("/mnt/ext4")
+    with disk.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, DISK_BYTES)
+    at.mkdir()
+    command("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", disk)
+    command("mount", "-o", "loop", disk, at)
+    return at
 
 
 def _check_tools() -> None:

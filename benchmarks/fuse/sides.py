@@ -106,6 +106,8 @@ def mounted(side: Side, lowers: list[Path], scratch: Path, upper: Path | None = 
     fresh = scratch / "upper"
     for directory in (at, fresh):
         directory.mkdir()
+    # What was done before must not be written out at this side's expense.
+    command("sync")
     side.mount(lowers, upper or fresh, at)
     try:
         yield at
