@@ -198,9 +198,6 @@ impl Operation<'_> {
             libc::SEEK_HOLE => SeekTo::Hole,
             _ => return Err(Error::new(Errno::INVAL, "seek in a way that is the kernel's own")),
         };
-        if self.agreed.writeback() {
-            self.session.write_back(self.node)?;
-        }
         let offset = self.on_file((self.node, asked.fh), OpenFlags::READ, |handle| {
             self.stack().seek(&self.caller, self.node, handle, asked.offset, to)
         })?;

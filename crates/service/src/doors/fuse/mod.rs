@@ -97,8 +97,6 @@ impl FuseDoor {
         worker::prepare_wake_signal()?;
         let device = Device::new(device);
         let session = Arc::new(Session::new(stack, door, options));
-        // Set once, here.
-        let _ = session.device.set(device.clone());
         let stop = Arc::new(AtomicBool::new(false));
         let count = session.options.threads.max(1);
         let crew = Arc::new(Crew::new(count));

@@ -1,18 +1,15 @@
 //! From a message to the operation and back: which function answers what.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use polytropo_libservices::{
     Caller, Capabilities, DoorId, Errno, Error, FsCapabilities, Libservice, NodeId, Result,
 };
 
-use zerocopy::IntoBytes;
-
 use super::FuseOptions;
 use super::abi::{self, InHeader, opcode};
-use super::device::Device;
 use super::init::{self, Negotiated, Offer};
 use super::open_files::OpenFiles;
 use super::reply::{Held, Reply};
@@ -24,10 +21,6 @@ pub struct Session {
     pub door: DoorId,
     pub options: FuseOptions,
     pub open_files: OpenFiles,
-    /// For telling the kernel something while a request is worked on. Not set in tests without one.
-    pub device: OnceLock<Device>,
-    /// Threads that wait for the kernel to write back.
-    writing_back: AtomicUsize,
     negotiated: OnceLock<Negotiated>,
     panicked: AtomicBool,
 }
@@ -54,37 +47,8 @@ pub struct Operation<'a> {
 impl Session {
     pub fn new(stack: Arc<dyn Libservice>, door: DoorId, options: FuseOptions) -> Self {
         let open_files = OpenFiles::new(stack.clone());
-        Self {
-            stack,
-            door,
-            options,
-            open_files,
-            device: OnceLock::new(),
-            writing_back: AtomicUsize::new(0),
-            negotiated: OnceLock::new(),
-            panicked: AtomicBool::new(false),
-        }
-    }
-
-    /// Makes the kernel hand over what it holds back of a file; it does not before it asks for holes. This waits for
-    /// WRITE requests, which other threads have to answer, so one thread must always be left: ENOSYS where it would not be,
-    /// upon which the kernel takes whole files for data from then on. Needs page locks only, which nobody keeps who waits
-    /// for the request that is worked on here.
-    pub fn write_back(&self, node: NodeId) -> Result<()> {
-        let device = self.device.get().ok_or_else(unknown)?;
-        let others = self.options.threads.saturating_sub(1);
-        let done = if self.writing_back.fetch_add(1, Ordering::SeqCst) < others {
-            let everything = abi::InvalInodeOut { ino: node.0, off: 0, len: 0 };
-            device.notify(abi::notify::INVAL_INODE, &[everything.as_bytes()])
-        } else {
-            Err(Errno::NOSYS)
-        };
-        self.writing_back.fetch_sub(1, Ordering::SeqCst);
-        match done {
-            // Nothing was cached.
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(Error::new(errno, "have the kernel write back a file")),
-        }
+        let panicked = AtomicBool::new(false);
+        Self { stack, door, options, open_files, negotiated: OnceLock::new(), panicked }
     }
 
     /// The protocol's version agreed on; 0 before INIT.

@@ -195,7 +195,6 @@ fn is_slow(code: u32) -> bool {
         opcode::FSYNC
             | opcode::FSYNCDIR
             | opcode::FALLOCATE
-            | opcode::LSEEK
             | opcode::COPY_FILE_RANGE
             | opcode::COPY_FILE_RANGE_64
     )
