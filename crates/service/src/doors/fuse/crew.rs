@@ -112,6 +112,15 @@ impl Crew {
         }
     }
 
+    /// Whether the calling thread is the only one that reads.
+    pub fn is_alone(&self) -> bool {
+        self.readers.load(Ordering::Relaxed) == 1
+    }
+
+    pub fn cpus(&self) -> usize {
+        self.cpus
+    }
+
     /// The calling thread will not read for a while.
     pub fn begin_slow(&self) {
         if self.readers.fetch_sub(1, Ordering::Relaxed) == 1 {

@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use polytropo_libservices::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -65,6 +66,13 @@ impl Device {
             Err(Errno::NODEV | Errno::CONNABORTED) => Ok(Received::Ended),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Whether a message waits, or the connection has ended.
+    pub fn has_message(&self) -> bool {
+        let mut asked = [PollFd::new(&*self.0, PollFlags::IN)];
+        // What is wrong with the device is told by reading from it.
+        !matches!(poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
     }
 
     /// ENOENT when the request is gone meanwhile.

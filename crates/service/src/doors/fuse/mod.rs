@@ -16,6 +16,7 @@ mod open_files;
 mod reply;
 mod request;
 mod session;
+mod spin;
 mod statistics;
 #[cfg(test)]
 mod tests;

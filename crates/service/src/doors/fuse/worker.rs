@@ -19,6 +19,7 @@ use super::late::Question;
 use super::reply::{Held, Reply};
 use super::request::Request;
 use super::session::{Answer, Session};
+use super::spin::Spin;
 use super::statistics::Counters;
 
 /// One thread's belongings.
@@ -78,6 +79,7 @@ impl Worker {
     /// Serves messages as long as this thread is needed. Breaks when the door has ended.
     fn read_on(&mut self) -> ControlFlow<()> {
         let mut load = Load::default();
+        let mut spin = Spin::new(self.crew.cpus());
         let mut ready = Instant::now();
         while !self.stop.load(Ordering::Acquire) {
             self.crew.reads(self.number);
@@ -92,6 +94,9 @@ impl Worker {
                     ready = self.serve(count, began);
                     if advice == Advice::Leave && self.crew.may_leave() {
                         return ControlFlow::Continue(());
+                    }
+                    if self.crew.is_alone() {
+                        spin.look_out(|| self.device.has_message());
                     }
                 }
                 Ok(Received::Nothing) => {}
