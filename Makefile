@@ -77,7 +77,8 @@ uninstall:
 
 clean:
 	cargo clean
-	rm -rf $(VENV) $(BIN) src/polytropo/_native.abi3.so
+	rm -rf $(VENV) $(BIN) src/polytropo/_native.abi3.so .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find benchmarks demo examples src tests -name __pycache__ -prune -exec rm -r {} +
 
 QUEUE_BENCH_PACKAGES := libboost-dev libconcurrentqueue-dev
 
