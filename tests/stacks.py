@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def document(kind: str, below: Path) -> dict[str, Any]:
         for path in (low, lowest)
     ]
     return {"version": 1, "root": {"kind": "union", "lowers": lowers, "upper": exclusive}}
+
+
+def write_stack(path: Path, root: Mapping[str, object]) -> Path:
+    """Writes a stack document with this root."""
+    path.write_text(json.dumps({"version": 1, "root": root}))
+    return path
 
 
 def mount(place: Isolated, kind: str, name: str = "stack") -> Mounted:

@@ -14,21 +14,6 @@ from tests.conftest import POLYTROPO, Isolated
 _AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 
-@pytest.fixture
-def data(isolated: Isolated) -> Path:
-    path = isolated.directory / "data"
-    path.mkdir()
-    (path / "file").write_text("content\n")
-    return path
-
-
-@pytest.fixture
-def mnt(isolated: Isolated) -> Path:
-    path = isolated.directory / "mnt"
-    path.mkdir()
-    return path
-
-
 def kill_service(isolated: Isolated) -> None:
     """Keeper and worker at once, so that nobody is left to start the other anew."""
     (stats,) = isolated.json("stats")

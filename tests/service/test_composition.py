@@ -1,32 +1,10 @@
 """Stacks of several layers, mounted by name and by document."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import Isolated
-
-
-@pytest.fixture
-def data(isolated: Isolated) -> Path:
-    path = isolated.directory / "data"
-    path.mkdir()
-    (path / "file").write_text("content\n")
-    return path
-
-
-@pytest.fixture
-def mnt(isolated: Isolated) -> Path:
-    path = isolated.directory / "mnt"
-    path.mkdir()
-    return path
-
-
-def write_stack(path: Path, root: Mapping[str, object]) -> Path:
-    path.write_text(json.dumps({"version": 1, "root": root}))
-    return path
+from tests.stacks import write_stack
 
 
 def test_upper_keeps_the_changes(isolated: Isolated, data: Path, mnt: Path) -> None:

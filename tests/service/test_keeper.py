@@ -18,14 +18,6 @@ def keeper(isolated: Isolated) -> Iterator[Keeper]:
     started.close()
 
 
-@pytest.fixture
-def data(isolated: Isolated) -> Path:
-    path = isolated.directory / "data"
-    path.mkdir()
-    (path / "file").write_text("content\n")
-    return path
-
-
 def our_mount_lines(place: Isolated) -> list[str]:
     table = place.run("cat", "/proc/self/mountinfo").stdout
     return [line for line in table.splitlines() if " fuse.polytropo " in line]
