@@ -1,3 +1,4 @@
 //! The ways into a service.
 
 pub mod fuse;
+pub mod modes;
