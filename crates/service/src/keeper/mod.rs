@@ -86,6 +86,7 @@ fn serve(
 ) -> Result<(), Refusal> {
     let orders: Arc<dyn Orders> = keeper.clone();
     let mut table_read = Instant::now();
+    let mut table_changed = false;
     loop {
         if keeper.is_stopped() {
             info!("stopped by an order");
@@ -96,7 +97,11 @@ fn serve(
             return Ok(());
         }
         let left = keeper.idle_time().map(|idle| idle_timeout.saturating_sub(idle));
-        let wait = left.map_or(TICK, |left| left.clamp(Duration::from_millis(20), TICK));
+        let mut wait = left.map_or(TICK, |left| left.clamp(Duration::from_millis(20), TICK));
+        if table_changed {
+            // Clients must not wait for that.
+            wait = wait.min(TABLE_PAUSE.saturating_sub(table_read.elapsed()));
+        }
         let timeout =
             rustix::time::Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
         let mut polled = [
@@ -121,8 +126,9 @@ fn serve(
         if clients {
             server.accept(&orders);
         }
-        if changed {
-            std::thread::sleep(TABLE_PAUSE.saturating_sub(table_read.elapsed()));
+        table_changed |= changed;
+        if table_changed && table_read.elapsed() >= TABLE_PAUSE {
+            table_changed = false;
             table_read = Instant::now();
             keeper.look_at_mounts();
         }
