@@ -1,0 +1,341 @@
+//! One channel: slots, posting, waiting.
+
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use core::sync::atomic::{AtomicU32, AtomicU64, fence};
+
+use polytropo_queue::{Memory, Rcqs};
+use polytropo_wire::channel::{
+    AREA_BYTES, Header, MAGIC, QUEUE_AT, QUEUE_BYTES, SLOTS, SLOTS_AT, Slot, area_at, state,
+};
+use polytropo_wire::hello::Welcome;
+use polytropo_wire::message::{Operation, REPLY_WORDS, REQUEST_WORDS, outcome};
+
+use crate::arena::Arena;
+use crate::connect::Refused;
+use crate::sys::{self, Descriptor, Mapping};
+use crate::{EAGAIN, EPROTO, Error, Result};
+
+/// Turns of the loop that waits while the service runs on another CPU: some 20 us.
+const SPIN_TURNS: u32 = 2_000;
+/// The longest sleep before a look whether the service is still there.
+const NAP_NS: i64 = 100_000_000;
+/// How often a thread tries to get a slot before it says so, in naps of a millisecond.
+const SLOT_NAPS_MAX: u32 = 10_000;
+
+/// The queue's part of the channel's memory.
+struct QueueMemory(NonNull<u8>);
+
+// SAFETY: used through atomics only.
+unsafe impl Send for QueueMemory {}
+// SAFETY: as above.
+unsafe impl Sync for QueueMemory {}
+// SAFETY: the part lies in the channel's mapping, page-aligned, and the channel that holds this value holds that too.
+unsafe impl Memory for QueueMemory {
+    fn base(&self) -> NonNull<u8> {
+        self.0
+    }
+    fn size(&self) -> usize {
+        QUEUE_BYTES
+    }
+}
+
+/// What happened on this channel.
+#[derive(Default, Debug)]
+pub struct Counters {
+    pub requests: AtomicU64,
+    /// Reads that were answered from a window or from carried bytes.
+    pub local_reads: AtomicU64,
+    pub sleeps: AtomicU64,
+    pub rings: AtomicU64,
+    pub window_misses: AtomicU64,
+}
+
+/// One process's way to its service.
+pub struct Channel {
+    queue: Rcqs<QueueMemory>,
+    memory: Mapping,
+    socket: Descriptor,
+    bell: Descriptor,
+    pub(crate) windows: Descriptor,
+    pub(crate) arena: Arena,
+    /// A bit for each slot in use.
+    taken: AtomicU32,
+    /// A bit for each slot in use whose answer nobody waits for.
+    posted: AtomicU32,
+    quick_cpu: bool,
+    pub counters: Counters,
+    /// `st_dev` of the mount, as statx(2) tells it (major << 32 | minor), and the mount's number.
+    pub device: u64,
+    pub mount_id: u64,
+}
+
+/// A slot that this thread holds.
+pub(crate) struct Claim<'a> {
+    channel: &'a Channel,
+    number: usize,
+}
+
+/// What came back.
+pub(crate) struct Reply {
+    pub words: [u64; REPLY_WORDS],
+}
+
+impl Channel {
+    pub(crate) fn over(
+        memory: Mapping,
+        socket: Descriptor,
+        bell: Descriptor,
+        windows: Descriptor,
+        welcome: &Welcome,
+    ) -> core::result::Result<Self, Refused> {
+        // SAFETY: the mapping is longer than that.
+        let queue_at = unsafe { memory.base().add(QUEUE_AT) };
+        let queue = Rcqs::attach(QueueMemory(queue_at)).map_err(|_| Refused::Protocol)?;
+        let made = Self {
+            queue,
+            memory,
+            socket,
+            bell,
+            windows,
+            arena: Arena::new()?,
+            taken: AtomicU32::new(0),
+            posted: AtomicU32::new(0),
+            quick_cpu: sys::has_quick_cpu(),
+            counters: Counters::default(),
+            device: welcome.device,
+            mount_id: welcome.mount_id,
+        };
+        if made.header().magic.load(Acquire) != MAGIC {
+            return Err(Refused::Protocol);
+        }
+        Ok(made)
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: the header lies at the beginning of the mapping, page-aligned, and is made of atomics.
+        unsafe { self.memory.base().cast().as_ref() }
+    }
+
+    fn slot(&self, number: usize) -> &Slot {
+        debug_assert!(number < SLOTS);
+        // SAFETY: claims have numbers below SLOTS, all of which lie in the mapping, aligned; slots are made of atomics.
+        unsafe { self.memory.base().add(SLOTS_AT).cast::<Slot>().add(number).as_ref() }
+    }
+
+    /// Whether the service has given this channel up. Its end by death shows only when something is asked.
+    pub fn has_ended(&self) -> bool {
+        self.header().ended.load(Acquire) != 0
+    }
+
+    /// In a forked child: the shared memory is not there, so nothing may touch it. Closes the descriptors.
+    pub fn forget_in_child(self) {
+        let this = core::mem::ManuallyDrop::new(self);
+        // SAFETY: each is read once, and the value that they lie in is never used or dropped again. The mappings are left alone: they
+        // are not there in a child, and by now perhaps something else is.
+        unsafe {
+            drop(core::ptr::read(&this.socket));
+            drop(core::ptr::read(&this.bell));
+            drop(core::ptr::read(&this.windows));
+            drop(core::ptr::read(&this.arena));
+        }
+    }
+
+    /// Numbers of the descriptors that belong to this channel: programs must neither see nor close them.
+    pub fn descriptors(&self) -> [i32; 3] {
+        [self.socket.number(), self.bell.number(), self.windows.number()]
+    }
+
+    /// A slot for one request. EAGAIN when all are taken for ten seconds.
+    pub(crate) fn claim(&self) -> Result<Claim<'_>> {
+        if self.posted.load(Relaxed) != 0 {
+            self.reclaim_posted();
+        }
+        for nap in 0..SLOT_NAPS_MAX {
+            let taken = self.taken.load(Relaxed);
+            if taken != u32::MAX {
+                let bit = 1 << taken.trailing_ones();
+                if self.taken.fetch_or(bit, AcqRel) & bit == 0 {
+                    return Ok(Claim { channel: self, number: bit.trailing_zeros() as usize });
+                }
+                continue;
+            }
+            if self.reclaim_posted() {
+                continue;
+            }
+            if self.has_ended() || (nap % 100 == 99 && sys::has_hung_up(&self.socket)) {
+                return Err(Error::Gone);
+            }
+            sys::futex_wait(&self.taken, u32::MAX, 1_000_000);
+        }
+        Err(Error::Errno(EAGAIN))
+    }
+
+    /// Frees posted slots that are done.
+    fn reclaim_posted(&self) -> bool {
+        let mut posted = self.posted.load(Acquire);
+        let mut any = false;
+        while posted != 0 {
+            let number = posted.trailing_zeros() as usize;
+            let bit = 1 << number;
+            posted &= !bit;
+            let slot = self.slot(number);
+            if slot.state.load(Acquire) == state::DONE && self.posted.fetch_and(!bit, AcqRel) & bit != 0 {
+                slot.state.store(state::FREE, Relaxed);
+                self.taken.fetch_and(!bit, Release);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Has the service look at the queue.
+    fn notify(&self, cpu: u32) {
+        self.header().client.cpu.store(cpu, Relaxed);
+        // The number is in the queue before we look whether the service sleeps; it does the two in the other order.
+        fence(SeqCst);
+        if self.header().service.cpu.load(Relaxed) == 0 {
+            self.counters.rings.fetch_add(1, Relaxed);
+            sys::ring(&self.bell);
+        }
+    }
+
+    fn put(&self, number: usize) -> Result<()> {
+        if self.has_ended() {
+            return Err(Error::Gone);
+        }
+        self.counters.requests.fetch_add(1, Relaxed);
+        // An honest queue has room for every slot.
+        self.queue.handle().try_enqueue(number as u64).map_err(|_| Error::Gone)
+    }
+
+    fn wait(&self, slot: &Slot, cpu: u32) -> Result<()> {
+        let service_cpu = self.header().service.cpu.load(Relaxed);
+        if service_cpu != 0 && service_cpu != cpu {
+            for _ in 0..SPIN_TURNS {
+                if slot.state.load(Acquire) == state::DONE {
+                    return Ok(());
+                }
+                core::hint::spin_loop();
+            }
+        }
+        loop {
+            match slot.state.compare_exchange(state::POSTED, state::AWAITED, AcqRel, Acquire) {
+                Ok(_) | Err(state::AWAITED) => {}
+                Err(_) => return Ok(()),
+            }
+            self.counters.sleeps.fetch_add(1, Relaxed);
+            sys::futex_wait(&slot.state, state::AWAITED, NAP_NS);
+            if slot.state.load(Acquire) == state::DONE {
+                return Ok(());
+            }
+            if self.has_ended() || sys::has_hung_up(&self.socket) {
+                return Err(Error::Gone);
+            }
+        }
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        self.arena.unmap_windows();
+    }
+}
+
+impl Claim<'_> {
+    pub fn capacity(&self) -> usize {
+        AREA_BYTES
+    }
+
+    fn area(&self) -> NonNull<u8> {
+        // SAFETY: the areas lie in the mapping.
+        unsafe { self.channel.memory.base().add(area_at(self.number)) }
+    }
+
+    /// Puts bytes into the slot's area. EINVAL beyond its end.
+    pub fn put(&self, at: usize, bytes: &[u8]) -> Result<()> {
+        // SAFETY: a slice is readable.
+        unsafe { self.put_raw(at, bytes.as_ptr(), bytes.len()) }
+    }
+
+    /// # Safety
+    /// `from` must be readable for `count` bytes, as far as the caller wants to answer for faults.
+    pub unsafe fn put_raw(&self, at: usize, from: *const u8, count: usize) -> Result<()> {
+        if at.checked_add(count).is_none_or(|end| end > AREA_BYTES) {
+            return Err(Error::Errno(crate::EINVAL));
+        }
+        // SAFETY: the range lies in the area, just checked, which is this claim's own; the service reads it only after it was posted, as
+        // bytes that may change at any time.
+        unsafe { core::ptr::copy_nonoverlapping(from, self.area().as_ptr().add(at), count) };
+        Ok(())
+    }
+
+    /// Takes the first `count` bytes of the area.
+    ///
+    /// # Safety
+    /// `to` must be writable for `count` bytes.
+    pub unsafe fn take_raw(&self, to: *mut u8, count: usize) -> Result<()> {
+        if count > AREA_BYTES {
+            return Err(Error::Errno(EPROTO));
+        }
+        // SAFETY: as in `put_raw`.
+        unsafe { core::ptr::copy_nonoverlapping(self.area().as_ptr(), to, count) };
+        Ok(())
+    }
+
+    fn write(&self, operation: Operation, request: &[u64]) {
+        let slot = self.channel.slot(self.number);
+        slot.operation.store(operation as u32, Relaxed);
+        for (place, word) in slot.request.iter().zip(request.iter().chain(core::iter::repeat(&0))) {
+            place.store(*word, Relaxed);
+        }
+        slot.state.store(state::POSTED, Release);
+    }
+
+    /// Asks and waits for the answer.
+    pub fn ask(&self, operation: Operation, request: &[u64]) -> Result<Reply> {
+        debug_assert!(request.len() <= REQUEST_WORDS);
+        let channel = self.channel;
+        let slot = channel.slot(self.number);
+        self.write(operation, request);
+        channel.put(self.number)?;
+        let cpu = sys::current_cpu(channel.quick_cpu);
+        channel.notify(cpu);
+        channel.wait(slot, cpu)?;
+        match slot.outcome.load(Relaxed) {
+            0 => {}
+            outcome::KERNEL => return Err(Error::Kernel),
+            errno @ 1..4096 => return Err(Error::Errno(errno as i32)),
+            _ => return Err(Error::Errno(EPROTO)),
+        }
+        let mut words = [0; REPLY_WORDS];
+        for (word, place) in words.iter_mut().zip(&slot.reply) {
+            *word = place.load(Relaxed);
+        }
+        Ok(Reply { words })
+    }
+
+    /// Asks and does not wait: for what cannot fail.
+    pub fn post(self, operation: Operation, request: &[u64]) -> Result<()> {
+        let (channel, bit) = (self.channel, 1 << self.number);
+        self.write(operation, request);
+        channel.put(self.number)?;
+        channel.posted.fetch_or(bit, AcqRel);
+        // Freed by whoever needs a slot and finds it done.
+        core::mem::forget(self);
+        channel.notify(sys::current_cpu(channel.quick_cpu));
+        Ok(())
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let slot = self.channel.slot(self.number);
+        // One that was asked and never answered (the service is gone) stays taken: the answer might still come.
+        if matches!(slot.state.load(Acquire), state::POSTED | state::AWAITED) {
+            return;
+        }
+        slot.state.store(state::FREE, Relaxed);
+        self.channel.taken.fetch_and(!(1 << self.number), Release);
+    }
+}

@@ -1,0 +1,175 @@
+//! Open files as the program's side knows them.
+//!
+//! A file may be closed while another thread reads it. So whoever works with one is counted, and what belongs to it is taken down by the last.
+
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
+
+use polytropo_wire::message::{ATTRIBUTE_WORDS, Attributes, Operation};
+
+use crate::arena::Chunk;
+use crate::channel::Channel;
+use crate::windows::Window;
+use crate::{EBADF, Error, Result};
+
+/// An open file of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct File(pub(crate) u64);
+
+impl File {
+    /// For those who keep it as a number.
+    pub fn to_number(self) -> u64 {
+        self.0
+    }
+
+    /// A number that was no file's is answered EBADF when it is used.
+    pub fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+
+    fn index(self) -> usize {
+        (self.0 & 0xffff) as usize
+    }
+}
+
+/// Open, in the word of users.
+const ALIVE: u32 = 1 << 31;
+/// Closed, and the last user has yet to take it down.
+const CLOSING: u32 = 1 << 30;
+
+/// What is known of an open file; zeroed where there is none.
+#[repr(C, align(64))]
+pub struct FileState {
+    users: AtomicU32,
+    /// A chunk's word.
+    chunk: AtomicU32,
+    number: AtomicU64,
+    pub(crate) flags: AtomicU64,
+    carried_bytes: AtomicU64,
+    window: AtomicPtr<u8>,
+    window_bytes: AtomicU64,
+    attributes: [AtomicU64; ATTRIBUTE_WORDS],
+}
+
+/// A file in use by this thread.
+pub(crate) struct InUse<'a> {
+    channel: &'a Channel,
+    state: &'a FileState,
+    pub file: File,
+}
+
+impl FileState {
+    pub fn was_used(&self) -> bool {
+        self.number.load(Relaxed) != 0
+    }
+
+    pub fn unmap(&self) {
+        let base = self.window.swap(core::ptr::null_mut(), AcqRel);
+        let bytes = self.window_bytes.swap(0, AcqRel);
+        if let Some(base) = NonNull::new(base) {
+            Window::unmap(base, bytes);
+        }
+    }
+}
+
+impl Channel {
+    /// Remembers a file that the service just opened.
+    pub(crate) fn remember(
+        &self,
+        file: File,
+        flags: u64,
+        carried: Option<(Chunk, u64)>,
+        attributes: &[u64],
+    ) -> Result<()> {
+        let state = self.arena.file(file.index()).ok_or(Error::Errno(crate::EPROTO))?;
+        // A number that is still in use here is a service's mistake.
+        if state.users.load(Acquire) & (ALIVE | CLOSING) != 0 {
+            return Err(Error::Errno(crate::EPROTO));
+        }
+        state.number.store(file.0, Relaxed);
+        state.flags.store(flags, Relaxed);
+        state.chunk.store(Chunk::to_word(carried.map(|(chunk, _)| chunk)), Relaxed);
+        state.carried_bytes.store(carried.map_or(0, |(_, bytes)| bytes), Relaxed);
+        for (place, word) in state.attributes.iter().zip(attributes) {
+            place.store(*word, Relaxed);
+        }
+        state.users.fetch_or(ALIVE, Release);
+        Ok(())
+    }
+
+    /// EBADF for a file that is not open.
+    pub(crate) fn enter(&self, file: File) -> Result<InUse<'_>> {
+        let state = self.arena.file(file.index()).ok_or(Error::Errno(EBADF))?;
+        let before = state.users.fetch_add(1, Acquire);
+        let entered = InUse { channel: self, state, file };
+        if before & ALIVE != 0 && state.number.load(Relaxed) == file.0 {
+            Ok(entered)
+        } else {
+            Err(Error::Errno(EBADF))
+        }
+    }
+
+    /// Closes a file. Threads that read it right now finish first.
+    pub fn close(&self, file: File) -> Result<()> {
+        let entered = self.enter(file)?;
+        let close = |users: u32| (users & ALIVE != 0).then_some(users & !ALIVE | CLOSING);
+        let closed = entered.state.users.fetch_update(AcqRel, Acquire, close);
+        closed.map(drop).map_err(|_| Error::Errno(EBADF))
+    }
+}
+
+impl InUse<'_> {
+    pub fn flags(&self) -> u64 {
+        self.state.flags.load(Relaxed)
+    }
+
+    /// All bytes of the file, if they came with it.
+    pub fn carried(&self) -> Option<(NonNull<u8>, u64)> {
+        let chunk = Chunk::from_word(self.state.chunk.load(Relaxed))?;
+        Some((self.channel.arena.chunk(chunk), self.state.carried_bytes.load(Relaxed)))
+    }
+
+    /// The attributes at the time of the open.
+    pub fn attributes(&self) -> Attributes {
+        let mut words = [0; ATTRIBUTE_WORDS];
+        for (word, place) in words.iter_mut().zip(&self.state.attributes) {
+            *word = place.load(Relaxed);
+        }
+        Attributes::from_words(&words)
+    }
+
+    pub fn window(&self) -> Option<Window> {
+        let base = NonNull::new(self.state.window.load(Acquire))?;
+        let bytes = self.state.window_bytes.load(Acquire);
+        (bytes != 0).then(|| Window::at(base, bytes))
+    }
+
+    /// Keeps a window for this file; if another thread was faster, its.
+    pub fn keep_window(&self, base: NonNull<u8>, bytes: u64) {
+        let kept = self.state.window.compare_exchange(core::ptr::null_mut(), base.as_ptr(), AcqRel, Acquire);
+        match kept {
+            // Readers look at the base first, and at nothing while this is 0.
+            Ok(_) => self.state.window_bytes.store(bytes, Release),
+            Err(_) => Window::unmap(base, bytes),
+        }
+    }
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        let state = self.state;
+        let left = state.users.fetch_sub(1, AcqRel).wrapping_sub(1);
+        // Of those who see the last one go, one takes it down.
+        if left != CLOSING || state.users.compare_exchange(CLOSING, 0, AcqRel, Relaxed).is_err() {
+            return;
+        }
+        state.unmap();
+        let number = state.number.load(Relaxed);
+        if let Some(chunk) = Chunk::from_word(state.chunk.swap(0, AcqRel)) {
+            self.channel.arena.give_chunk(chunk);
+        }
+        // A service that is gone has closed it.
+        let _ = self.channel.claim().and_then(|claim| claim.post(Operation::Close, &[number]));
+    }
+}

@@ -1,0 +1,221 @@
+//! What programs ask for.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use polytropo_wire::message::{
+    ATTRIBUTE_WORDS, Attributes, CARRIED_BYTES_MAX, Operation, PATH_BYTES_MAX, opened, opened_flags, window,
+};
+
+use crate::channel::{Channel, Claim, Reply};
+use crate::files::{File, InUse};
+use crate::windows::{Found, Window};
+use crate::{EINVAL, ENAMETOOLONG, EPROTO, Error, Result};
+
+/// Where a path begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    Root,
+    /// An open file of this channel; a directory unless the path is empty.
+    File(File),
+}
+
+impl At {
+    fn word(self) -> u64 {
+        match self {
+            Self::Root => 0,
+            Self::File(file) => file.0,
+        }
+    }
+}
+
+/// An open file and what it was like when it was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    pub file: File,
+    pub attributes: Attributes,
+}
+
+/// How often a read looks for missing bytes in a window before it asks for them by request.
+const MISSES_MAX: u32 = 4;
+
+impl Reply {
+    fn attributes(&self, from: usize) -> Result<Attributes> {
+        let words = self.words.get(from..from + ATTRIBUTE_WORDS).and_then(|words| words.try_into().ok());
+        words.map(Attributes::from_words).ok_or(Error::Errno(EPROTO))
+    }
+
+    /// A count that is at most `limit`.
+    fn count(&self, limit: usize) -> Result<usize> {
+        usize::try_from(self.words[0]).ok().filter(|count| *count <= limit).ok_or(Error::Errno(EPROTO))
+    }
+}
+
+fn put_path(claim: &Claim<'_>, at: usize, path: &[u8]) -> Result<u64> {
+    if path.len() > PATH_BYTES_MAX {
+        return Err(Error::Errno(ENAMETOOLONG));
+    }
+    claim.put(at, path)?;
+    Ok(path.len() as u64)
+}
+
+impl Channel {
+    /// A round trip and nothing else.
+    pub fn ping(&self) -> Result<()> {
+        self.claim()?.ask(Operation::Ping, &[]).map(drop)
+    }
+
+    /// openat(2). `flags` and `mode` as there; `umask` is the process's.
+    pub fn open(&self, at: At, path: &[u8], flags: u32, mode: u32, umask: u32) -> Result<Opened> {
+        let claim = self.claim()?;
+        let path_bytes = put_path(&claim, 0, path)?;
+        let words = [at.word(), path_bytes, flags.into(), mode.into(), umask.into()];
+        let reply = claim.ask(Operation::Open, &words)?;
+        self.take_opened(&claim, &reply)
+    }
+
+    fn take_opened(&self, claim: &Claim<'_>, reply: &Reply) -> Result<Opened> {
+        let file = File(reply.words[opened::FILE]);
+        let mut flags = reply.words[opened::FLAGS];
+        let bytes = reply.words[opened::CARRIED_BYTES];
+        let mut carried = None;
+        if flags & opened_flags::CARRIED != 0 && bytes <= CARRIED_BYTES_MAX as u64 {
+            if let Some(chunk) = self.arena.take_chunk() {
+                // SAFETY: a chunk holds that many bytes and is ours alone now.
+                unsafe { claim.take_raw(self.arena.chunk(chunk).as_ptr(), bytes as usize) }?;
+                carried = Some((chunk, bytes));
+            }
+        }
+        if carried.is_none() {
+            flags &= !opened_flags::CARRIED;
+        }
+        let attributes = reply.attributes(opened::ATTRIBUTES)?;
+        self.remember(file, flags, carried, &attributes.to_words())?;
+        Ok(Opened { file, attributes })
+    }
+
+    /// fstat(2).
+    pub fn fstat(&self, file: File) -> Result<Attributes> {
+        let used = self.enter(file)?;
+        if used.flags() & opened_flags::IMMUTABLE != 0 {
+            return Ok(used.attributes());
+        }
+        self.claim()?.ask(Operation::FileStatus, &[file.0])?.attributes(0)
+    }
+
+    /// fstatat(2) with its flags.
+    pub fn stat(&self, at: At, path: &[u8], flags: u32) -> Result<Attributes> {
+        let claim = self.claim()?;
+        let path_bytes = put_path(&claim, 0, path)?;
+        claim.ask(Operation::Status, &[at.word(), path_bytes, flags.into()])?.attributes(0)
+    }
+
+    /// pread(2) into a slice.
+    pub fn pread(&self, file: File, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        // SAFETY: a slice is writable.
+        unsafe { self.pread_raw(file, buffer.as_mut_ptr(), buffer.len(), offset) }
+    }
+
+    /// pread(2).
+    ///
+    /// # Safety
+    /// `to` must be writable for `count` bytes, as far as the caller wants to answer for faults.
+    #[inline]
+    pub unsafe fn pread_raw(&self, file: File, to: *mut u8, count: usize, offset: u64) -> Result<usize> {
+        if i64::try_from(offset).is_err() {
+            return Err(Error::Errno(EINVAL));
+        }
+        let used = self.enter(file)?;
+        if let Some((bytes, length)) = used.carried() {
+            let count = length.saturating_sub(offset).min(count as u64) as usize;
+            if count > 0 {
+                // SAFETY: the range lies among the carried bytes, of which `length` are there.
+                unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr().add(offset as usize), to, count) };
+            }
+            self.counters.local_reads.fetch_add(1, Relaxed);
+            return Ok(count);
+        }
+        if used.flags() & opened_flags::WINDOW != 0 {
+            // SAFETY: the caller's word.
+            if let Some(done) = unsafe { self.read_window(&used, to, count, offset) }? {
+                return Ok(done);
+            }
+        }
+        // SAFETY: the caller's word.
+        unsafe { self.read_by_request(file, to, count, offset) }
+    }
+
+    /// None when the window is no help.
+    ///
+    /// # Safety
+    /// As `pread_raw`.
+    unsafe fn read_window(
+        &self,
+        used: &InUse<'_>,
+        to: *mut u8,
+        count: usize,
+        offset: u64,
+    ) -> Result<Option<usize>> {
+        let mut misses = 0;
+        loop {
+            let missing = match used.window() {
+                // SAFETY: the caller's word.
+                Some(window) => match unsafe { window.read(to, count, offset) } {
+                    Found::Bytes(done) => {
+                        self.counters.local_reads.fetch_add(1, Relaxed);
+                        return Ok(Some(done));
+                    }
+                    Found::Missing(at) => at,
+                    Found::Stale => return Ok(None),
+                },
+                None => offset,
+            };
+            self.counters.window_misses.fetch_add(1, Relaxed);
+            misses += 1;
+            if misses > MISSES_MAX || !self.fetch(used, missing)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Has the service make bytes at `offset` resident. False if there is no window for them.
+    fn fetch(&self, used: &InUse<'_>, offset: u64) -> Result<bool> {
+        let reply = match self.claim()?.ask(Operation::Window, &[used.file.0, offset]) {
+            Ok(reply) => reply,
+            Err(Error::Errno(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        if used.window().is_none() {
+            let name = [reply.words[window::NAME], reply.words[window::NAME_MORE]];
+            match Window::map(self, name) {
+                Ok((base, bytes)) => used.keep_window(base, bytes),
+                // Too many descriptors or mappings: by request, then.
+                Err(_) => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// # Safety
+    /// As `pread_raw`.
+    unsafe fn read_by_request(&self, file: File, to: *mut u8, count: usize, offset: u64) -> Result<usize> {
+        let claim = self.claim()?;
+        let mut done = 0;
+        while done < count {
+            let part = (count - done).min(claim.capacity());
+            let reply = claim.ask(Operation::Read, &[file.0, offset + done as u64, part as u64]);
+            let got = match reply.and_then(|reply| reply.count(part)) {
+                Ok(got) => got,
+                // What was read before it counts.
+                Err(Error::Errno(_)) if done > 0 => break,
+                Err(error) => return Err(error),
+            };
+            // SAFETY: within the caller's bytes.
+            unsafe { claim.take_raw(to.add(done), got) }?;
+            done += got;
+            if got < part {
+                break;
+            }
+        }
+        Ok(done)
+    }
+}

@@ -1,0 +1,115 @@
+//! Windows as readers see them.
+
+use core::ptr::NonNull;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use polytropo_wire::VERSION;
+use polytropo_wire::window::{BLOCK_BYTES, Geometry, Header, MAGIC, SIZE_UNKNOWN, WORDS_AT, read_block};
+
+use crate::channel::Channel;
+use crate::sys::{self, Mapping};
+use crate::{EPROTO, Error, Result};
+
+/// A mapped window. Valid as long as the file that it belongs to is in use.
+#[derive(Clone, Copy)]
+pub struct Window {
+    base: NonNull<u8>,
+    geometry: Geometry,
+}
+
+/// What a read of a window found.
+pub enum Found {
+    /// So many bytes, up to the end of the file if fewer than asked for.
+    Bytes(usize),
+    /// The bytes at this offset are not there: ask for them.
+    Missing(u64),
+    /// Given up, or the size is not known: ask the service.
+    Stale,
+}
+
+impl Window {
+    /// Maps the window called by these words. Tells the base and how many bytes it has room for.
+    pub fn map(channel: &Channel, name: [u64; 2]) -> Result<(NonNull<u8>, u64)> {
+        let mut text = [0u8; 33];
+        let digits = name.iter().flat_map(|word| (0..16).rev().map(move |at| (word >> (4 * at)) as u8 & 15));
+        for (place, digit) in text.iter_mut().zip(digits) {
+            *place = if digit < 10 { b'0' + digit } else { b'a' + digit - 10 };
+        }
+        let file = sys::open_below(&channel.windows, &text).map_err(Error::Errno)?;
+        // The header first, to know how much there is.
+        let header = Mapping::shared(&file, WORDS_AT as usize, false).map_err(Error::Errno)?;
+        // SAFETY: the mapping is as long as a page and the header is made of atomics.
+        let seen: &Header = unsafe { header.base().cast().as_ref() };
+        let capacity_bytes = seen.capacity_bytes.load(Relaxed);
+        let sound = seen.magic.load(Acquire) == MAGIC && seen.version.load(Relaxed) == VERSION;
+        let geometry = Geometry::of(capacity_bytes).filter(|g| sound && g.capacity_bytes == capacity_bytes);
+        let total_bytes = geometry.ok_or(Error::Errno(EPROTO))?.total_bytes();
+        let whole = Mapping::shared(&file, total_bytes as usize, false).map_err(Error::Errno)?;
+        let base = whole.base();
+        core::mem::forget(whole);
+        Ok((base, capacity_bytes))
+    }
+
+    /// A window that was mapped.
+    pub fn at(base: NonNull<u8>, capacity_bytes: u64) -> Self {
+        Self { base, geometry: Geometry { capacity_bytes } }
+    }
+
+    pub fn unmap(base: NonNull<u8>, capacity_bytes: u64) {
+        drop(Mapping::taken_back(base, Geometry { capacity_bytes }.total_bytes() as usize));
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: mapped, page-aligned, longer than the header, made of atomics.
+        unsafe { self.base.cast().as_ref() }
+    }
+
+    fn word(&self, block: u64) -> Option<&AtomicU64> {
+        if block >= self.geometry.blocks() {
+            return None;
+        }
+        // SAFETY: the words of all blocks lie in the mapping, from WORDS_AT on.
+        Some(unsafe { self.base.add(WORDS_AT as usize).cast::<AtomicU64>().add(block as usize).as_ref() })
+    }
+
+    pub fn is_retired(&self) -> bool {
+        self.header().retired.load(Acquire) != 0
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Safety
+    /// `to` must be writable for `count` bytes.
+    pub unsafe fn read(&self, to: *mut u8, count: usize, offset: u64) -> Found {
+        let header = self.header();
+        let size = header.size_bytes.load(Acquire);
+        if size == SIZE_UNKNOWN || size > self.geometry.capacity_bytes || self.is_retired() {
+            return Found::Stale;
+        }
+        let count = size.saturating_sub(offset).min(count as u64) as usize;
+        let mut done = 0;
+        while done < count {
+            let at = offset + done as u64;
+            let Some(word) = self.word(at / BLOCK_BYTES) else { return Found::Stale };
+            let part = ((BLOCK_BYTES - at % BLOCK_BYTES) as usize).min(count - done);
+            let copied = read_block(word, &header.size_bytes, size, || {
+                let from = self.geometry.bytes_at() + at;
+                // SAFETY: the range lies below the size, which is not above the capacity, so in the mapping; `to` is writable for `count`
+                // bytes. That the service may change the bytes meanwhile makes the copy worthless, which the looks around it tell.
+                unsafe {
+                    core::ptr::copy_nonoverlapping(self.base.as_ptr().add(from as usize), to.add(done), part);
+                }
+            });
+            if !copied {
+                return if header.size_bytes.load(Acquire) == size {
+                    Found::Missing(at)
+                } else {
+                    Found::Stale
+                };
+            }
+            done += part;
+        }
+        Found::Bytes(count)
+    }
+}

@@ -1,0 +1,18 @@
+//! What crosses the border between a program and its service, and nothing of either side's logic.
+//!
+//! - [`hello`]: the two messages on the socket, after which it only tells of the other side's end;
+//! - [`channel`]: the memory that one process and its service share for requests;
+//! - [`message`]: what requests and replies say;
+//! - [`window`]: a file's cached bytes, which programs read without asking.
+//!
+//! Everything in shared memory is made of atomics, for which every pattern of bits is a value and changes by the other side are
+//! no data race. Both sides copy what they read before they look at it. `ARCHITECTURE.md` draws the layouts byte by byte.
+#![no_std]
+
+pub mod channel;
+pub mod hello;
+pub mod message;
+pub mod window;
+
+/// Changed with every change of a layout or a meaning; both sides refuse any other.
+pub const VERSION: u32 = 1;

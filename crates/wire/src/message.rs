@@ -1,0 +1,249 @@
+//! What requests and replies say, as words.
+//!
+//! A path or a name lies at the beginning of the slot's area, its length in a word of the request. `at` is the number of an open file
+//! of this channel, or 0 for the root. File numbers are the channel's own.
+
+pub const REQUEST_WORDS: usize = 10;
+pub const REPLY_WORDS: usize = 20;
+
+/// Outcomes beyond error numbers, which are below 4096.
+pub mod outcome {
+    /// Not this door's business (a mount point inside, a way out of the mount, or a file that the kernel has in its hands): ask the kernel.
+    pub const KERNEL: u32 = 0x1_0000;
+}
+
+/// Longest path in a request, as in the kernel (PATH_MAX with its NUL).
+pub const PATH_BYTES_MAX: usize = 4095;
+/// Files up to this size travel in the reply to `Open`.
+pub const CARRIED_BYTES_MAX: usize = 64 << 10;
+/// Open files of one channel.
+pub const FILES_MAX: usize = 16_384;
+
+macro_rules! operations {
+    ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Operation {
+            $($(#[$doc])* $name = $number,)*
+        }
+
+        impl Operation {
+            pub const ALL: &'static [Operation] = &[$(Self::$name,)*];
+
+            pub fn from_number(number: u32) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+operations! {
+    /// Does nothing; the round trip alone.
+    Ping = 0,
+    /// at, path bytes, flags of open(2), mode, umask -> [`opened`]
+    Open = 1,
+    /// file
+    Close = 2,
+    /// file, offset, bytes -> bytes; the bytes lie in the area
+    Read = 3,
+    /// file -> [`Attributes`]
+    FileStatus = 4,
+    /// at, path bytes, flags (AT_SYMLINK_NOFOLLOW) -> [`Attributes`]
+    Status = 5,
+    /// at, path bytes, mode (R_OK...), flags (AT_EACCESS, AT_SYMLINK_NOFOLLOW)
+    Access = 6,
+    /// at, path bytes -> bytes of the target, in the area
+    ReadLink = 7,
+    /// file, offset, bytes, flags (1: append) -> bytes written, the file's size after; the bytes lie in the area
+    Write = 8,
+    /// file, size
+    Truncate = 9,
+    /// file, 1 for data only
+    Sync = 10,
+    /// file, position (0: from the beginning) -> bytes, next position; entries in the area as getdents64(2) writes them
+    ReadDirectory = 11,
+    /// at, path bytes, mode, umask
+    MakeDirectory = 12,
+    /// at, path bytes, flags (AT_REMOVEDIR)
+    Unlink = 13,
+    /// at, path bytes, new at, new path bytes, flags of renameat2(2); both paths in the area, one after the other
+    Rename = 14,
+    /// at, path bytes, bytes of the target before it
+    SymbolicLink = 15,
+    /// at, path bytes, new at, new path bytes, flags (AT_SYMLINK_FOLLOW)
+    Link = 16,
+    /// at, path bytes, mode, flags (AT_SYMLINK_NOFOLLOW); an empty path means `at` itself
+    ChangeMode = 17,
+    /// at, path bytes, uid, gid (u32::MAX: as it is), flags
+    ChangeOwner = 18,
+    /// at, path bytes, atime s, atime ns, mtime s, mtime ns, flags; ns may be UTIME_NOW, UTIME_OMIT
+    ChangeTimes = 19,
+    /// at, path bytes, size
+    TruncatePath = 20,
+    /// file, offset -> what a window of the file is called, see [`window`]; makes the bytes at the offset, and some beyond, resident
+    Window = 21,
+    /// file, mode, offset, bytes
+    Allocate = 22,
+    /// file, offset, whence (SEEK_DATA, SEEK_HOLE) -> offset
+    Seek = 23,
+    /// file -> block size, blocks, free, available, files, free files, longest name
+    FileSystemStatus = 24,
+    /// at, path bytes, name bytes, flags -> bytes of the value, in the area; an empty path means `at` itself
+    GetAttribute = 25,
+    /// at, path bytes, name bytes, value bytes, XATTR flags, flags
+    SetAttribute = 26,
+    /// at, path bytes, flags -> bytes of the names
+    ListAttributes = 27,
+    /// at, path bytes, name bytes, flags
+    RemoveAttribute = 28,
+    /// file, offset -> token (two words). The file's offset is the service's from now on.
+    Share = 29,
+    /// token (two words) -> [`opened`]
+    Attach = 30,
+    /// file, bytes: reads at the shared offset and moves it -> bytes
+    ReadNext = 31,
+    /// file, bytes: writes at the shared offset and moves it -> bytes
+    WriteNext = 32,
+    /// file, offset, whence: moves the shared offset -> offset
+    SeekShared = 33,
+}
+
+/// Words of the reply to `Open`; the attributes follow from [`opened::ATTRIBUTES`] on.
+pub mod opened {
+    pub const FILE: usize = 0;
+    /// Bits of [`super::opened_flags`].
+    pub const FLAGS: usize = 1;
+    /// Bytes of the file in the area, all that it has, if [`super::opened_flags::CARRIED`].
+    pub const CARRIED_BYTES: usize = 2;
+    pub const ATTRIBUTES: usize = 3;
+}
+
+pub mod opened_flags {
+    /// The whole file lies in the area.
+    pub const CARRIED: u64 = 1;
+    /// A window may be asked for.
+    pub const WINDOW: u64 = 2;
+    /// Nobody can change the file's bytes while the stack is served.
+    pub const IMMUTABLE: u64 = 4;
+}
+
+/// Words of the reply to `Window`.
+pub mod window {
+    /// The window's name, 128 bits, written as 32 hexadecimal digits, the first word first.
+    pub const NAME: usize = 0;
+    pub const NAME_MORE: usize = 1;
+}
+
+/// What statx(2) tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    pub ino: u64,
+    pub mode: u32,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u64,
+    pub size_bytes: u64,
+    pub blocks_512: u64,
+    pub blksize_bytes: u32,
+    pub atime_ns: u32,
+    pub mtime_ns: u32,
+    pub ctime_ns: u32,
+    pub btime_ns: u32,
+    pub has_btime: bool,
+    pub atime_s: i64,
+    pub mtime_s: i64,
+    pub ctime_s: i64,
+    pub btime_s: i64,
+}
+
+pub const ATTRIBUTE_WORDS: usize = 13;
+const _: () = assert!(opened::ATTRIBUTES + ATTRIBUTE_WORDS <= REPLY_WORDS);
+
+impl Attributes {
+    pub fn to_words(&self) -> [u64; ATTRIBUTE_WORDS] {
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        [
+            self.ino,
+            pair(self.mode, self.nlink),
+            pair(self.uid, self.gid),
+            self.rdev,
+            self.size_bytes,
+            self.blocks_512,
+            pair(self.blksize_bytes, u32::from(self.has_btime)),
+            pair(self.atime_ns, self.mtime_ns),
+            pair(self.ctime_ns, self.btime_ns),
+            self.atime_s as u64,
+            self.mtime_s as u64,
+            self.ctime_s as u64,
+            self.btime_s as u64,
+        ]
+    }
+
+    pub fn from_words(words: &[u64; ATTRIBUTE_WORDS]) -> Self {
+        let [ino, w1, w2, rdev, size_bytes, blocks_512, w6, w7, w8, atime_s, mtime_s, ctime_s, btime_s] =
+            *words;
+        let (low, high) = (|word: u64| word as u32, |word: u64| (word >> 32) as u32);
+        Self {
+            ino,
+            mode: low(w1),
+            nlink: high(w1),
+            uid: low(w2),
+            gid: high(w2),
+            rdev,
+            size_bytes,
+            blocks_512,
+            blksize_bytes: low(w6),
+            has_btime: high(w6) != 0,
+            atime_ns: low(w7),
+            mtime_ns: high(w7),
+            ctime_ns: low(w8),
+            btime_ns: high(w8),
+            atime_s: atime_s as i64,
+            mtime_s: mtime_s as i64,
+            ctime_s: ctime_s as i64,
+            btime_s: btime_s as i64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_survive_the_way() {
+        let all = Attributes {
+            ino: 1,
+            mode: 2,
+            nlink: 3,
+            uid: 4,
+            gid: 5,
+            rdev: 6,
+            size_bytes: 7,
+            blocks_512: 8,
+            blksize_bytes: 9,
+            atime_ns: 10,
+            mtime_ns: 11,
+            ctime_ns: 12,
+            btime_ns: 13,
+            has_btime: true,
+            atime_s: -14,
+            mtime_s: 15,
+            ctime_s: 16,
+            btime_s: 17,
+        };
+        assert_eq!(Attributes::from_words(&all.to_words()), all);
+    }
+
+    #[test]
+    fn operations_are_their_numbers() {
+        for operation in Operation::ALL {
+            assert_eq!(Operation::from_number(*operation as u32), Some(*operation));
+        }
+        assert_eq!(Operation::from_number(9999), None);
+    }
+}
