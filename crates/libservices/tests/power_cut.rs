@@ -15,7 +15,7 @@ use std::sync::Arc;
 use polytropo_libservices::dir::Dir;
 use polytropo_libservices::owners::Owners;
 use polytropo_libservices::stack::{DirCoherence, DirLayer, Ownership};
-use polytropo_libservices::union::Union;
+use polytropo_libservices::union::{BlockSizes, Union};
 use polytropo_libservices::*;
 
 const IMAGE_SIZE_BYTES: u64 = 64 << 20;
@@ -96,8 +96,19 @@ impl Disk {
         let done = unsafe { libc::ioctl(root.as_raw_fd(), FS_IOC_SHUTDOWN, &NO_LOG_FLUSH) };
         assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
         drop(root);
-        succeed(Command::new("umount").arg(self.root()));
+        self.unmount();
         self.mount();
+    }
+
+    /// Programs that other tests are starting hold what is open here until they run.
+    fn unmount(&self) {
+        for _ in 0..100 {
+            if Command::new("umount").arg("-q").arg(self.root()).status().unwrap().success() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        succeed(Command::new("umount").arg(self.root()));
     }
 
     fn dir(&self, name: &str, ownership: Ownership) -> Arc<dyn Libservice> {
@@ -118,6 +129,11 @@ impl Disk {
                 let (lower, upper) = (self.dir("lower", ownership), self.dir("upper", ownership));
                 Arc::new(Union::new(vec![lower], Some(upper)).unwrap())
             }
+            Kind::Blocks(ownership) => {
+                let (lower, upper) = (self.dir("lower", ownership), self.dir("upper", ownership));
+                let sizes = BlockSizes { block_bytes: 4096, whole_max_bytes: 0 };
+                Arc::new(Union::with_sizes(vec![lower], Some(upper), sizes).unwrap())
+            }
         }
     }
 }
@@ -133,13 +149,17 @@ impl Drop for Disk {
 enum Kind {
     Dir(Ownership),
     Union(Ownership),
+    /// A union that copies no file whole.
+    Blocks(Ownership),
 }
 
-const KINDS: [Kind; 4] = [
+const KINDS: [Kind; 6] = [
     Kind::Dir(Ownership::Native),
     Kind::Dir(Ownership::Xattr),
     Kind::Union(Ownership::Native),
     Kind::Union(Ownership::Xattr),
+    Kind::Blocks(Ownership::Native),
+    Kind::Blocks(Ownership::Xattr),
 ];
 
 fn caller() -> Caller {
@@ -333,6 +353,72 @@ fn write_sync_rename_sync_leaves_the_new_file() {
         |s, kind| {
             assert!(content(s, "f") == [b'n'; 30_000], "{kind:?}");
             assert!(find(s, "f.new").is_err(), "{kind:?}");
+        },
+    );
+}
+
+/// Every block is the old one or the new one, whatever the journal had of them, and those made durable are the new ones.
+#[test]
+fn blocks_are_old_or_new() {
+    const BLOCKS: usize = 24;
+    let block = |n: usize| 4096 * n as u64;
+    cut_between(
+        seed_file,
+        |s, disk| {
+            let node = find(s, "f").unwrap().node;
+            let handle = s.open(&caller(), node, READ_WRITE).unwrap().handle;
+            for n in 0..BLOCKS {
+                let (offset, data_only) = (block(n) + 1000, n % 2 == 0);
+                s.write(&caller(), node, handle, offset, b"changed").unwrap();
+                match n % 6 {
+                    4 | 5 => s.fsync(&caller(), node, handle, data_only).unwrap(),
+                    2 => disk.commit_journal(),
+                    _ => {}
+                }
+            }
+            // Durable, but for what comes now.
+            s.fsync(&caller(), node, handle, true).unwrap();
+            let punch = FallocateMode::PUNCH_HOLE | FallocateMode::KEEP_SIZE;
+            s.fallocate(&caller(), node, handle, punch, 98_500, 500).unwrap();
+            s.write(&caller(), node, handle, 20_000, &[b'!'; 300]).unwrap();
+            disk.commit_journal();
+            s.release(node, handle);
+        },
+        |s, kind| {
+            let found = content(s, "f");
+            assert_eq!(found.len(), 100_000, "{kind:?}");
+            for (at, &byte) in found.iter().enumerate() {
+                let written = at < BLOCKS * 4096 && (1000..1007).contains(&(at % 4096));
+                let late = (20_000..20_300).contains(&at) && byte == b'!';
+                let punched = (98_500..99_000).contains(&at) && byte == 0;
+                let expected = if written { b"changed"[at % 4096 - 1000] } else { b'.' };
+                assert!(byte == expected || late || punched, "{kind:?}: {byte} at {at}");
+            }
+        },
+    );
+}
+
+/// Nothing is made durable: blocks that the journal happens to know of are whole.
+#[test]
+fn blocks_that_were_never_made_durable_are_not_zeros() {
+    cut_between(
+        seed_file,
+        |s, disk| {
+            let node = find(s, "f").unwrap().node;
+            s.setattr(&caller(), node, None, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+            let handle = s.open(&caller(), node, READ_WRITE).unwrap().handle;
+            for at in [10_000, 30_000, 32_768, 99_999] {
+                s.write(&caller(), node, handle, at, b"n").unwrap();
+                disk.commit_journal();
+            }
+            s.write(&caller(), node, handle, 60_000, &[b'n'; 20_000]).unwrap();
+            disk.commit_journal();
+            s.release(node, handle);
+        },
+        |s, kind| {
+            let found = content(s, "f");
+            assert_eq!(found.len(), 100_000, "{kind:?}");
+            assert!(found.iter().all(|&b| b == b'.' || b == b'n'), "{kind:?}: zeros");
         },
     );
 }

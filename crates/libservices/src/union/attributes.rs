@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Union;
+use super::copy_up::Use;
 use super::layers::marks;
 use super::nodes::Node;
 use crate::error::{Errno, Error, Result};
@@ -37,13 +38,15 @@ impl Union {
         if let Some(attr) = self.set_last_times(caller, node, changes)? {
             return Ok(attr);
         }
-        let upper = match changes.size_bytes {
-            Some(size_bytes) if node.kind == libc::S_IFREG => self.raise_limited(node, size_bytes)?,
-            _ => self.raise(node)?,
-        };
+        let new_size = changes.size_bytes.filter(|_| node.kind == libc::S_IFREG);
+        let upper = self.raise_for(node, new_size.map_or(Use::Attributes, Use::Cut))?;
         let open = if node.is_dir() { None } else { self.handle_in_upper(caller, handle) };
         let handle = open.as_ref().map(|open| open.handle);
-        let attr = upper.service().setattr(&self.inside(caller), upper.node, handle, changes)?;
+        let set = || upper.service().setattr(&self.inside(caller), upper.node, handle, changes);
+        let attr = match new_size {
+            Some(size_bytes) => self.cutting(node, size_bytes, set)?,
+            None => set()?,
+        };
         self.notices.inode(caller, node.id);
         Ok(node.shown(attr))
     }

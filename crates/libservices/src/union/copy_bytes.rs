@@ -10,12 +10,52 @@ const BUFFER_SIZE_BYTES: usize = 256 * 1024;
 
 /// Copies the first `size_bytes` of `from` into the empty file `to`; holes stay holes.
 pub fn copy_bytes(caller: &Caller, from: &OpenFile, to: &OpenFile, size_bytes: u64) -> Result<()> {
-    let mut at = 0;
+    copy_range(caller, from, to, (0, size_bytes), |_| Ok(())).map(drop)
+}
+
+/// Copies a range to the same place in `to`, whatever is there. EIO when `from` ends earlier.
+pub fn replace_bytes(caller: &Caller, from: &OpenFile, to: &OpenFile, range: (u64, u64)) -> Result<()> {
+    match copy_range(caller, from, to, range, |hole| fill_with_zeros(caller, to, hole))? {
+        true => Ok(()),
+        false => Err(Error::new(Errno::IO, "copy from a lower file that became shorter")),
+    }
+}
+
+/// Says whether `from` had that many bytes.
+fn copy_range(
+    caller: &Caller,
+    from: &OpenFile,
+    to: &OpenFile,
+    (mut at, end): (u64, u64),
+    skip: impl Fn((u64, u64)) -> Result<()>,
+) -> Result<bool> {
     let mut buffer = Vec::new();
-    while at < size_bytes {
-        let Some((start, end)) = next_data(caller, from, at, size_bytes)? else { return Ok(()) };
-        copy_extent(caller, from, to, (start, end), &mut buffer)?;
-        at = end;
+    while at < end {
+        let next = next_data(caller, from, at, end)?;
+        let start = next.map_or(end, |(start, _)| start);
+        if start > at {
+            skip((at, start))?;
+        }
+        let Some((start, stop)) = next else { return Ok(true) };
+        if copy_extent(caller, from, to, (start, stop), &mut buffer)? < stop {
+            return Ok(false);
+        }
+        at = stop;
+    }
+    Ok(true)
+}
+
+/// What a file has in a range becomes zeros; where it has nothing, nothing is written.
+fn fill_with_zeros(caller: &Caller, to: &OpenFile, (mut at, end): (u64, u64)) -> Result<()> {
+    while at < end {
+        let Some((start, stop)) = next_data(caller, to, at, end)? else { return Ok(()) };
+        let zeros = vec![0; BUFFER_SIZE_BYTES.min(usize::try_from(stop - start).unwrap_or(usize::MAX))];
+        at = start;
+        while at < stop {
+            let length = zeros.len().min(usize::try_from(stop - at).unwrap_or(usize::MAX));
+            write_all(caller, to, at, &zeros[..length])?;
+            at += length as u64;
+        }
     }
     Ok(())
 }
@@ -37,13 +77,14 @@ fn next_data(caller: &Caller, from: &OpenFile, at: u64, size_bytes: u64) -> Resu
     Ok((end > start && start >= at).then_some((start, end)))
 }
 
+/// Says how far it came.
 fn copy_extent(
     caller: &Caller,
     from: &OpenFile,
     to: &OpenFile,
     (mut at, end): (u64, u64),
     buffer: &mut Vec<u8>,
-) -> Result<()> {
+) -> Result<u64> {
     let hosts = from.service().host_file(from.handle).zip(to.service().host_file(to.handle));
     if let Some((source, target)) = hosts {
         while at < end {
@@ -63,15 +104,15 @@ fn copy_extent(
         let length = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
         let count = from.service().read(caller, from.held.node, from.handle, at, &mut buffer[..length])?;
         if count == 0 {
-            return Ok(());
+            break;
         }
         write_all(caller, to, at, &buffer[..count])?;
         at += count as u64;
     }
-    Ok(())
+    Ok(at)
 }
 
-fn write_all(caller: &Caller, to: &OpenFile, offset: u64, data: &[u8]) -> Result<()> {
+pub fn write_all(caller: &Caller, to: &OpenFile, offset: u64, data: &[u8]) -> Result<()> {
     let mut done = 0;
     while done < data.len() {
         let at = offset + done as u64;

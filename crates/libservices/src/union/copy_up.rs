@@ -1,7 +1,8 @@
 //! Copying to the upper what lies in a lower, before it is changed.
 //!
-//! A copy is made whole in the work area, made durable, and moved to its place in one step: at every moment the place
-//! shows the lower inode or all of the copy. This is the seam for copying less than the whole (`limit_bytes`).
+//! A copy is made in the work area, ordered on the device, and moved to its place in one step: at every moment the place
+//! shows the lower inode or all of the copy. Of large files, and for changes of attributes and names of any, no bytes are
+//! copied: the copy is a sparse file with a record of what it lacks (`partial`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -9,11 +10,25 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::Union;
 use super::layers::{Held, OpenFile, Origin, marks};
 use super::nodes::{DEPTH_MAX, Node, Place};
+use super::partial::Partial;
+use super::record::{self, BLOCKS_FEW, BLOCKS_MAX, Blocks, Identity, PATH_MAX_BYTES, Source};
+use super::rename::lower_path;
 use super::work::Work;
 use crate::capabilities::Capabilities;
 use crate::error::{Errno, Error, Result};
 use crate::name::Name;
 use crate::types::*;
+
+/// What a file is copied up for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Its attributes or names are to be changed.
+    Attributes,
+    /// Its bytes are to be changed.
+    Bytes,
+    /// It gets this size.
+    Cut(u64),
+}
 
 /// A finished copy under a name of the work area.
 struct Copy {
@@ -23,6 +38,7 @@ struct Copy {
     marked: bool,
     ino: u64,
     nlink: u32,
+    partial: Option<Arc<Partial>>,
 }
 
 impl Union {
@@ -30,13 +46,12 @@ impl Union {
         self.work.as_ref().ok_or_else(|| Error::new(Errno::ROFS, "change a union without an upper layer"))
     }
 
-    /// The upper's inode of `node`, copied there if need be with all its bytes. No `entries` may be held.
+    /// The upper's inode of `node`, copied there if need be, for a change that leaves its bytes alone. No `entries` may be held.
     pub(super) fn raise(&self, node: &Arc<Node>) -> Result<Arc<Held>> {
-        self.raise_limited(node, u64::MAX)
+        self.raise_for(node, Use::Attributes)
     }
 
-    /// `raise`, for one who is going to cut the file to `limit_bytes`.
-    pub(super) fn raise_limited(&self, node: &Arc<Node>, limit_bytes: u64) -> Result<Arc<Held>> {
+    pub(super) fn raise_for(&self, node: &Arc<Node>, purpose: Use) -> Result<Arc<Held>> {
         let work = self.work()?;
         loop {
             if let Some(upper) = node.upper() {
@@ -54,7 +69,7 @@ impl Union {
                 chain.push(place.parent);
             }
             while let Some(next) = chain.pop() {
-                if !self.raise_one(work, &next, limit_bytes)? {
+                if !self.raise_one(work, &next, purpose)? {
                     break;
                 }
             }
@@ -62,7 +77,7 @@ impl Union {
     }
 
     /// Says whether it is on the upper now; if not, its parent went elsewhere meanwhile.
-    fn raise_one(&self, work: &Work, node: &Arc<Node>, limit_bytes: u64) -> Result<bool> {
+    fn raise_one(&self, work: &Work, node: &Arc<Node>, purpose: Use) -> Result<bool> {
         let _copying = node.copying.lock();
         if node.is_raised() {
             return Ok(true);
@@ -74,7 +89,7 @@ impl Union {
         if node.is_dir() && place.is_none() {
             return Err(Error::new(Errno::NOENT, "change a directory that was removed"));
         }
-        let copy = self.copy(work, node, limit_bytes)?;
+        let copy = self.copy(work, node, purpose)?;
         let published = self.publish(work, node, place, &copy);
         if published.is_err() && !node.is_raised() {
             self.discard(work, node.is_dir(), &copy.name);
@@ -92,29 +107,36 @@ impl Union {
         };
     }
 
-    fn copy(&self, work: &Work, node: &Arc<Node>, limit_bytes: u64) -> Result<Copy> {
+    fn copy(&self, work: &Work, node: &Arc<Node>, purpose: Use) -> Result<Copy> {
         let stack = node.stack();
         let (lower, name) = (stack.top(), work.fresh_name());
         let mut attr = lower.attr(&self.own)?;
         node.with_last_times(&mut attr);
         let nameless = node.place().is_none() && node.shown(attr.clone()).nlink == 0;
+        let plan = if nameless { None } else { self.plan_to_leave(node, lower, &attr, purpose)? };
         let (held, file) = self.make_like(work, lower, &attr, &name)?;
-        let filled = self.fill(lower, &attr, &held, file.as_ref(), limit_bytes).and_then(|()| {
-            let marked = self.mark_origin(&held, node.origin, &attr)?;
-            self.dress(lower, &attr, &held)?;
-            match &file {
-                // Without this a power cut could leave a short file where a whole one was.
-                Some(file) if attr.size_bytes > 0 && limit_bytes > 0 && !nameless => {
-                    file.service().order(&self.own, held.node, file.handle)?;
+        let size_bytes = if let Use::Cut(size_bytes) = purpose {
+            attr.size_bytes.min(size_bytes)
+        } else {
+            attr.size_bytes
+        };
+        let filled =
+            self.fill(work, lower, &attr, (&held, file.as_ref()), (plan, size_bytes)).and_then(|partial| {
+                let marked = self.mark_origin(&held, node.origin, &attr)?;
+                self.dress(lower, &attr, &held)?;
+                match &file {
+                    // Without this a power cut could leave a short file where a whole one was.
+                    Some(file) if size_bytes > 0 && !nameless => {
+                        file.service().order(&self.own, held.node, file.handle)?;
+                    }
+                    _ => {}
                 }
-                _ => {}
-            }
-            Ok(marked)
-        });
+                Ok((marked, partial))
+            });
         match filled {
-            Ok(marked) => {
+            Ok((marked, partial)) => {
                 let ino = held.attr(&self.own)?.ino;
-                Ok(Copy { held, name, marked, ino, nlink: attr.nlink })
+                Ok(Copy { held, name, marked, ino, nlink: attr.nlink, partial })
             }
             Err(e) => {
                 self.discard(work, attr.is_dir(), &name);
@@ -151,22 +173,72 @@ impl Union {
         Ok((held, file))
     }
 
+    /// The bytes up to `size_bytes`, or a record of where they are.
     fn fill(
         &self,
+        work: &Work,
         lower: &Arc<Held>,
         attr: &Attr,
-        held: &Held,
-        file: Option<&OpenFile>,
-        limit_bytes: u64,
-    ) -> Result<()> {
-        let size_bytes = attr.size_bytes.min(limit_bytes);
-        let Some(file) = file.filter(|_| size_bytes > 0) else { return Ok(()) };
+        (held, file): (&Held, Option<&OpenFile>),
+        (plan, size_bytes): (Option<Source>, u64),
+    ) -> Result<Option<Arc<Partial>>> {
+        let Some(file) = file.filter(|_| size_bytes > 0) else { return Ok(None) };
+        let size = SetAttr { size_bytes: Some(size_bytes), ..SetAttr::default() };
+        let resize = || held.service().setattr(&self.own, held.node, Some(file.handle), &size);
+        if let Some(source) = plan {
+            if clone_whole(&self.own, lower, file) {
+                resize()?;
+                return Ok(None);
+            }
+            if let Some(blocks) = self.record(work, held, &source, size_bytes)? {
+                resize()?;
+                return Ok(Some(Partial::new(source, lower.clone(), attr.blocks_512, blocks)));
+            }
+        }
         let (source, _) = OpenFile::open(&self.own, lower, OpenFlags::READ | OpenFlags::NOATIME)?;
         super::copy_bytes::copy_bytes(&self.own, &source, file, size_bytes)?;
         // A hole at the end.
-        let size = SetAttr { size_bytes: Some(size_bytes), ..SetAttr::default() };
-        held.service().setattr(&self.own, held.node, Some(file.handle), &size)?;
-        Ok(())
+        resize()?;
+        Ok(None)
+    }
+
+    /// Where the bytes of a lower file are to stay for now. `None` when it is better to copy them.
+    fn plan_to_leave(
+        &self,
+        node: &Arc<Node>,
+        lower: &Held,
+        attr: &Attr,
+        purpose: Use,
+    ) -> Result<Option<Source>> {
+        let small = attr.size_bytes <= self.sizes.whole_max_bytes && purpose != Use::Attributes;
+        // What others may change does not stay as it is.
+        let stays = lower.layer.settled && self.capabilities_below().contains(Capabilities::XATTRS);
+        let (Some(origin), false, true, libc::S_IFREG) = (node.origin, small, stays, attr.file_type()) else {
+            return Ok(None);
+        };
+        let Ok(path) = lower_path(node) else { return Ok(None) };
+        let source = Source { origin, identity: Identity::of(attr), path: path.into_boxed_slice() };
+        if attr.size_bytes == 0 || source.path.len() > PATH_MAX_BYTES {
+            return Ok(None);
+        }
+        let found = self.find_source(&source)?;
+        Ok(found.is_some_and(|(found, _)| found.key() == lower.key()).then_some(source))
+    }
+
+    /// Records that the upper has no block yet. `None` when there is no room for that.
+    fn record(&self, work: &Work, held: &Held, source: &Source, size_bytes: u64) -> Result<Option<Blocks>> {
+        work.allow_partial_files(&self.own)?;
+        for count_max in [BLOCKS_MAX, BLOCKS_FEW] {
+            let blocks = self.sizes.blocks(size_bytes, count_max);
+            let value = record::encode(source, &blocks);
+            match held.service().setxattr(&self.own, held.node, marks::BLOCKS, &value, XattrFlags::empty()) {
+                Ok(()) => return Ok(Some(blocks)),
+                Err(e) if [Errno::NOSPC, Errno::DQUOT, Errno::TOOBIG, Errno::RANGE].contains(&e.errno()) => {}
+                Err(e) if e.is(Errno::OPNOTSUPP) || e.is(Errno::PERM) => return Ok(None),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(None)
     }
 
     /// Owner, extended attributes (a change of owner drops capabilities), mode, times.
@@ -227,7 +299,7 @@ impl Union {
             let none = RenameFlags::empty();
             upper.service().rename(own, tmp.node, &copy.name, upper.node, &name, none)?;
         }
-        self.nodes.raise(node, copy.held.clone());
+        self.nodes.raise(node, copy.held.clone(), copy.partial.clone());
         node.fresh.store(true, Release);
         restore_times(own, &upper, &times)
     }
@@ -239,7 +311,7 @@ impl Union {
         } else {
             work.tmp.service().unlink(&self.own, work.tmp.node, &copy.name)?;
         }
-        self.nodes.raise(node, copy.held.clone());
+        self.nodes.raise(node, copy.held.clone(), copy.partial.clone());
         Ok(())
     }
 
@@ -277,6 +349,21 @@ impl Union {
         parent.impure.store(true, Release);
         Ok(())
     }
+}
+
+/// Makes `file` share all bytes of a lower file, where the host's filesystem can.
+fn clone_whole(caller: &Caller, lower: &Arc<Held>, file: &OpenFile) -> bool {
+    if lower.layer.no_clones.load(Relaxed) {
+        return false;
+    }
+    let cloned = || {
+        let (source, _) = OpenFile::open(caller, lower, OpenFlags::READ | OpenFlags::NOATIME).ok()?;
+        let hosts = source.service().host_file(source.handle).zip(file.service().host_file(file.handle))?;
+        rustix::fs::ioctl_ficlone(&*hosts.1, &*hosts.0).ok()
+    };
+    let done = cloned().is_some();
+    lower.layer.no_clones.store(!done, Relaxed);
+    done
 }
 
 /// Whatever a copy-up does to a directory of the upper, nobody changed the union's directory.

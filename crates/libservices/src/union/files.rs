@@ -5,11 +5,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::Union;
+use super::copy_up::Use;
 use super::layers::{OpenDir, OpenFile};
 use super::nodes::{DEPTH_MAX, Node};
+use super::partial::Partial;
 use crate::error::{Errno, Error, Result};
 use crate::types::*;
 
@@ -18,15 +20,26 @@ const COPY_MAX_BYTES: u64 = 1 << 20;
 
 /// One open file of the union.
 pub struct File {
-    node: Arc<Node>,
-    flags: OpenFlags,
+    pub(super) node: Arc<Node>,
+    pub(super) flags: OpenFlags,
     target: RwLock<Arc<OpenFile>>,
+    /// Of a file of which the upper holds a part: where the others are.
+    lower: Mutex<Option<Arc<OpenFile>>>,
 }
 
 impl File {
     fn new(node: &Arc<Node>, flags: OpenFlags, open: OpenFile) -> Self {
         node.open_files.fetch_add(1, Relaxed);
-        Self { node: node.clone(), flags, target: RwLock::new(Arc::new(open)) }
+        Self { node: node.clone(), flags, target: RwLock::new(Arc::new(open)), lower: Mutex::default() }
+    }
+
+    /// The open file of the lower that holds what the upper lacks.
+    pub(super) fn lower(&self, own: &Caller, partial: &Partial) -> Result<Arc<OpenFile>> {
+        if let Some(open) = &*self.lower.lock() {
+            return Ok(open.clone());
+        }
+        let opened = OpenFile::open(own, &partial.lower, OpenFlags::READ | OpenFlags::NOATIME)?.0;
+        Ok(self.lower.lock().get_or_insert(Arc::new(opened)).clone())
     }
 }
 
@@ -50,13 +63,18 @@ impl Union {
         let flags = flags - OpenFlags::EXCLUSIVE;
         let changes = flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE);
         let held = if changes {
-            let limit = if flags.contains(OpenFlags::TRUNCATE) { 0 } else { u64::MAX };
-            self.raise_limited(node, limit)?
+            self.raise_for(node, if flags.contains(OpenFlags::TRUNCATE) { Use::Cut(0) } else { Use::Bytes })?
         } else {
             node.stack().top().clone()
         };
-        let (open, opened) = OpenFile::open(&self.inside(caller), &held, flags)?;
-        if flags.contains(OpenFlags::TRUNCATE) {
+        let open = || OpenFile::open(&self.inside(caller), &held, flags);
+        let truncates = flags.contains(OpenFlags::TRUNCATE);
+        if !truncates && held.is_upper() {
+            // Tells now what reading and writing would.
+            self.partial(node)?;
+        }
+        let (open, opened) = if truncates { self.cutting(node, 0, open)? } else { open()? };
+        if truncates {
             self.notices.inode(caller, node.id);
         }
         Ok(self.opened(node, open, opened, flags))
@@ -98,8 +116,8 @@ impl Union {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<usize> {
-        let (_, open) = self.current(caller, handle)?;
-        open.service().read(caller, open.held.node, open.handle, offset, buffer)
+        let (file, open) = self.current(caller, handle)?;
+        self.read_open(caller, (&file, &open), offset, buffer)
     }
 
     pub(super) fn write_file(
@@ -110,8 +128,7 @@ impl Union {
         data: &[u8],
     ) -> Result<usize> {
         let (file, open) = self.current(caller, handle)?;
-        let written =
-            open.service().write(&self.inside(caller), open.held.node, open.handle, offset, data)?;
+        let written = self.write_open(&self.inside(caller), (&file, &open), offset, data)?;
         self.notices.inode(caller, file.node.id);
         Ok(written)
     }
@@ -123,7 +140,14 @@ impl Union {
 
     pub(super) fn sync_file(&self, caller: &Caller, handle: HandleId, data_only: bool) -> Result<()> {
         let (file, open) = self.current(caller, handle)?;
-        open.service().fsync(caller, open.held.node, open.handle, data_only)?;
+        // fdatasync(2) leaves attributes out, and the record is one.
+        let unsynced = &file.node.bytes.unsynced;
+        let recorded = open.held.is_upper() && unsynced.swap(false, AcqRel);
+        let done = open.service().fsync(caller, open.held.node, open.handle, data_only && !recorded);
+        if done.is_err() && recorded {
+            unsynced.store(true, Release);
+        }
+        done?;
         self.sync_names(&file.node)
     }
 
@@ -153,7 +177,15 @@ impl Union {
         (offset, length): (u64, u64),
     ) -> Result<()> {
         let (file, open) = self.current(caller, handle)?;
-        open.service().fallocate(&self.inside(caller), open.held.node, open.handle, mode, offset, length)?;
+        let inside = self.inside(caller);
+        match self.partial_of(&file, &open)? {
+            Some(partial) => {
+                self.allocate_merged(&inside, (&file, &open, &partial), mode, (offset, length))?;
+            }
+            None => {
+                open.service().fallocate(&inside, open.held.node, open.handle, mode, offset, length)?;
+            }
+        }
         self.notices.inode(caller, file.node.id);
         Ok(())
     }
@@ -165,8 +197,11 @@ impl Union {
         offset: u64,
         to: SeekTo,
     ) -> Result<u64> {
-        let (_, open) = self.current(caller, handle)?;
-        open.service().seek(caller, open.held.node, open.handle, offset, to)
+        let (file, open) = self.current(caller, handle)?;
+        match self.partial_of(&file, &open)? {
+            Some(partial) => self.seek_merged(caller, (&file, &open, &partial), offset, to),
+            None => open.service().seek(caller, open.held.node, open.handle, offset, to),
+        }
     }
 
     /// Between layers by hand, a bounded piece at a time.
@@ -177,11 +212,13 @@ impl Union {
         to: (HandleId, u64),
         length: u64,
     ) -> Result<u64> {
-        let (_, source) = self.current(caller, from.0)?;
+        let (read, source) = self.current(caller, from.0)?;
         let (file, target) = self.current(caller, to.0)?;
-        if source.held.layer.ordinal != target.held.layer.ordinal {
+        let apart = self.partial_of(&read, &source)?.is_some() || self.partial_of(&file, &target)?.is_some();
+        if apart || source.held.layer.ordinal != target.held.layer.ordinal {
             let length = length.min(COPY_MAX_BYTES);
-            let copied = copy_piece(&self.inside(caller), (&source, from.1), (&target, to.1), length)?;
+            let ends = (((&*read, &*source), from.1), ((&*file, &*target), to.1));
+            let copied = self.copy_piece(&self.inside(caller), ends.0, ends.1, length)?;
             self.notices.inode(caller, file.node.id);
             return Ok(copied);
         }
@@ -196,8 +233,9 @@ impl Union {
     }
 
     pub(super) fn file_of_host(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
-        let (_, open) = self.current(&self.own, handle).ok()?;
-        open.service().host_file(open.handle)
+        let (file, open) = self.current(&self.own, handle).ok()?;
+        // A part of the bytes is not the file.
+        self.partial_of(&file, &open).ok()?.is_none().then(|| open.service().host_file(open.handle))?
     }
 
     /// The handle of the layer that `held` is of, for operations that may use one.
@@ -205,19 +243,4 @@ impl Union {
         let (_, open) = self.current(caller, handle?).ok()?;
         open.held.is_upper().then_some(open)
     }
-}
-
-fn copy_piece(
-    caller: &Caller,
-    (source, from): (&OpenFile, u64),
-    (target, to): (&OpenFile, u64),
-    length: u64,
-) -> Result<u64> {
-    let mut buffer = vec![0; length as usize];
-    let read = source.service().read(caller, source.held.node, source.handle, from, &mut buffer)?;
-    if read == 0 {
-        return Ok(0);
-    }
-    let written = target.service().write(caller, target.held.node, target.handle, to, &buffer[..read])?;
-    Ok(written as u64)
 }

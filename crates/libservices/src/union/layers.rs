@@ -1,6 +1,7 @@
 //! The layers of a union, what is held of them, and how their inode numbers become the union's.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::capabilities::Coherence;
 use crate::error::{Errno, Result};
@@ -18,12 +19,14 @@ pub struct Layer {
     pub ordinal: u16,
     /// Nobody changes it but (if at all) this union: what was found there may be remembered.
     pub settled: bool,
+    /// Its files cannot be cloned into the upper: asked once.
+    pub no_clones: AtomicBool,
 }
 
 impl Layer {
     pub fn new(service: Arc<dyn Libservice>, ordinal: u16) -> Arc<Self> {
         let settled = service.coherence() != Coherence::Shared;
-        Arc::new(Self { service, ordinal, settled })
+        Arc::new(Self { service, ordinal, settled, no_clones: AtomicBool::new(false) })
     }
 
     pub fn is_upper(&self) -> bool {
@@ -238,6 +241,9 @@ pub mod marks {
     pub const IMPURE: &[u8] = b"user.polytropo.impure";
     /// How many names a file of the link index has in the union.
     pub const LINKS: &[u8] = b"user.polytropo.links";
+
+    /// Which blocks of a file are the upper's own, and where the others are (`record`).
+    pub const BLOCKS: &[u8] = b"user.polytropo.blocks";
 
     pub fn is_own(name: &[u8]) -> bool {
         name.starts_with(PREFIX)

@@ -189,6 +189,8 @@ impl Union {
             self.watch_lowers(&node);
         }
         let _ = parent;
+        // What cannot be read can still be looked at, renamed and removed.
+        let _ = self.partial(&node);
         let attr = node.shown(attr);
         Ok(Found { node, attr })
     }

@@ -5,8 +5,9 @@
 //! that moves remembers what it merges with (`rename`). The format is described in ARCHITECTURE.md.
 //!
 //! **Order of locks**: `Node::copying`, then `Union::moves`, then `Node::entries` (of several: by node number), then `Node::links`,
-//! then any of the short ones (tables, places, stacks, names), under which no layer is called. Nothing is
-//! copied up while `entries` or `moves` is held.
+//! then `Partial::filling`, then what a node knows of its record (`Bytes`), then any
+//! of the short ones (tables, places, stacks, names), under which no layer is called. Nothing is copied up while `entries` or
+//! `moves` is held.
 
 mod attributes;
 mod copy_bytes;
@@ -17,7 +18,10 @@ mod layers;
 mod listing;
 mod lookup;
 mod lower_names;
+mod merging;
 mod nodes;
+mod partial;
+mod record;
 mod relay;
 mod remove;
 mod rename;
@@ -44,6 +48,7 @@ use layers::{Held, Layer, Origin};
 use listing::Listing;
 use lookup::Found;
 use nodes::{Node, Nodes, Seed, Stack};
+pub use partial::BlockSizes;
 use work::Work;
 
 /// Unions act in their layers as doors of their own, counted from here.
@@ -62,6 +67,7 @@ pub struct Union {
     listings: Handles<Listing>,
     notices: Arc<Notices>,
     work: Option<Work>,
+    sizes: BlockSizes,
     /// Held while directories move.
     moves: Mutex<()>,
     /// How many names are remembered in all directories' tables.
@@ -73,6 +79,15 @@ pub struct Union {
 impl Union {
     /// `lowers` are the topmost first. EINVAL when there are too many, EROFS when the upper cannot be written.
     pub fn new(lowers: Vec<Arc<dyn Libservice>>, upper: Option<Arc<dyn Libservice>>) -> Result<Self> {
+        Self::with_sizes(lowers, upper, BlockSizes::default())
+    }
+
+    /// `new`, with blocks of another size for files that are copied up from now on.
+    pub fn with_sizes(
+        lowers: Vec<Arc<dyn Libservice>>,
+        upper: Option<Arc<dyn Libservice>>,
+        sizes: BlockSizes,
+    ) -> Result<Self> {
         if lowers.is_empty() || lowers.len() > crate::stack::LOWERS_MAX {
             return Err(Error::new(Errno::INVAL, "build a union of no lowers or of too many"));
         }
@@ -91,6 +106,7 @@ impl Union {
             listings: Handles::default(),
             notices: Arc::default(),
             work,
+            sizes,
             moves: Mutex::default(),
             names_cached: Arc::default(),
             own,

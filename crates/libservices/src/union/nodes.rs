@@ -11,6 +11,7 @@ use rustc_hash::FxHashMap;
 
 use super::layers::{Held, Key, Origin};
 use super::lower_names::LowerNames;
+use super::partial::{Bytes, Partial};
 use crate::name::Name;
 use crate::types::{Attr, NodeId, Timestamp};
 
@@ -84,6 +85,8 @@ pub struct Node {
     pub last_times: Mutex<LastTimes>,
     /// Its name in the upper is not yet known to be durable.
     pub fresh: AtomicBool,
+    /// Which layers hold the bytes of a file on the upper.
+    pub bytes: Bytes,
     pub lower_names: Mutex<LowerNames>,
     table: Weak<Nodes>,
 }
@@ -185,6 +188,7 @@ impl Node {
     /// The layers' attributes as the union shows them.
     pub fn shown(&self, mut attr: Attr) -> Attr {
         attr.ino = self.ino;
+        attr.blocks_512 += if self.is_raised() { self.bytes.lower_blocks_512() } else { 0 };
         if self.is_dir() {
             if self.is_dead() {
                 attr.nlink = 0;
@@ -275,6 +279,11 @@ impl Nodes {
             return known;
         }
         let seed = seed.take().expect("used once");
+        let bytes = Bytes::default();
+        if seed.origin.is_none() {
+            // Not copied from anywhere.
+            bytes.set(None);
+        }
         let node = Arc::new(Node {
             id: NodeId(self.next_id.fetch_add(1, Relaxed)),
             ino: seed.ino,
@@ -294,6 +303,7 @@ impl Nodes {
             open_files: AtomicU32::new(0),
             last_times: Mutex::default(),
             fresh: AtomicBool::new(false),
+            bytes,
             lower_names: Mutex::default(),
             table: Arc::downgrade(self),
         });
@@ -322,9 +332,11 @@ impl Nodes {
         drop(gone);
     }
 
-    /// `node` is on the upper from now on.
-    pub fn raise(&self, node: &Arc<Node>, upper: Arc<Held>) {
+    /// `node` is on the upper from now on, with all its bytes or some.
+    pub fn raise(&self, node: &Arc<Node>, upper: Arc<Held>, partial: Option<Arc<Partial>>) {
         self.add_key(node, upper.key());
+        node.bytes.unsynced.store(partial.is_some(), Release);
+        node.bytes.set(partial);
         let mut stack = node.stack.write();
         let parts = std::iter::once(upper).chain(stack.parts.iter().cloned()).collect();
         *stack = Arc::new(Stack { parts, redirect: stack.redirect.clone() });

@@ -223,7 +223,7 @@ fn check(old: &End<'_>, new: &End<'_>, source: &Arc<Node>, flags: RenameFlags) -
 }
 
 /// Where in the lowers a directory's lower parts are.
-fn lower_path(node: &Arc<Node>) -> Result<Vec<u8>> {
+pub(super) fn lower_path(node: &Arc<Node>) -> Result<Vec<u8>> {
     let mut names: Vec<Box<Name>> = Vec::new();
     let mut at = node.clone();
     let mut path = Vec::new();

@@ -1,12 +1,13 @@
 //! The work area in the upper's root: files on their way up, and the index of files that need one.
 //!
-//! `tmp/` holds what is being copied; it is cleared at start. `links/` has one name, `ORDINAL-INO` of the lower inode,
+//! `work/` holds what is being copied; it is cleared at start. `links/` has one name, `ORDINAL-INO` of the lower inode,
 //! for every copied file of several names, so that all of them lead to the copy; and for symbolic links and special files,
 //! which cannot carry their origin themselves. `removed/` has one name, `ORDINAL-INO-COUNT`, for every lower inode of several names that lost
-//! some of them without having been copied. `whiteout` is the file that whiteouts are links to.
+//! some of them without having been copied. `whiteout` is the file that whiteouts are links to. `format-N` says that no version may use the upper
+//! that does not know N; without one it is 1.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -21,6 +22,12 @@ use crate::types::*;
 /// Bound on nesting when leftovers are cleared.
 const DEPTH_MAX: usize = 64;
 
+/// Files of which the upper has only some blocks came with 2.
+const FORMAT: u32 = 2;
+const FORMAT_NAME: &str = "format-";
+/// Where copies were made at first. As a file, it keeps versions out that know no more than format 1.
+const OLD_TMP: &str = "tmp";
+
 /// Where the whiteout that others are links to is kept.
 const WHITEOUT: &str = "whiteout";
 
@@ -29,6 +36,9 @@ pub struct Work {
     pub links: Arc<Held>,
     removed: Arc<Held>,
     area: Arc<Held>,
+    /// The upper says that it is of the format that has partial files.
+    partial_files: AtomicBool,
+    making_format: Mutex<()>,
     /// One empty file whose names are whiteouts: a name costs less than an inode.
     whiteout: Mutex<Option<Arc<Held>>>,
     next: AtomicU64,
@@ -74,7 +84,9 @@ impl Work {
     pub fn open(caller: &Caller, upper: &Arc<Layer>) -> Result<Self> {
         let root = Held::new(upper, NodeId::ROOT);
         let area = directory(caller, &root, names::work_area())?;
-        let tmp = directory(caller, &area, names::fixed("tmp"))?;
+        let partial_files = read_format(caller, &area)? > 1;
+        clear_old_tmp(caller, &area)?;
+        let tmp = directory(caller, &area, names::fixed("work"))?;
         let links = directory(caller, &area, names::fixed("links"))?;
         let removed = directory(caller, &area, names::fixed("removed"))?;
         clear(caller, &tmp, 0)?;
@@ -83,7 +95,27 @@ impl Work {
         let index = Mutex::new(index);
         let whiteout = area.find(caller, names::fixed(WHITEOUT))?.map(|(held, _)| Arc::new(held));
         let whiteout = Mutex::new(whiteout);
-        Ok(Self { tmp, links, removed, area, whiteout, next: AtomicU64::new(0), index })
+        let (partial_files, making_format) = (AtomicBool::new(partial_files), Mutex::default());
+        let next = AtomicU64::new(0);
+        Ok(Self { tmp, links, removed, area, partial_files, making_format, whiteout, next, index })
+    }
+
+    pub fn has_partial_files(&self) -> bool {
+        self.partial_files.load(Acquire)
+    }
+
+    /// Says on disk, before the first of them is there, that the upper has partial files.
+    pub fn allow_partial_files(&self, caller: &Caller) -> Result<()> {
+        if self.has_partial_files() {
+            return Ok(());
+        }
+        let _making = self.making_format.lock();
+        let name = format!("{FORMAT_NAME}{FORMAT}");
+        for name in [OLD_TMP, &name] {
+            make_empty(caller, &self.area, Name::new(name.as_bytes())?)?;
+        }
+        self.partial_files.store(true, Release);
+        Ok(())
     }
 
     /// A name in `tmp/` that is not in use.
@@ -146,6 +178,35 @@ impl Work {
             }
         }
         Ok(())
+    }
+}
+
+/// The format that an upper says it has. EPROTONOSUPPORT when it is a later one.
+fn read_format(caller: &Caller, area: &Arc<Held>) -> Result<u32> {
+    let mut format = 1;
+    for name in list(caller, area)? {
+        if let Some(number) = name.as_bytes().strip_prefix(FORMAT_NAME.as_bytes()) {
+            format = format.max(count(number).unwrap_or(u32::MAX));
+        }
+    }
+    if format > FORMAT {
+        let problem = format!(
+            "use an upper directory of format {format}, which a later version of polytropo wrote; this one knows {FORMAT}, so use that version"
+        );
+        return Err(Error::new(Errno::PROTONOSUPPORT, problem));
+    }
+    Ok(format)
+}
+
+/// What an earlier version left half done.
+fn clear_old_tmp(caller: &Caller, area: &Arc<Held>) -> Result<()> {
+    let old = names::fixed(OLD_TMP);
+    match area.find(caller, old)? {
+        Some((held, attr)) if attr.is_dir() => {
+            clear(caller, &Arc::new(held), 0)?;
+            area.service().rmdir(caller, area.node, old)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use polytropo_libservices::dir::Dir;
 use polytropo_libservices::owners::Owners;
 use polytropo_libservices::stack::{DirCoherence, DirLayer, Ownership};
-use polytropo_libservices::union::Union;
+use polytropo_libservices::union::{BlockSizes, Union};
 use polytropo_libservices::*;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -140,11 +140,18 @@ fn directory_with_owners_in_attributes() {
     hold(Ownership::Xattr, |place| dir(&place.seed, DirCoherence::Exclusive, Ownership::Xattr, false));
 }
 
-/// The tree of the beginning below, all changes above.
+/// So small that files of the test have many blocks, and none is copied whole.
+const SMALL_BLOCKS: BlockSizes = BlockSizes { block_bytes: 512, whole_max_bytes: 0 };
+
 fn union(place: &Place, ownership: Ownership) -> Arc<dyn Libservice> {
+    union_by(place, ownership, BlockSizes::default())
+}
+
+/// The tree of the beginning below, all changes above.
+fn union_by(place: &Place, ownership: Ownership, sizes: BlockSizes) -> Arc<dyn Libservice> {
     let lower = dir(&place.seed, DirCoherence::Immutable, ownership, true);
     let upper = dir(&place.upper, DirCoherence::Exclusive, ownership, false);
-    Arc::new(Union::new(vec![lower], Some(upper)).unwrap())
+    Arc::new(Union::with_sizes(vec![lower], Some(upper), sizes).unwrap())
 }
 
 #[test]
@@ -155,4 +162,14 @@ fn union_of_two_directories() {
 #[test]
 fn union_with_owners_in_attributes() {
     hold(Ownership::Xattr, |place| union(place, Ownership::Xattr));
+}
+
+#[test]
+fn union_that_copies_blocks() {
+    hold(Ownership::Native, |place| union_by(place, Ownership::Native, SMALL_BLOCKS));
+}
+
+#[test]
+fn union_that_copies_blocks_with_owners_in_attributes() {
+    hold(Ownership::Xattr, |place| union_by(place, Ownership::Xattr, SMALL_BLOCKS));
 }

@@ -54,6 +54,7 @@ impl Libservice for Failing {
         create(parent: NodeId, name: &Name, mode: u32, flags: OpenFlags) -> (Entry, Opened);
         write(node: NodeId, handle: HandleId, offset: u64, data: &[u8]) -> usize;
         fsync(node: NodeId, handle: HandleId, data_only: bool) -> ();
+        fallocate(node: NodeId, handle: HandleId, mode: FallocateMode, offset: u64, length: u64) -> ();
         setxattr(node: NodeId, name: &[u8], value: &[u8], flags: XattrFlags) -> ();
         removexattr(node: NodeId, name: &[u8]) -> ();
     }
@@ -64,6 +65,18 @@ type Change = fn(&View) -> Result<()>;
 /// What is done first, without failures, and then with them.
 const CHANGES: &[(&str, Change, Change)] = &[
     ("append to a lower file", nothing, |view| view.append("a/a/a", "+")),
+    ("write inside a lower file", nothing, |view| write_at(view, "a/a/a", 6, "new bytes")),
+    ("write in a file of which a part was copied", in_part, |view| write_at(view, "a/a/a", 3, "new bytes")),
+    ("write the rest of such a file", in_part, |view| write_at(view, "a/a/a", 0, &"n".repeat(40))),
+    ("write blocks that were not copied", in_part, |view| write_at(view, "a/a/a", 20, "new bytes")),
+    ("punch a lower file", nothing, |view| punch(view, "a/a/a", (5, 10))),
+    ("cut a file of which a part was copied", in_part, |view| {
+        view.setattr("a/a/a", &SetAttr { size_bytes: Some(10), ..SetAttr::default() }).map(drop)
+    }),
+    ("change the mode of a lower file", nothing, |view| {
+        view.setattr("a/a/a", &SetAttr { mode: Some(0o600), ..SetAttr::default() }).map(drop)
+    }),
+    ("rename a file of which a part was copied", in_part, |view| view.rename("a/a/a", "d/e")),
     ("append to a file of several names", nothing, |view| view.append("a/a/b", "+")),
     ("change a lower directory", nothing, |view| {
         view.setattr("a/b", &SetAttr { mode: Some(0o700), ..SetAttr::default() }).map(drop)
@@ -112,24 +125,55 @@ const CHANGES: &[(&str, Change, Change)] = &[
     }),
 ];
 
+/// How far changes come that are made of several.
+const STEPS: &[(&str, Change, Change)] = &[
+    ("make a directory over a whiteout", empty_d, |view| view.rmdir("c/d")),
+    // Blocks of one kind at a time; write(2) says then how much was written.
+    ("write in a file of which a part was copied", in_part, |view| write_at(view, "a/a/a", 3, "new b")),
+    ("write the rest of such a file", in_part, |view| write_at(view, "a/a/a", 0, &"n".repeat(8))),
+    ("write the rest of such a file", in_part, |view| write_at(view, "a/a/a", 0, &"n".repeat(16))),
+];
+
 fn nothing(_: &View) -> Result<()> {
     Ok(())
+}
+
+fn in_part(view: &View) -> Result<()> {
+    write_at(view, "a/a/a", 9, "12345")
+}
+
+fn with_file(view: &View, path: &str, change: impl FnOnce(HandleId) -> Result<()>) -> Result<()> {
+    let handle = view.open(path, OpenFlags::WRITE)?;
+    let done = change(handle);
+    view.close(handle);
+    done
+}
+
+fn write_at(view: &View, path: &str, at: u64, text: &str) -> Result<()> {
+    with_file(view, path, |handle| {
+        view.union.write(&view.caller, NodeId::ROOT, handle, at, text.as_bytes()).map(drop)
+    })
+}
+
+fn punch(view: &View, path: &str, (at, length): (u64, u64)) -> Result<()> {
+    let mode = FallocateMode::PUNCH_HOLE | FallocateMode::KEEP_SIZE;
+    with_file(view, path, |handle| view.union.fallocate(&view.caller, NodeId::ROOT, handle, mode, at, length))
 }
 
 fn empty_d(view: &View) -> Result<()> {
     view.unlink("c/d/d")
 }
 
-fn prepared(prepare: Change) -> Rig {
-    let rig = Rig::quick(3);
+fn prepared(prepare: Change, sizes: BlockSizes) -> Rig {
+    let rig = Rig::quick(3).with_sizes(sizes);
     populate(&rig);
     prepare(&rig.union()).unwrap();
     rig
 }
 
 /// The states that a change may leave: more than two where it is made of several calls.
-fn states(prepare: Change, change: Change) -> Vec<Vec<String>> {
-    let rig = prepared(prepare);
+fn states(prepare: Change, change: Change, sizes: BlockSizes) -> Vec<Vec<String>> {
+    let rig = prepared(prepare, sizes);
     let view = rig.union();
     let mut states = vec![view.state(false)];
     change(&view).unwrap();
@@ -137,20 +181,21 @@ fn states(prepare: Change, change: Change) -> Vec<Vec<String>> {
     states
 }
 
-fn interrupt(what: &str, prepare: Change, change: Change, for_good: bool) {
-    let mut expected = states(prepare, change);
-    if what == "make a directory over a whiteout" {
-        expected.push(states(empty_d, |view| view.rmdir("c/d")).pop().unwrap());
+fn interrupt((what, prepare, change): (&str, Change, Change), for_good: bool, sizes: BlockSizes) {
+    let mut expected = states(prepare, change, sizes);
+    for (_, prepare, step) in STEPS.iter().filter(|(of, ..)| *of == what) {
+        expected.push(states(*prepare, *step, sizes).pop().unwrap());
     }
     for after in 0.. {
-        let rig = prepared(prepare);
+        let rig = prepared(prepare, sizes);
         let below = dir_layer(&rig.upper(""), false, DirCoherence::Exclusive);
         let failing = Arc::new(Failing { below, left: AtomicI64::new(i64::MAX), for_good });
-        let view = View::of_union(Union::new(rig.lowers(), Some(failing.clone())).unwrap());
+        let view = View::of_union(Union::with_sizes(rig.lowers(), Some(failing.clone()), sizes).unwrap());
         failing.left.store(after, SeqCst);
         let done = change(&view);
         let reached = failing.left.swap(i64::MAX, SeqCst) < 0;
-        let say = format!("{what}, failed after {after} steps, for good: {for_good}, answer {done:?}");
+        let say =
+            format!("{what}, {sizes:?}, failed after {after} steps, for good: {for_good}, answer {done:?}");
         if !for_good {
             let state = view.state(false);
             assert!(expected.contains(&state), "{say}, live:\n{state:#?}");
@@ -165,7 +210,7 @@ fn interrupt(what: &str, prepare: Change, change: Change, for_good: bool) {
             let names = attrs.iter().filter(|(_, other)| other.ino == attr.ino).count();
             assert!(attr.is_dir() || attr.nlink as usize >= names, "{say}: {path} has {} names", attr.nlink);
         }
-        let left = host::read_dir(rig.upper(".wh..wh.polytropo/tmp")).unwrap().count();
+        let left = host::read_dir(rig.upper(".wh..wh.polytropo/work")).unwrap().count();
         assert_eq!(left, 0, "{say}: left in the work area");
         if !reached {
             assert!(done.is_ok(), "{say}");
@@ -175,16 +220,28 @@ fn interrupt(what: &str, prepare: Change, change: Change, for_good: bool) {
     }
 }
 
-#[test]
-fn killed_after_any_step_the_old_state_shows_or_the_new() {
-    for (what, prepare, change) in CHANGES {
-        interrupt(what, *prepare, *change, true);
+fn interrupt_all(for_good: bool, sizes: BlockSizes) {
+    for change in CHANGES {
+        interrupt(*change, for_good, sizes);
     }
 }
 
 #[test]
+fn killed_after_any_step_the_old_state_shows_or_the_new() {
+    interrupt_all(true, BlockSizes::default());
+}
+
+#[test]
 fn refused_at_any_step_the_old_state_shows_or_the_new() {
-    for (what, prepare, change) in CHANGES {
-        interrupt(what, *prepare, *change, false);
-    }
+    interrupt_all(false, BlockSizes::default());
+}
+
+#[test]
+fn killed_while_some_bytes_are_copied_the_old_state_shows_or_the_new() {
+    interrupt_all(true, TINY);
+}
+
+#[test]
+fn refused_while_some_bytes_are_copied_the_old_state_shows_or_the_new() {
+    interrupt_all(false, TINY);
 }

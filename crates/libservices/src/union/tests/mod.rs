@@ -1,6 +1,7 @@
 //! Unions of directories of the host, looked at by path and from below.
 
 mod basics;
+mod blocks;
 mod concurrent;
 mod copying;
 mod counting;
@@ -23,6 +24,7 @@ pub struct Rig {
     pub temp: tempfile::TempDir,
     pub lower_count: usize,
     pub coherence: DirCoherence,
+    pub sizes: BlockSizes,
 }
 
 pub fn name(text: &str) -> &Name {
@@ -34,6 +36,9 @@ pub fn dir_layer(path: &Path, read_only: bool, coherence: DirCoherence) -> Arc<d
     let config = DirLayer { path: "/".into(), read_only, coherence, ownership: Ownership::Native };
     Arc::new(Dir::new(root, &config).unwrap())
 }
+
+/// Blocks so small that every file has some, and none is copied whole.
+pub const TINY: BlockSizes = BlockSizes { block_bytes: 4, whole_max_bytes: 0 };
 
 /// A temporary directory, in memory where that can hold attributes: many small unions sync many small copies.
 pub fn quick_tempdir() -> tempfile::TempDir {
@@ -59,7 +64,12 @@ impl Rig {
             host::create_dir(temp.path().join(format!("lower{i}"))).unwrap();
         }
         host::create_dir(temp.path().join("upper")).unwrap();
-        Self { temp, lower_count, coherence: DirCoherence::Immutable }
+        Self { temp, lower_count, coherence: DirCoherence::Immutable, sizes: BlockSizes::default() }
+    }
+
+    pub fn with_sizes(mut self, sizes: BlockSizes) -> Self {
+        self.sizes = sizes;
+        self
     }
 
     /// A path in a lower; 0 is the topmost.
@@ -89,7 +99,7 @@ impl Rig {
 
     pub fn union(&self) -> View {
         let upper = dir_layer(&self.upper(""), false, self.upper_coherence());
-        View::of_union(Union::new(self.lowers(), Some(upper)).unwrap())
+        View::of_union(Union::with_sizes(self.lowers(), Some(upper), self.sizes).unwrap())
     }
 
     pub fn read_only(&self) -> View {

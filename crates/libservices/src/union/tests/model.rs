@@ -24,7 +24,8 @@ enum Op {
     RemoveXattr(String),
     Open(String, bool),
     ReadOpen(usize),
-    WriteOpen(usize, u8),
+    WriteOpen(usize, u8, u8),
+    PunchOpen(usize, u8, u8),
     Close(usize),
     Restart,
 }
@@ -53,7 +54,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => path().prop_map(RemoveXattr),
         2 => (path(), any::<bool>()).prop_map(|(p, write)| Open(p, write)),
         2 => any::<usize>().prop_map(ReadOpen),
-        2 => (any::<usize>(), any::<u8>()).prop_map(|(n, byte)| WriteOpen(n, byte)),
+        3 => (any::<usize>(), 0..60u8, 0..30u8).prop_map(|(n, at, length)| WriteOpen(n, at, length)),
+        1 => (any::<usize>(), 0..60u8, 1..30u8).prop_map(|(n, at, length)| PunchOpen(n, at, length)),
         1 => any::<usize>().prop_map(Close),
         1 => Just(Restart),
     ]
@@ -86,7 +88,7 @@ pub fn populate(rig: &Rig) {
         (0, "c/b/d"),
         (0, "c/d/d"),
     ] {
-        rig.put(layer, path, &format!("{layer}:{path}"));
+        rig.put(layer, path, &format!("{layer}:{path} ").repeat(5));
     }
     host::hard_link(rig.lower(2, "a/a/b"), rig.lower(2, "a/d")).unwrap();
     host::hard_link(rig.lower(1, "c/b/c"), rig.lower(1, "c/c")).unwrap();
@@ -170,8 +172,19 @@ impl Side {
             ReadOpen(n) => {
                 return self.pick(*n).map(|handle| self.view.read_handle(handle)).unwrap_or_default();
             }
-            WriteOpen(n, byte) => match self.pick(*n) {
-                Some(handle) => service.write(&caller, NodeId::ROOT, handle, 2, &[*byte]).map(drop),
+            WriteOpen(n, at, length) => match self.pick(*n) {
+                Some(handle) => {
+                    let bytes = vec![b'a' + at % 26; usize::from(*length)];
+                    service.write(&caller, NodeId::ROOT, handle, u64::from(*at), &bytes).map(drop)
+                }
+                None => Ok(()),
+            },
+            PunchOpen(n, at, length) => match self.pick(*n) {
+                Some(handle) => {
+                    let mode = FallocateMode::PUNCH_HOLE | FallocateMode::KEEP_SIZE;
+                    let (at, length) = (u64::from(*at), u64::from(*length));
+                    service.fallocate(&caller, NodeId::ROOT, handle, mode, at, length)
+                }
                 None => Ok(()),
             },
             Close(n) => {
@@ -201,8 +214,8 @@ impl Side {
     }
 }
 
-fn compare(ops: &[Op]) {
-    let rig = Rig::quick(3);
+fn compare(ops: &[Op], sizes: BlockSizes) {
+    let rig = Rig::quick(3).with_sizes(sizes);
     populate(&rig);
     let plain = quick_tempdir();
     flatten(&rig.read_only(), plain.path());
@@ -232,7 +245,7 @@ fn compare(ops: &[Op]) {
     }
     union.close_all();
     union.view.assert_nothing_held();
-    let tmp = host::read_dir(rig.upper(".wh..wh.polytropo/tmp")).unwrap();
+    let tmp = host::read_dir(rig.upper(".wh..wh.polytropo/work")).unwrap();
     assert_eq!(tmp.count(), 0, "left in the work area");
 }
 
@@ -250,6 +263,11 @@ proptest! {
 
     #[test]
     fn a_union_behaves_as_a_plain_directory(ops in prop::collection::vec(op(), 1..60)) {
-        compare(&ops);
+        compare(&ops, BlockSizes::default());
+    }
+
+    #[test]
+    fn a_union_that_copies_a_few_bytes_at_a_time_does_too(ops in prop::collection::vec(op(), 1..60)) {
+        compare(&ops, TINY);
     }
 }
