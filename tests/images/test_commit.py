@@ -156,6 +156,64 @@ def test_directories_to_a_copied_name_keep_their_attributes(state: State, base: 
     assert made[b"other"][0] == "0o40711" and made[b"other"][4] == 60 * 10**9
 
 
+def partial(upper: Path, below: Path, own: bytes, record: str) -> None:
+    """Makes `large` in the upper, of which it has the bytes `own` only."""
+    (upper / "large").write_bytes(own)
+    status = below.stat()
+    seconds, ns = divmod(status.st_mtime_ns, 10**9)
+    line = record.format(size=status.st_size, mtime=f"{seconds}.{ns:09}")
+    os.setxattr(upper / "large", "user.polytropo.blocks", line.encode() + b"/dir/sub/large\x02")
+
+
+def partial_base(state: State, tmp_path: Path) -> Image:
+    Layout(tmp_path / "base").image(
+        [tar([member("dir/sub/large", b"aaaabbbbccccd", mtime=5)]), LOWER], ref="1"
+    )
+    return import_image(state, tmp_path / "base")[0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "wanted"), [(13, b"aaaaBBBBccccdE"), (10, b"aaaaBBBBccCCDE"), (4, b"aaaaBBBBCCCCDE")]
+)
+def test_a_file_of_which_some_blocks_were_copied_is_written_whole(
+    state: State, tmp_path: Path, upper: Path, limit: int, wanted: bytes
+) -> None:
+    base = partial_base(state, tmp_path)
+    below = base.layers[1] / "dir/sub/large"
+    partial(upper, below, b"\0\0\0\0BBBBCCCCDE", f"1 4 {limit} 1-9 {{size}} {{mtime}} 14\n")
+    image = commit(state, base, upper, "native")
+    assert (image.layers[0] / "large").read_bytes() == wanted
+
+
+@pytest.mark.parametrize(
+    ("record", "complaint"),
+    [
+        ("1 4 13 1-9 {size} {mtime} 99\n", "was damaged"),
+        ("2 4 13 1-9 {size} {mtime} 14\n", "was damaged"),
+        ("1 4 9999 1-9 {size} {mtime} 14\n", "was damaged"),
+        ("1 4 13 7-9 {size} {mtime} 14\n", "in layer 7, which its image lacks"),
+        ("1 4 13 2-9 {size} {mtime} 14\n", "which is gone"),
+        ("1 4 13 1-9 77 {mtime} 14\n", "which is another file by now"),
+        ("1 4 13 1-9 {size} 0.000000000 14\n", "which is another file by now"),
+    ],
+)
+def test_a_record_that_leads_nowhere_is_refused(
+    state: State, tmp_path: Path, upper: Path, record: str, complaint: str
+) -> None:
+    base = partial_base(state, tmp_path)
+    partial(upper, base.layers[1] / "dir/sub/large", b"x" * 13, record)
+    with pytest.raises(ImageError, match=complaint):
+        commit(state, base, upper, "native")
+
+
+def test_an_upper_of_a_later_version_is_refused(state: State, base: Image, upper: Path) -> None:
+    (upper / ".wh..wh.polytropo/format-2").touch()
+    commit(state, base, upper, "native")
+    (upper / ".wh..wh.polytropo/format-3").touch()
+    with pytest.raises(ImageError, match="format 3 of a later version"):
+        commit(state, base, upper, "native")
+
+
 def test_symlinks_and_devices_in_the_work_area_are_not_written(
     state: State, base: Image, upper: Path
 ) -> None:

@@ -75,3 +75,26 @@ def test_a_committed_union_looks_as_before(isolated: Isolated, tmp_path: Path, s
     isolated.polytropo("unmount", at)
     isolated.polytropo("tenant", "stop", "--force", "default")
     assert State.open(isolated.home).prune_scratch() == 0
+
+
+@pytest.mark.timeout(120)
+def test_a_large_file_changed_in_place_is_committed_whole(isolated: Isolated, tmp_path: Path) -> None:
+    content = bytearray(i * 7 % 251 for i in range(1 << 20))
+    Layout(tmp_path / "base").image([tar([member("dir/large", bytes(content)), member("small", b"bytes")])])
+    image = import_image(isolated.state, tmp_path / "base")[0]
+    at, upper = tmp_path / "at", tmp_path / "upper"
+    for path in (at, upper):
+        path.mkdir()
+    isolated.polytropo("mount", "base", at, "--upper", upper)
+    change = (
+        "import os, sys; os.chdir(sys.argv[1]); file = open('dir/large', 'r+b'); file.seek(500_000);"
+        "file.write(b'changed'); file.close(); os.chmod('small', 0o600); os.rename('dir', 'moved')"
+    )
+    isolated.run(sys.executable, "-c", change, at)
+    isolated.polytropo("unmount", at)
+    assert (upper / "moved/large").stat().st_blocks * 512 <= 128 << 10, "a block was copied, not the file"
+    made = commit(isolated.state, image, upper, "native", name="changed")
+    content[500_000:500_007] = b"changed"
+    assert (made.layers[0] / "moved/large").read_bytes() == content
+    assert (made.layers[0] / "small").read_bytes() == b"bytes"
+    isolated.polytropo("tenant", "stop", "--force", "default")

@@ -1,8 +1,9 @@
 """What a layer must hold to turn one tree into another."""
 
-import os
 from collections.abc import Iterator
+from contextlib import closing
 
+from polytropo.images.data import FileData
 from polytropo.images.extract import WHITEOUT
 from polytropo.images.ownership import Attributes
 from polytropo.images.tar_writer import END, hard_link, header, regular_file
@@ -37,11 +38,8 @@ def _entry(after: Tree, name: bytes, found: Found, first_names: dict[int, bytes]
         yield hard_link(name, first_names[found.inode], found.attributes)
         return
     if found.is_file:
-        descriptor = after.open_file(name, found.inode)
-        try:
-            yield from regular_file(name, found.attributes, descriptor)
-        finally:
-            os.close(descriptor)
+        with closing(FileData(after.open_file(name, found.inode))) as data:
+            yield from regular_file(name, found.attributes, data)
     else:
         yield header(name, found.attributes, link=after.target_of(name) if found.is_link else b"")
     if found.links > 1:

@@ -1,20 +1,22 @@
 """A container's writable layer as a layer of an image: what only the union understands is spelt out.
 
 A directory that was renamed gets all its content and hides what is below; a file that was copied up under
-one of several names, or moved with a directory, gets all of them; the union's own records and attributes
+one of several names, or moved with a directory, gets all of them; a file of which the upper has some blocks
+gets the others; the union's own records and attributes
 are left out.
 """
 
-import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from polytropo.images.errors import ImageError
 from polytropo.images.extract import OPAQUE, RESERVED, WHITEOUT
 from polytropo.images.merged import Entry, Merged, Part, join
 from polytropo.images.ownership import Attributes
+from polytropo.images.partial import check_format, open_data
 from polytropo.images.tar_writer import END, hard_link, header, regular_file
 from polytropo.images.walk import Found, Tree
 
@@ -26,6 +28,7 @@ _MARKER = Attributes(stat.S_IFREG | 0o600, 0, 0, 0, 0, {})
 
 def flattened(upper: Tree, lowers: list[Tree]) -> Iterator[bytes]:
     """The tar archive of the layer that `upper` makes over `lowers`, the topmost of these first."""
+    check_format(upper)
     yield from _Flattener(upper, lowers).archive()
 
 
@@ -132,7 +135,7 @@ class _Flattener:
             return
         if found.links > 1:
             self._first_names[key] = name
-        yield from _leaf(name, part, found)
+        yield from _leaf(name, part, found, self._lowers)
 
     def _read_copies(self) -> dict[tuple[int, int], Found]:
         """The copies in the union's work area, by ordinal and inode of what they were copied from."""
@@ -191,13 +194,10 @@ class _Flattener:
         return False
 
 
-def _leaf(name: bytes, part: Part, found: Found) -> Iterator[bytes]:
+def _leaf(name: bytes, part: Part, found: Found, lowers: list[Tree]) -> Iterator[bytes]:
     if found.is_file:
-        descriptor = part.tree.open_file(part.path, found.inode)
-        try:
-            yield from regular_file(name, found.attributes, descriptor)
-        finally:
-            os.close(descriptor)
+        with closing(open_data(part.tree, part.path, found, lowers)) as data:
+            yield from regular_file(name, found.attributes, data)
     elif found.is_link:
         yield header(name, found.attributes, link=part.tree.target_of(part.path))
     else:

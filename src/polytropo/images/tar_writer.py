@@ -1,10 +1,10 @@
 """Writes tar archives of trees: pax format, the same bytes for the same tree."""
 
-import errno
 import os
 import stat
 from collections.abc import Iterator
 
+from polytropo.images.data import Data
 from polytropo.images.errors import ImageError, shown
 from polytropo.images.ownership import Attributes
 from polytropo.images.streams import CHUNK_BYTES
@@ -40,13 +40,13 @@ def hard_link(name: bytes, target: bytes, attributes: Attributes) -> bytes:
     return _header(name, _HARD_LINK, Attributes(attributes.mode, 0, 0, 0, 0, {}), target, 0, {})
 
 
-def regular_file(name: bytes, attributes: Attributes, descriptor: int) -> Iterator[bytes]:
+def regular_file(name: bytes, attributes: Attributes, data: Data) -> Iterator[bytes]:
     """A file with its data; its holes stay holes. Raises ImageError if it changes meanwhile."""
-    size_bytes = os.fstat(descriptor).st_size
-    pieces = _pieces(descriptor, size_bytes)
+    size_bytes = data.size_bytes
+    pieces = data.pieces()
     if pieces == [(0, size_bytes)] or size_bytes == 0:
         yield _header(name, b"0", attributes, b"", size_bytes, {})
-        yield from _data(name, descriptor, [(0, size_bytes)], size_bytes)
+        yield from _data(name, data, [(0, size_bytes)], size_bytes)
         return
     # GNU's sparse format 1.0: the map stands before the data.
     lines = [len(pieces), *(number for piece in pieces for number in piece)]
@@ -61,37 +61,21 @@ def regular_file(name: bytes, attributes: Attributes, descriptor: int) -> Iterat
     }
     yield _header(name, b"0", attributes, b"", stored_bytes, records)
     yield table
-    yield from _data(name, descriptor, pieces, stored_bytes)
+    yield from _data(name, data, pieces, stored_bytes)
 
 
-def _data(name: bytes, descriptor: int, pieces: list[tuple[int, int]], stored_bytes: int) -> Iterator[bytes]:
+def _data(name: bytes, data: Data, pieces: list[tuple[int, int]], stored_bytes: int) -> Iterator[bytes]:
     for offset, length in pieces:
         end = offset + length
         while offset < end:
-            data = os.pread(descriptor, min(end - offset, CHUNK_BYTES), offset)
-            if not data:
+            read = data.read(min(end - offset, CHUNK_BYTES), offset)
+            if not read:
                 raise ImageError(
                     f"{shown(name)} was shortened while it was read; try again when nobody writes it"
                 )
-            yield data
-            offset += len(data)
+            yield read
+            offset += len(read)
     yield bytes(-stored_bytes % BLOCK_BYTES)
-
-
-def _pieces(descriptor: int, size_bytes: int) -> list[tuple[int, int]]:
-    """The (offset, length) that hold data."""
-    pieces = []
-    end = 0
-    while end < size_bytes:
-        try:
-            start = os.lseek(descriptor, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            break
-        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size_bytes)
-        pieces.append((start, end - start))
-    return pieces
 
 
 def _header(
