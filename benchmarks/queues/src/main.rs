@@ -22,6 +22,9 @@ struct Arguments {
     /// Runs of every combination; the rivals take turns.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
+    /// Nanoseconds of work after each operation, on average; each takes between half and one and a half of it.
+    #[arg(long, default_value_t = 100)]
+    work_ns: u32,
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 32, 64])]
     threads: Vec<usize>,
     #[arg(long, value_delimiter = ',', default_values_t = [8, 64, 4096])]
@@ -74,6 +77,9 @@ fn queues(size: usize) -> Vec<(&'static str, Run)> {
                 ("RCQS", run::<[u64; 1], ours::Single<2>> as Run),
                 ("RCQS, free lanes", run::<[u64; 1], ours::Single<2, { ours::FREE }>>),
                 ("RCQS, one lane", run::<[u64; 1], ours::Single<1>>),
+                ("RCQS, spread", run::<[u64; 1], ours::Single<2, 64, false>>),
+                ("RCQS, free lanes, spread", run::<[u64; 1], ours::Single<2, { ours::FREE }, false>>),
+                ("RCQS, one lane, spread", run::<[u64; 1], ours::Single<1, 64, false>>),
                 ("RCQD", run::<[u64; 1], ours::Double<2>>),
                 ("RCQD, one lane", run::<[u64; 1], ours::Double<1>>),
             ]);
@@ -87,7 +93,7 @@ fn queues(size: usize) -> Vec<(&'static str, Run)> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments = Arguments::parse();
-    let machine = Machine::measure();
+    let machine = Machine::measure(arguments.work_ns);
     let time = Duration::from_millis(arguments.run_ms);
     let mut all = Vec::new();
     for &size in &arguments.sizes {

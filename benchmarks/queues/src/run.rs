@@ -32,11 +32,12 @@ pub struct Outcome {
     pub transfer: Percentiles,
 }
 
-/// Ticks of the time-stamp counter per nanosecond, and turns of the work loop.
 #[derive(Clone, Copy)]
 pub struct Machine {
+    /// Of the time-stamp counter.
     pub ticks_per_ns: f64,
-    turns_per_100_ns: f64,
+    /// Turns of the work loop between two operations, on average.
+    turns: f64,
     pub cpus: usize,
 }
 
@@ -65,7 +66,7 @@ fn work(turns: u64) {
 }
 
 impl Machine {
-    pub fn measure() -> Self {
+    pub fn measure(work_ns: u32) -> Self {
         let (start, first) = (Instant::now(), now());
         std::thread::sleep(Duration::from_millis(50));
         let ticks_per_ns = (now() - first) as f64 / start.elapsed().as_nanos() as f64;
@@ -77,20 +78,20 @@ impl Machine {
             })
             .fold(f64::MAX, f64::min);
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { ticks_per_ns, turns_per_100_ns: 20_000.0 * 100.0 / fastest, cpus }
+        Self { ticks_per_ns, turns: 20_000.0 * f64::from(work_ns) / fastest, cpus }
     }
 }
 
 struct Random(u64);
 
 impl Random {
-    /// Turns of work for 50 to 150 ns.
+    /// Turns of work: half to one and a half of the average.
     fn turns(&mut self, machine: &Machine) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        let hundreds = 0.5 + (self.0 >> 40) as f64 / (1u64 << 24) as f64;
-        (machine.turns_per_100_ns * hundreds) as u64
+        let share = 0.5 + (self.0 >> 40) as f64 / (1u64 << 24) as f64;
+        (machine.turns * share) as u64
     }
 }
 

@@ -5,10 +5,11 @@
 
 use crate::Error;
 use crate::cell::{Cell, SingleCell};
-use crate::handle::{Local, View, head, tail};
+use crate::handle::{Local, View};
 use crate::lane::Refusal;
+use crate::operation::{Put, TakeBuffer};
 use crate::pool::{Held, Pool, Reaped};
-use crate::sync::{Acquire, Relaxed};
+use crate::sync::{Acquire, Relaxed, is_killed};
 
 /// The parts of an RCQB without the bytes, wherever they lie.
 #[derive(Clone, Copy)]
@@ -33,12 +34,12 @@ impl BytesView<'_> {
     }
 
     /// `fill` gets the number of the buffer to copy into.
-    #[inline]
+    #[inline(always)]
     pub fn try_put(
         &self,
         local: &mut Local,
         near: &mut usize,
-        fill: &mut dyn FnMut(usize),
+        fill: impl FnOnce(usize),
     ) -> Result<(), Error> {
         if self.words.events.closed.load(Acquire) != 0 {
             return Err(Error::Closed);
@@ -54,42 +55,36 @@ impl BytesView<'_> {
         Ok(())
     }
 
-    fn publish(&self, local: &mut Local, held: Held) -> Result<u64, Refusal> {
+    #[inline(always)]
+    fn publish(&self, local: &mut Local, held: Held) -> Result<(), Refusal> {
         local.count(&self.words.lanes);
         let (item, cpu) = (held.ring_item(), local.cpu);
-        self.words.lanes.turn(&mut local.enqueue, tail, |lane, bounds| lane.enqueue(item, bounds, cpu))
+        self.words.lanes.turn(&mut local.enqueue, &mut Put { item, cpu })
     }
 
     /// `read` gets the number of the buffer to copy out of.
-    #[inline]
+    #[inline(always)]
     pub fn try_get<R>(
         &self,
         local: &mut Local,
         near: &mut usize,
-        read: &mut dyn FnMut(usize) -> R,
+        read: impl FnOnce(usize) -> R,
     ) -> Result<R, Error> {
         let held = self.take(local)?;
-        let result = read(held.index);
-        // A failure means that this process was thought dead and its item reported lost; it has it nevertheless.
-        self.pool.release(held);
         *near = held.index;
-        self.words.events.spaces.notify(1, self.words.statistics);
-        Ok(result)
+        let _released_also_if_this_panics = Release { view: self, held };
+        Ok(read(held.index))
     }
 
+    #[inline(always)]
     fn take(&self, local: &mut Local) -> Result<Held, Error> {
         local.count(&self.words.lanes);
         let cpu = local.cpu;
         // Each vain turn removes an entry that somebody who died or was overtaken has left; there are at most as many as slots,
         // unless a peer keeps making them up.
         for _ in 0..2 * self.words.lanes.slots.len() + 64 {
-            let turn = self.words.lanes.turn(&mut local.dequeue, head, |lane, bounds| {
-                let front = lane.front(bounds)?;
-                let held = self.pool.take(SingleCell::item(front.raw), self.participant);
-                lane.remove(front, bounds, cpu);
-                Ok(held)
-            });
-            match turn {
+            let mut take = TakeBuffer { pool: self.pool, participant: self.participant, cpu };
+            match self.words.lanes.turn(&mut local.dequeue, &mut take) {
                 Ok(Some(held)) => return Ok(held),
                 Ok(None) => {}
                 Err(refusal) => self.words.after_empty(refusal)?,
@@ -111,8 +106,8 @@ impl BytesView<'_> {
 
     fn reap_place(&self, local: &mut Local, place: u32) -> Reaped {
         let named = |tell: &mut dyn FnMut(u64)| {
-            for slot in self.words.lanes.slots {
-                if let Some(item) = SingleCell::held_item(slot.cell.load()) {
+            for cell in self.words.lanes.slots.iter() {
+                if let Some(item) = SingleCell::held_item(cell.load()) {
                     tell(item);
                 }
             }
@@ -125,6 +120,23 @@ impl BytesView<'_> {
         self.words.events.items.wake_all();
         self.words.events.spaces.wake_all();
         reaped
+    }
+}
+
+struct Release<'a, 'b> {
+    view: &'a BytesView<'b>,
+    held: Held,
+}
+
+impl Drop for Release<'_, '_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if is_killed() {
+            return;
+        }
+        // A failure means that this process was thought dead and its item reported lost; it has it nevertheless.
+        self.view.pool.release(self.held);
+        self.view.words.events.spaces.notify(1, self.view.words.statistics);
     }
 }
 
@@ -298,27 +310,24 @@ mod in_memory {
             BytesState { local: self.local, near: self.near, vain: self.vain }
         }
 
-        fn buffer(&self, index: usize) -> *mut u8 {
-            debug_assert!(index < self.view.pool.headers.len());
-            // SAFETY: the pool only gives out numbers below the capacity, and the payload is that many strides long.
-            unsafe { self.payload.add(index * self.stride) }.as_ptr()
-        }
-
+        /// Puts a copy of `item` in: `Full` if there is no room, `Closed`, or `TooLarge`.
+        #[inline]
         pub fn try_put(&mut self, item: &[u8]) -> Result<(), Error> {
             if item.len() > self.item_size {
                 return Err(Error::TooLarge);
             }
-            let (view, mut near) = (self.view, self.near);
-            let payload = &*self;
-            let mut fill = |index: usize| {
-                // SAFETY: the buffer is at least `item_size` long, checked above, and held by this participant alone; a peer that
-                // writes there all the same changes bytes, which is all that they are here.
-                unsafe { core::ptr::copy_nonoverlapping(item.as_ptr(), payload.buffer(index), item.len()) };
-                view.pool.headers[index].length.store(item.len() as u32, Relaxed);
+            let Self { view, payload, stride, local, near, .. } = self;
+            let fill = |index: usize| {
+                let header = &view.pool.headers[index];
+                // SAFETY: the payload has a stride for each header, which is at least `item_size`; what was checked above fits. The
+                // buffer is held by this participant alone; a peer that writes there all the same changes bytes, which is all that they are.
+                unsafe {
+                    let buffer = payload.add(index * *stride).as_ptr();
+                    core::ptr::copy_nonoverlapping(item.as_ptr(), buffer, item.len());
+                }
+                header.length.store(item.len() as u32, Relaxed);
             };
-            let mut local = self.local;
-            let outcome = view.try_put(&mut local, &mut near, &mut fill);
-            (self.local, self.near) = (local, near);
+            let outcome = view.try_put(local, near, fill);
             if outcome == Err(Error::Full) {
                 self.count_vain(1);
             }
@@ -327,17 +336,18 @@ mod in_memory {
 
         /// Gives the item to `read` where it lies: an address and a number of bytes, good until `read` returns. Peers that do not
         /// keep to the rules may change the bytes meanwhile.
-        pub fn try_get_with<R>(&mut self, mut read: impl FnMut(*const u8, usize) -> R) -> Result<R, Error> {
-            let (view, mut local, mut near) = (self.view, self.local, self.near);
-            let mut look = |index: usize| {
+        #[inline]
+        pub fn try_get_with<R>(&mut self, read: impl FnOnce(*const u8, usize) -> R) -> Result<R, Error> {
+            let Self { view, payload, stride, item_size, local, near, .. } = self;
+            let look = |index: usize| {
                 let length = view.pool.headers[index].length.load(Relaxed) as usize;
-                if length > self.item_size {
+                if length > *item_size {
                     return Err(Error::Corrupt);
                 }
-                Ok(read(self.buffer(index), length))
+                // SAFETY: the payload has a stride for each header.
+                Ok(read(unsafe { payload.add(index * *stride) }.as_ptr(), length))
             };
-            let outcome = view.try_get(&mut local, &mut near, &mut look);
-            (self.local, self.near) = (local, near);
+            let outcome = view.try_get(local, near, look);
             if matches!(outcome, Err(Error::Empty)) {
                 self.count_vain(1);
             }

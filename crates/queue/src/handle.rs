@@ -1,8 +1,9 @@
 //! A participant's way to a queue of words (RCQS, RCQD).
 
 use crate::cell::Cell;
-use crate::lane::{Index, Lane, LaneControl, Refusal};
+use crate::lane::{Lane, Refusal};
 use crate::lanes::{Choice, Lanes};
+use crate::operation::{Put, PutMany, Take, TakeMany};
 use crate::sync::{Acquire, Relaxed, SeqCst};
 use crate::wait::{Deadline, Event, Events, Spin, Statistics, peer_elsewhere};
 use crate::{Error, Stats, sys};
@@ -34,13 +35,6 @@ pub struct Local {
     operations: u32,
     quick: bool,
     pub spin: Spin,
-}
-
-pub(crate) fn tail(control: &LaneControl) -> &Index {
-    &control.tail
-}
-pub(crate) fn head(control: &LaneControl) -> &Index {
-    &control.head
 }
 
 impl Local {
@@ -89,9 +83,7 @@ impl<'a, C: Cell> View<'a, C> {
         }
         local.count(&self.lanes);
         let cpu = local.cpu;
-        self.lanes
-            .turn(&mut local.enqueue, tail, |lane, bounds| lane.enqueue(item, bounds, cpu))
-            .map_err(|r| self.error(r))?;
+        self.lanes.turn(&mut local.enqueue, &mut Put { item, cpu }).map_err(|r| self.error(r))?;
         self.events.items.notify(1, self.statistics);
         Ok(())
     }
@@ -105,7 +97,7 @@ impl<'a, C: Cell> View<'a, C> {
         let cpu = local.cpu;
         let done = self
             .lanes
-            .turn(&mut local.enqueue, tail, |lane, bounds| lane.enqueue_batch(items, bounds, cpu))
+            .turn(&mut local.enqueue, &mut PutMany::<C> { items, cpu })
             .map_err(|r| self.error(r))?;
         self.events.items.notify(done, self.statistics);
         Ok(done)
@@ -116,7 +108,7 @@ impl<'a, C: Cell> View<'a, C> {
         local.count(&self.lanes);
         let cpu = local.cpu;
         let item = loop {
-            match self.lanes.turn(&mut local.dequeue, head, |lane, bounds| lane.dequeue(bounds, cpu)) {
+            match self.lanes.turn(&mut local.dequeue, &mut Take { cpu }) {
                 Ok(item) => break item,
                 Err(refusal) => self.after_empty(refusal)?,
             }
@@ -130,10 +122,7 @@ impl<'a, C: Cell> View<'a, C> {
         local.count(&self.lanes);
         let cpu = local.cpu;
         let done = loop {
-            match self
-                .lanes
-                .turn(&mut local.dequeue, head, |lane, bounds| lane.dequeue_batch(out, bounds, cpu))
-            {
+            match self.lanes.turn(&mut local.dequeue, &mut TakeMany::<C> { out, cpu }) {
                 Ok(done) => break done,
                 Err(refusal) => self.after_empty(refusal)?,
             }
@@ -146,7 +135,7 @@ impl<'a, C: Cell> View<'a, C> {
     /// came in between: at most as often as there are enqueues that began before the close.
     #[cold]
     pub fn after_empty(&self, refusal: Refusal) -> Result<(), Error> {
-        if !matches!(refusal, Refusal::Empty(_)) || self.events.closed.load(Acquire) == 0 {
+        if !matches!(refusal, Refusal::Empty) || self.events.closed.load(Acquire) == 0 {
             return Err(self.error(refusal));
         }
         if self.lanes.seal_empty().map_err(|r| self.error(r))? {
@@ -157,8 +146,8 @@ impl<'a, C: Cell> View<'a, C> {
 
     pub fn error(&self, refusal: Refusal) -> Error {
         match refusal {
-            Refusal::Full(_) => Error::Full,
-            Refusal::Empty(_) => Error::Empty,
+            Refusal::Full => Error::Full,
+            Refusal::Empty => Error::Empty,
             Refusal::Sealed => Error::Closed,
             // With one lane the limit is never reached; with several the search deals with it.
             Refusal::Beyond | Refusal::Corrupt => Error::Corrupt,

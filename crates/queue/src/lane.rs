@@ -17,7 +17,12 @@ use crate::sync::{AcqRel, Acquire, AtomicU32, AtomicU64, Relaxed};
 const ATTEMPTS_MAX: u32 = 1 << 20;
 
 /// An index is moved at every ticket that is a multiple of this, or of a quarter of the slots if that is less.
-pub const LAZY_MAX: u64 = 8;
+pub const LAZY_MAX: u64 = 32;
+
+/// How many tickets an index may be behind when nobody is slow, in a lane of `1 << shift` slots.
+pub fn lazy(shift: u32) -> u64 {
+    ((1u64 << shift) / 4).clamp(1, LAZY_MAX)
+}
 
 /// From where on a participant looks, and where it must stop. `from` is a ticket that the index has reached in truth.
 #[derive(Clone, Copy, Debug)]
@@ -36,10 +41,46 @@ impl Bounds {
     }
 }
 
-/// A slot on a cache line of its own.
-#[repr(C, align(64))]
-pub struct Slot<C> {
-    pub cell: C,
+/// Bytes of a cache line.
+pub const LINE: usize = 64;
+
+/// The cells of a lane: side by side, or each on a cache line of its own, of which the first cell counts.
+#[derive(Debug)]
+pub struct Slots<'a, C> {
+    pub cells: &'a [C],
+    /// Logarithm of the cells from one slot to the next.
+    pub spread: u32,
+}
+
+impl<C> Clone for Slots<'_, C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<C> Copy for Slots<'_, C> {}
+
+impl<'a, C> Slots<'a, C> {
+    #[allow(clippy::len_without_is_empty, reason = "a lane has slots")]
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.cells.len() >> self.spread
+    }
+
+    #[inline(always)]
+    pub fn cell(&self, number: usize) -> &'a C {
+        &self.cells[number << self.spread & (self.cells.len() - 1)]
+    }
+
+    /// The slots of lane `number`, of `1 << shift` each.
+    #[inline(always)]
+    pub fn of_lane(&self, number: usize, shift: u32) -> Self {
+        let cells = 1 << (shift + self.spread);
+        Self { cells: &self.cells[number * cells..][..cells], spread: self.spread }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &'a C> {
+        self.cells.iter().step_by(1 << self.spread)
+    }
 }
 
 /// The ticket of the next operation of one kind, and the CPU of the last participant that did one.
@@ -55,13 +96,13 @@ pub struct LaneControl {
     pub head: Index,
 }
 
-/// Why an operation did not happen.
+/// Why an operation did not happen. `Bounds::from` is then the ticket at which it ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refusal {
-    /// The slot of this ticket still holds an item: at that moment the lane was full.
-    Full(u64),
-    /// The slot of this ticket waits for its item: at that moment the lane was empty.
-    Empty(u64),
+    /// The slot of the ticket still holds an item: at that moment the lane was full.
+    Full,
+    /// The slot of the ticket waits for its item: at that moment the lane was empty.
+    Empty,
     /// The lane is further than the caller's limit.
     Beyond,
     /// The lane takes nothing any more; a dequeue that sees this has also found it empty.
@@ -81,11 +122,15 @@ pub struct Front<R> {
 
 pub struct Lane<'a, C> {
     pub control: &'a LaneControl,
-    pub slots: &'a [Slot<C>],
+    pub slots: Slots<'a, C>,
     pub shift: u32,
+    /// See [`lazy`].
+    pub lazy: u64,
 }
 
 impl Index {
+    #[cold]
+    #[inline(never)]
     fn advance_to(&self, target: u64) {
         let mut seen = self.ticket.load(Relaxed);
         while seen < target {
@@ -119,7 +164,7 @@ fn prefetch<C>(cell: &C) {
 impl<C: Cell> Lane<'_, C> {
     #[inline(always)]
     fn cell(&self, ticket: u64) -> &C {
-        &self.slots[ticket as usize & (self.slots.len() - 1)].cell
+        self.slots.cell(ticket as usize)
     }
 
     #[inline(always)]
@@ -127,18 +172,12 @@ impl<C: Cell> Lane<'_, C> {
         ticket >> self.shift
     }
 
-    /// How many tickets the index may be behind when nobody is slow.
-    #[inline(always)]
-    fn lazy(&self) -> u64 {
-        (self.slots.len() as u64 / 4).clamp(1, LAZY_MAX)
-    }
-
     /// Moves an index behind `ticket`, which was done, now and then. `begin` is the ticket at which the search for it began.
     #[inline(always)]
     fn advance(&self, index: &Index, ticket: u64, begin: u64) {
         let next = ticket + 1;
         prefetch(self.cell(next));
-        if next & (self.lazy() - 1) == 0 || next - begin > self.lazy() {
+        if next & (self.lazy - 1) == 0 || next - begin > self.lazy {
             index.advance_to(next);
         }
     }
@@ -168,7 +207,24 @@ impl<C: Cell> Lane<'_, C> {
 
     /// Puts `item` in at the tail, if its ticket is at most the limit.
     #[inline(always)]
-    pub fn enqueue(&self, item: C::Item, bounds: &mut Bounds, cpu: u32) -> Result<u64, Refusal> {
+    pub fn enqueue(&self, item: C::Item, bounds: &mut Bounds, cpu: u32) -> Result<(), Refusal> {
+        let tail = &self.control.tail;
+        let ticket = tail.ticket.load(Acquire).max(bounds.from);
+        let (round, cell) = (self.round(ticket), self.cell(ticket));
+        let free = C::free(round);
+        if ticket <= bounds.limit && cell.load() == free && cell.replace(free, C::occupied(round, item)) {
+            self.advance(tail, ticket, ticket);
+            tail.publish_cpu(cpu);
+            bounds.from = ticket + 1;
+            return Ok(());
+        }
+        self.enqueue_further(item, bounds, cpu)
+    }
+
+    /// The same, where the first look did not do: out of line, to keep that short.
+    #[cold]
+    #[inline(never)]
+    fn enqueue_further(&self, item: C::Item, bounds: &mut Bounds, cpu: u32) -> Result<(), Refusal> {
         let tail = &self.control.tail;
         let begin = tail.ticket.load(Acquire).max(bounds.from);
         let mut ticket = begin;
@@ -184,14 +240,14 @@ impl<C: Cell> Lane<'_, C> {
                         self.advance(tail, ticket, begin);
                         tail.publish_cpu(cpu);
                         bounds.from = ticket + 1;
-                        return Ok(ticket);
+                        return Ok(());
                     }
                 }
                 State::Occupied | State::FreeNext => ticket += 1,
                 // The tail was at this ticket before the slot was read, so the lane holds all the items before it.
                 State::OccupiedPrevious => {
                     bounds.from = ticket;
-                    return Err(Refusal::Full(ticket));
+                    return Err(Refusal::Full);
                 }
                 State::Sealed => return Err(Refusal::Sealed),
                 State::OccupiedNext | State::Other => ticket = self.skip(tail, ticket, raw)?,
@@ -208,7 +264,8 @@ impl<C: Cell> Lane<'_, C> {
     /// Puts in as many of `items` as fit and `limit` allows, moving the tail once.
     pub fn enqueue_batch(&self, items: &[C::Item], bounds: &mut Bounds, cpu: u32) -> Result<usize, Refusal> {
         let [first, rest @ ..] = &items[..items.len().min(self.batch_max())] else { return Ok(0) };
-        let mut ticket = self.enqueue(*first, bounds, cpu)? + 1;
+        self.enqueue(*first, bounds, cpu)?;
+        let mut ticket = bounds.from;
         let mut done = 1;
         for item in rest {
             let (round, cell) = (self.round(ticket), self.cell(ticket));
@@ -229,6 +286,17 @@ impl<C: Cell> Lane<'_, C> {
     /// Looks at the item at the head, if its ticket is at most the limit.
     #[inline(always)]
     pub fn front(&self, bounds: &mut Bounds) -> Result<Front<C::Raw>, Refusal> {
+        let ticket = self.control.head.ticket.load(Acquire).max(bounds.from);
+        let raw = self.cell(ticket).load();
+        if ticket <= bounds.limit && C::state(raw, self.round(ticket)) == State::Occupied {
+            return Ok(Front { ticket, raw, begin: ticket });
+        }
+        self.front_further(bounds)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn front_further(&self, bounds: &mut Bounds) -> Result<Front<C::Raw>, Refusal> {
         let head = &self.control.head;
         let begin = head.ticket.load(Acquire).max(bounds.from);
         let mut ticket = begin;
@@ -243,7 +311,7 @@ impl<C: Cell> Lane<'_, C> {
                 // All before it are gone and it has not come, nor anything after it.
                 State::Free => {
                     bounds.from = ticket;
-                    return Err(Refusal::Empty(ticket));
+                    return Err(Refusal::Empty);
                 }
                 State::Sealed => {
                     bounds.from = ticket;
@@ -276,6 +344,13 @@ impl<C: Cell> Lane<'_, C> {
 
     #[inline(always)]
     fn take(&self, bounds: &mut Bounds, cpu: u32) -> Result<Front<C::Raw>, Refusal> {
+        let front = self.front(bounds)?;
+        if self.remove(front, bounds, cpu) { Ok(front) } else { self.take_further(bounds, cpu) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_further(&self, bounds: &mut Bounds, cpu: u32) -> Result<Front<C::Raw>, Refusal> {
         for _ in 0..ATTEMPTS_MAX {
             let front = self.front(bounds)?;
             if self.remove(front, bounds, cpu) {
@@ -318,14 +393,13 @@ impl<C: Cell> Lane<'_, C> {
         Ok(done)
     }
 
-    /// Whether the lane is still full (empty) as `Refusal::Full` (`Refusal::Empty`) told: it has been so all the time, since no
-    /// slot returns to what it was.
-    pub fn is_still(&self, refusal: Refusal) -> bool {
+    /// Whether the lane is still full (empty) as a refusal at `ticket` told: it has been so all the time, since no slot returns to
+    /// what it was.
+    pub fn is_still(&self, refusal: Refusal, ticket: u64) -> bool {
+        let is = |state| C::state(self.cell(ticket).load(), self.round(ticket)) == state;
         match refusal {
-            Refusal::Full(ticket) => {
-                C::state(self.cell(ticket).load(), self.round(ticket)) == State::OccupiedPrevious
-            }
-            Refusal::Empty(ticket) => C::state(self.cell(ticket).load(), self.round(ticket)) == State::Free,
+            Refusal::Full => is(State::OccupiedPrevious),
+            Refusal::Empty => is(State::Free),
             Refusal::Sealed => true,
             Refusal::Beyond | Refusal::Corrupt => false,
         }
@@ -341,7 +415,7 @@ impl<C: Cell> Lane<'_, C> {
     /// Whether a dequeue that begins at `from` would find something to do.
     #[inline]
     pub fn seems_ready(&self, from: u64) -> bool {
-        !matches!(self.front(&mut Bounds { from, ..Bounds::none() }), Err(Refusal::Empty(_)))
+        !matches!(self.front(&mut Bounds { from, ..Bounds::none() }), Err(Refusal::Empty))
     }
 
     /// Whether an enqueue would find something to do.

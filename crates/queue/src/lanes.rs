@@ -8,7 +8,8 @@
 //! Full and empty are exact: all lanes were found so, and then found not to have changed since.
 
 use crate::cell::Cell;
-use crate::lane::{Bounds, Index, Lane, LaneControl, Refusal, Slot, TICKET_MAX};
+use crate::lane::{self, Bounds, Index, Lane, LaneControl, Refusal, Slots, TICKET_MAX};
+use crate::operation::Operation;
 use crate::sync::Acquire;
 
 pub const LANES_MAX: usize = 64;
@@ -18,10 +19,11 @@ const SEARCHES_MAX: u32 = 1 << 16;
 
 pub struct Lanes<'a, C> {
     pub controls: &'a [LaneControl],
-    pub slots: &'a [Slot<C>],
+    pub slots: Slots<'a, C>,
     /// Logarithm of the slots of one lane.
     pub shift: u32,
     pub skew: u64,
+    lazy: u64,
 }
 
 impl<C> Clone for Lanes<'_, C> {
@@ -39,11 +41,14 @@ pub struct Choice {
 }
 
 impl<'a, C: Cell> Lanes<'a, C> {
+    pub fn new(controls: &'a [LaneControl], slots: Slots<'a, C>, shift: u32, skew: u64) -> Self {
+        Self { controls, slots, shift, skew, lazy: lane::lazy(shift) }
+    }
+
     #[inline(always)]
     pub fn lane(&self, number: usize) -> Lane<'a, C> {
-        let first = number << self.shift;
-        let slots = &self.slots[first..first + (1 << self.shift)];
-        Lane { control: &self.controls[number], slots, shift: self.shift }
+        let slots = self.slots.of_lane(number, self.shift);
+        Lane { control: &self.controls[number], slots, shift: self.shift, lazy: self.lazy }
     }
 
     pub fn all(&self) -> impl Iterator<Item = Lane<'a, C>> {
@@ -57,17 +62,16 @@ impl<'a, C: Cell> Lanes<'a, C> {
         Choice { lane: cpu as usize & (self.controls.len() - 1), bounds: Bounds { from: 0, limit } }
     }
 
-    /// Runs `operation` in the lane of choice, or in another if that one refuses. `index` is the end that it works at.
+    /// Runs `operation` in the lane of choice, or in another if that one refuses.
     #[inline(always)]
-    pub fn turn<R>(
+    pub fn turn<O: Operation<C>>(
         &self,
         choice: &mut Choice,
-        index: fn(&LaneControl) -> &Index,
-        mut operation: impl FnMut(&Lane<'a, C>, &mut Bounds) -> Result<R, Refusal>,
-    ) -> Result<R, Refusal> {
-        match operation(&self.lane(choice.lane), &mut choice.bounds) {
+        operation: &mut O,
+    ) -> Result<O::Output, Refusal> {
+        match operation.run(&self.lane(choice.lane), &mut choice.bounds) {
             Err(refusal) if self.controls.len() > 1 && refusal != Refusal::Corrupt => {
-                self.search(choice, index, operation)
+                self.search(choice, operation)
             }
             outcome => outcome,
         }
@@ -75,17 +79,15 @@ impl<'a, C: Cell> Lanes<'a, C> {
 
     #[cold]
     #[inline(never)]
-    fn search<R>(
-        &self,
-        choice: &mut Choice,
-        index: fn(&LaneControl) -> &Index,
-        mut operation: impl FnMut(&Lane<'a, C>, &mut Bounds) -> Result<R, Refusal>,
-    ) -> Result<R, Refusal> {
-        let mut refusals = [Refusal::Beyond; LANES_MAX];
+    fn search<O: Operation<C>>(&self, choice: &mut Choice, operation: &mut O) -> Result<O::Output, Refusal> {
+        let mut refusals = [(Refusal::Beyond, 0); LANES_MAX];
         let mut refused = 0u64;
         for _ in 0..SEARCHES_MAX {
-            let Some(lead) = self.lead(choice.lane, refused, index) else {
-                let settled = self.all().zip(&refusals).all(|(lane, refusal)| lane.is_still(*refusal));
+            let Some(lead) = self.lead(choice.lane, refused, O::end) else {
+                let settled = self
+                    .all()
+                    .zip(&refusals)
+                    .all(|(lane, (refusal, ticket))| lane.is_still(*refusal, *ticket));
                 if settled {
                     return Err(self.verdict(&refusals));
                 }
@@ -94,7 +96,7 @@ impl<'a, C: Cell> Lanes<'a, C> {
             };
             let from = if lead.lane == choice.lane { choice.bounds.from } else { 0 };
             let mut bounds = Bounds { from, limit: lead.limit };
-            match operation(&self.lane(lead.lane), &mut bounds) {
+            match operation.run(&self.lane(lead.lane), &mut bounds) {
                 Ok(result) => {
                     let bounds = Bounds { limit: lead.limit_of_all, ..bounds };
                     *choice = Choice { lane: lead.lane, bounds };
@@ -103,7 +105,7 @@ impl<'a, C: Cell> Lanes<'a, C> {
                 Err(Refusal::Corrupt) => return Err(Refusal::Corrupt),
                 Err(Refusal::Beyond) => {}
                 Err(refusal) => {
-                    refusals[lead.lane] = refusal;
+                    refusals[lead.lane] = (refusal, bounds.from);
                     refused |= 1 << lead.lane;
                 }
             }
@@ -134,18 +136,19 @@ impl<'a, C: Cell> Lanes<'a, C> {
         Some(Lead { lane, limit, limit_of_all: least_of_all.saturating_add(self.skew).min(TICKET_MAX) })
     }
 
-    fn verdict(&self, refusals: &[Refusal; LANES_MAX]) -> Refusal {
-        let used = &refusals[..self.controls.len()];
-        used.iter().copied().find(|refusal| *refusal != Refusal::Sealed).unwrap_or(Refusal::Sealed)
+    fn verdict(&self, refusals: &[(Refusal, u64); LANES_MAX]) -> Refusal {
+        let mut used = refusals[..self.controls.len()].iter().map(|(refusal, _)| *refusal);
+        used.find(|refusal| *refusal != Refusal::Sealed).unwrap_or(Refusal::Sealed)
     }
 
     /// Seals every lane, all of them being empty; false if an item is there after all.
     pub fn seal_empty(&self) -> Result<bool, Refusal> {
         for lane in self.all() {
-            match lane.front(&mut Bounds::none()) {
+            let mut bounds = Bounds::none();
+            match lane.front(&mut bounds) {
                 Ok(_) => return Ok(false),
                 Err(Refusal::Sealed) => {}
-                Err(Refusal::Empty(ticket)) if lane.seal(ticket) => {}
+                Err(Refusal::Empty) if lane.seal(bounds.from) => {}
                 Err(Refusal::Corrupt) => return Err(Refusal::Corrupt),
                 Err(_) => return Ok(false),
             }

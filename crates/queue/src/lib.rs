@@ -22,6 +22,7 @@ pub mod lanes;
 pub mod layout;
 #[cfg(loom)]
 pub mod model;
+pub mod operation;
 pub mod pool;
 #[cfg(all(feature = "std", not(loom)))]
 pub mod shm;

@@ -3,7 +3,7 @@
 use crate::bytes::BytesView;
 use crate::cell::{Cell, SingleCell};
 use crate::handle::{Handle, Local, View};
-use crate::lane::{Index, LaneControl, Slot};
+use crate::lane::{Index, LaneControl, Slots};
 use crate::lanes::Lanes;
 use crate::pool::{BufferHeader, Hint, Participant, Pool};
 use crate::sync::{AtomicU32, AtomicU64};
@@ -12,7 +12,7 @@ use std::vec::Vec;
 
 pub struct Parts<C> {
     controls: Vec<LaneControl>,
-    slots: Vec<Slot<C>>,
+    cells: Vec<C>,
     events: Events,
     statistics: Statistics,
     shift: u32,
@@ -25,7 +25,7 @@ impl<C: Cell> Parts<C> {
         let counter = || AtomicU64::new(0);
         Self {
             controls: (0..lanes).map(|_| LaneControl { tail: index(), head: index() }).collect(),
-            slots: (0..lanes << shift).map(|_| Slot { cell: C::new() }).collect(),
+            cells: (0..lanes << shift).map(|_| C::new()).collect(),
             events: Events { closed: AtomicU32::new(0), items: Event::new(), spaces: Event::new() },
             statistics: Statistics {
                 sleeps: counter(),
@@ -41,8 +41,8 @@ impl<C: Cell> Parts<C> {
     }
 
     pub fn view(&self) -> View<'_, C> {
-        let lanes =
-            Lanes { controls: &self.controls, slots: &self.slots, shift: self.shift, skew: self.skew };
+        let slots = Slots { cells: &self.cells, spread: 0 };
+        let lanes = Lanes::new(&self.controls, slots, self.shift, self.skew);
         View { lanes, events: &self.events, statistics: &self.statistics }
     }
 

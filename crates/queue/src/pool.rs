@@ -43,34 +43,45 @@ pub enum Use {
     Reading = 3,
 }
 
-/// A buffer's word, taken apart: bits 0-1 the use, 2-15 the participant, 16-63 the generation.
+/// A buffer's word: bits 0-1 the use, 2-15 the participant, 16-63 the generation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Holding {
-    pub usage: Use,
-    pub participant: u32,
-    pub generation: u64,
-}
+pub struct Holding(u64);
 
 impl Holding {
-    fn of(word: u64) -> Self {
-        let usage = [Use::Free, Use::Filling, Use::Ready, Use::Reading][(word & 3) as usize];
-        Self { usage, participant: (word >> 2 & 0x3fff) as u32, generation: word >> 16 }
+    #[inline(always)]
+    pub fn usage(self) -> Use {
+        [Use::Free, Use::Filling, Use::Ready, Use::Reading][(self.0 & 3) as usize]
     }
 
-    fn word(self) -> u64 {
-        self.usage as u64 | u64::from(self.participant & 0x3fff) << 2 | self.generation << 16
+    pub fn participant(self) -> u32 {
+        (self.0 >> 2 & 0x3fff) as u32
     }
 
+    #[inline(always)]
+    pub fn generation(self) -> u64 {
+        self.0 >> 16
+    }
+
+    #[inline(always)]
+    fn is(self, usage: Use) -> bool {
+        self.0 & 3 == usage as u64
+    }
+
+    /// The same owner and generation.
+    #[inline(always)]
+    fn used_for(self, usage: Use) -> Self {
+        Self(self.0 & !3 | usage as u64)
+    }
+
+    /// The same generation.
+    #[inline(always)]
     fn become_used(self, usage: Use, participant: u32) -> Self {
-        Self { usage, participant, ..self }
+        Self(self.0 & !0xffff | u64::from(participant & 0x3fff) << 2 | usage as u64)
     }
 
+    #[inline(always)]
     fn become_free(self) -> Self {
-        Self {
-            usage: Use::Free,
-            participant: 0,
-            generation: self.generation.wrapping_add(1) & (u64::MAX >> 16),
-        }
+        Self((self.0 & !0xffff).wrapping_add(1 << 16))
     }
 }
 
@@ -89,8 +100,9 @@ const TICKET_GENERATION_MASK: u64 = (1 << INDEX_BITS) - 1;
 
 impl Held {
     /// What the ring carries: index and generation, 20 bits each.
+    #[inline(always)]
     pub fn ring_item(self) -> u64 {
-        (self.holding.generation & TICKET_GENERATION_MASK) << INDEX_BITS | self.index as u64
+        (self.holding.generation() & TICKET_GENERATION_MASK) << INDEX_BITS | self.index as u64
     }
 }
 
@@ -102,21 +114,30 @@ pub struct Pool<'a> {
 }
 
 impl Pool<'_> {
+    #[inline(always)]
     fn holding(&self, index: usize) -> Holding {
-        Holding::of(self.headers[index].word.load(Acquire))
+        Holding(self.headers[index].word.load(Acquire))
     }
 
     /// Moves a buffer from one holding to the next; false if it is not held so any more.
+    #[inline(always)]
     fn change(&self, index: usize, from: Holding, to: Holding) -> bool {
-        self.headers[index].word.compare_exchange(from.word(), to.word(), AcqRel, Relaxed).is_ok()
+        self.headers[index].word.compare_exchange(from.0, to.0, AcqRel, Relaxed).is_ok()
     }
 
     /// Takes a free buffer for filling. `near` is where to begin; it is moved to where one was found.
+    #[inline(always)]
     pub fn claim(&self, near: &mut usize, participant: u32) -> Option<Held> {
-        let last = *near % self.headers.len();
-        if let Some(held) = self.claim_one(last, participant) {
+        if let Some(held) = self.claim_one(*near & (self.headers.len() - 1), participant) {
             return Some(held);
         }
+        self.claim_further(near, participant)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn claim_further(&self, near: &mut usize, participant: u32) -> Option<Held> {
+        let last = *near & (self.headers.len() - 1);
         let first = last / 64;
         for turn in 0..self.hints.len() {
             let group = (first + turn) % self.hints.len();
@@ -139,21 +160,24 @@ impl Pool<'_> {
         None
     }
 
+    #[inline(always)]
     fn claim_one(&self, index: usize, participant: u32) -> Option<Held> {
         let free = self.holding(index);
         let filling = free.become_used(Use::Filling, participant);
-        let claimed = free.usage == Use::Free && self.change(index, free, filling);
+        let claimed = free.is(Use::Free) && self.change(index, free, filling);
         claimed.then_some(Held { index, holding: filling })
     }
 
     /// The item is in the buffer: it may be read once the ring names it. None if the buffer was taken away: the caller was
     /// thought dead.
+    #[inline(always)]
     pub fn finish(&self, held: Held) -> Option<Held> {
-        let ready = held.holding.become_used(Use::Ready, held.holding.participant);
+        let ready = held.holding.used_for(Use::Ready);
         self.change(held.index, held.holding, ready).then_some(Held { holding: ready, ..held })
     }
 
     /// Takes the ready buffer that the ring names, for reading. None if it is not that any more.
+    #[inline(always)]
     pub fn take(&self, ring_item: u64, participant: u32) -> Option<Held> {
         let index = (ring_item & ((1 << INDEX_BITS) - 1)) as usize;
         let generation = ring_item >> INDEX_BITS;
@@ -163,7 +187,7 @@ impl Pool<'_> {
         // Again, if a reaper has changed the owner in between, and no more than that.
         for _ in 0..4 {
             let ready = self.holding(index);
-            if ready.usage != Use::Ready || ready.generation & TICKET_GENERATION_MASK != generation {
+            if !ready.is(Use::Ready) || ready.generation() & TICKET_GENERATION_MASK != generation {
                 return None;
             }
             let reading = ready.become_used(Use::Reading, participant);
@@ -175,6 +199,7 @@ impl Pool<'_> {
     }
 
     /// Gives a held buffer back. False if it was taken away: the caller was thought dead.
+    #[inline(always)]
     pub fn release(&self, held: Held) -> bool {
         let released = self.change(held.index, held.holding, held.holding.become_free());
         if released {
@@ -185,6 +210,7 @@ impl Pool<'_> {
 
     /// After the buffer's word said "free". Together with `set_busy` a store-buffer race, hence the fences: either this one
     /// sees the busy bit or the other sees the free buffer.
+    #[inline(always)]
     fn set_free(&self, index: usize) {
         let (busy, bit) = (&self.hints[index / 64].busy, 1 << (index % 64));
         fence_after_update();
@@ -197,7 +223,7 @@ impl Pool<'_> {
         let (busy, bit) = (&self.hints[index / 64].busy, 1 << (index % 64));
         busy.fetch_or(bit, AcqRel);
         fence_after_update();
-        if self.holding(index).usage == Use::Free {
+        if self.holding(index).is(Use::Free) {
             busy.fetch_and(!bit, AcqRel);
         }
     }
@@ -241,9 +267,9 @@ impl Pool<'_> {
         named(&mut |ring_item| self.forget_owner(ring_item, place));
         for index in 0..self.headers.len() {
             let holding = self.holding(index);
-            if holding.usage == Use::Free {
+            if holding.is(Use::Free) {
                 self.hints[index / 64].busy.fetch_and(!(1 << (index % 64)), AcqRel);
-            } else if holding.participant == place {
+            } else if holding.participant() == place {
                 self.reap_one(Held { index, holding }, &mut publish, &mut reaped);
             }
         }
@@ -256,14 +282,14 @@ impl Pool<'_> {
             return;
         }
         let holding = self.holding(index);
-        let same = holding.generation & TICKET_GENERATION_MASK == ring_item >> INDEX_BITS;
-        if same && holding.usage == Use::Ready && holding.participant == place {
+        let same = holding.generation() & TICKET_GENERATION_MASK == ring_item >> INDEX_BITS;
+        if same && holding.is(Use::Ready) && holding.participant() == place {
             let _ = self.change(index, holding, holding.become_used(Use::Ready, NOBODY));
         }
     }
 
     fn reap_one(&self, held: Held, publish: &mut impl FnMut(Held) -> bool, reaped: &mut Reaped) {
-        match held.holding.usage {
+        match held.holding.usage() {
             Use::Free => {}
             Use::Ready if publish(held) => reaped.rescued += 1,
             Use::Filling | Use::Ready => reaped.lost_enqueues += u64::from(self.release(held)),

@@ -28,6 +28,15 @@ pub fn fence_after_update() {
     core::sync::atomic::fence(SeqCst);
 }
 
+/// Whether this thread is one that a test has killed: what unwinding would clean up, a killed process leaves as it is.
+#[inline(always)]
+pub fn is_killed() -> bool {
+    #[cfg(loom)]
+    return death::is_killed();
+    #[cfg(not(loom))]
+    false
+}
+
 /// Tells the core that this is a loop that waits.
 #[inline(always)]
 pub fn spin_hint() {
@@ -59,6 +68,10 @@ mod model {
                 Some(0) => std::panic::resume_unwind(std::boxed::Box::new(Killed)),
                 Some(n) => left.set(Some(n - 1)),
             });
+        }
+
+        pub fn is_killed() -> bool {
+            std::thread::panicking() && STEPS_LEFT.with(|left| left.get() == Some(0))
         }
 
         /// Runs `body` and kills it before its atomic operation number `steps`; tells whether it came to its end.

@@ -1,11 +1,9 @@
 //! RCQB inside a process, and what a peer that scribbles over shared memory can and cannot do.
 #![cfg(not(loom))]
 
-use polytropo_queue::shm::Mapping;
-use polytropo_queue::{Config, Deadline, Error, Heap, Rcqb, Rcqd, Rcqs, identity};
+use polytropo_queue::{Config, Deadline, Error, Heap, Rcqb};
 use proptest::prelude::*;
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 fn config(capacity: usize, item_size: usize) -> Config {
@@ -103,27 +101,29 @@ fn deadlines_and_close() {
     assert_eq!(handle.get(&mut out, soon()), Err(Error::Closed));
 }
 
-#[test]
-fn places_of_participants_come_back() {
-    let config = Config { participants: 2, ..config(4, 8) };
-    let memory = Mapping::anonymous(Rcqb::<Mapping>::size_bytes(&config).unwrap()).unwrap();
-    let again = || Mapping::of(memory.descriptor().try_clone_to_owned().unwrap()).unwrap();
-    let us = identity::of_this_process().unwrap();
-    let first = Rcqb::create(again(), &config, us).unwrap();
-    for _ in 0..5 {
-        let second = Rcqb::attach(again(), us).unwrap();
-        assert_eq!(Rcqb::attach(again(), us).err(), Some(Error::TooManyParticipants));
-        drop(second);
-    }
-    drop(first);
-}
-
 /// Whatever lies in the memory: attaching refuses or works, and every operation comes to an end.
 #[cfg(not(miri))]
-mod hostile {
+mod shared {
     use super::*;
-    use polytropo_queue::Memory;
+    use polytropo_queue::shm::Mapping;
+    use polytropo_queue::{Memory, Rcqd, Rcqs, identity};
+    use std::os::fd::AsFd;
     use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+    #[test]
+    fn places_of_participants_come_back() {
+        let config = Config { participants: 2, ..config(4, 8) };
+        let memory = Mapping::anonymous(Rcqb::<Mapping>::size_bytes(&config).unwrap()).unwrap();
+        let again = || Mapping::of(memory.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        let us = identity::of_this_process().unwrap();
+        let first = Rcqb::create(again(), &config, us).unwrap();
+        for _ in 0..5 {
+            let second = Rcqb::attach(again(), us).unwrap();
+            assert_eq!(Rcqb::attach(again(), us).err(), Some(Error::TooManyParticipants));
+            drop(second);
+        }
+        drop(first);
+    }
 
     fn words(memory: &Mapping) -> &[AtomicU64] {
         // SAFETY: the mapping is page aligned and that long; atomics may change under us.

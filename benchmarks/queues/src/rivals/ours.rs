@@ -8,18 +8,20 @@ use polytropo_queue::{Config, Deadline, Heap, Rcqb, Rcqd, Rcqs};
 /// No bound: each CPU keeps to its own lane while that has room (items).
 pub const FREE: u32 = u32::MAX;
 
-fn config<const LANES: usize>(item_size: usize, skew: u32) -> Config {
-    Config { lanes: LANES, item_size, skew, ..Config::strict(CAPACITY) }
+fn config<const LANES: usize>(item_size: usize, skew: u32, packed: bool) -> Config {
+    Config { lanes: LANES, item_size, skew, packed, ..Config::strict(CAPACITY) }
 }
 
 macro_rules! words {
     ($name:ident, $queue:ty, $cell:ty) => {
-        pub struct $name<const LANES: usize, const SKEW: u32 = 64>($queue);
+        pub struct $name<const LANES: usize, const SKEW: u32 = 64, const PACKED: bool = true>($queue);
 
-        impl<const LANES: usize, const SKEW: u32> Queue<[u64; 1]> for $name<LANES, SKEW> {
+        impl<const LANES: usize, const SKEW: u32, const PACKED: bool> Queue<[u64; 1]>
+            for $name<LANES, SKEW, PACKED>
+        {
             type Handle<'a> = polytropo_queue::Handle<'a, $cell>;
             fn new(_: usize) -> Self {
-                Self(<$queue>::new(&config::<LANES>(8, SKEW)).expect("the configuration is right"))
+                Self(<$queue>::new(&config::<LANES>(8, SKEW, PACKED)).expect("the configuration is right"))
             }
             fn handle(&self, _: usize) -> Self::Handle<'_> {
                 self.0.handle()
@@ -41,12 +43,12 @@ macro_rules! words {
 words!(Single, Rcqs<Heap>, SingleCell);
 words!(Double, Rcqd<Heap>, DoubleCell);
 
-pub struct Bytes<const LANES: usize>(Rcqb<Heap>);
+pub struct Bytes<const LANES: usize, const PACKED: bool = true>(Rcqb<Heap>);
 
-impl<const N: usize, const LANES: usize> Queue<[u64; N]> for Bytes<LANES> {
+impl<const N: usize, const LANES: usize, const PACKED: bool> Queue<[u64; N]> for Bytes<LANES, PACKED> {
     type Handle<'a> = BytesHandle<'a>;
     fn new(_: usize) -> Self {
-        Self(Rcqb::new(&config::<LANES>(N * 8, 64)).expect("the configuration is right"))
+        Self(Rcqb::new(&config::<LANES>(N * 8, 64, PACKED)).expect("the configuration is right"))
     }
     fn handle(&self, _: usize) -> Self::Handle<'_> {
         self.0.handle()
