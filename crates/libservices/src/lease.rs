@@ -191,4 +191,8 @@ impl Libservice for Lease {
     fn host_file(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
         self.below.host_file(handle)
     }
+
+    fn immutable_file(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
+        self.below.immutable_file(handle)
+    }
 }

@@ -280,6 +280,13 @@ pub trait Libservice: Send + Sync {
         None
     }
 
+    /// The file of the host whose bytes are those of this open file, and never change: a door may have the kernel use it in
+    /// place of this libservice. `None` is always a correct answer, and the right one for a layer that looks at what is read.
+    fn immutable_file(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
+        let _ = handle;
+        None
+    }
+
     /// Tells `observer` of every change from now on. Called with no lock held that an operation may need.
     fn observe(&self, observer: Arc<dyn Observer>) {
         if let Some(below) = self.below() {

@@ -1,7 +1,7 @@
 //! Mounts a directory of the host through the FUSE door, until it is unmounted or told to end.
 //!
 //!     mount_dir SOURCE MOUNTPOINT [--coherence shared|exclusive|immutable] [--read-only] [--threads N] [--lower DIRECTORY]
-//!               [--no-writeback] [--ask-for-opens] [--also MOUNTPOINT]... [--statistics]
+//!               [--no-writeback] [--ask-for-opens] [--passthrough SIZE_MIN_BYTES] [--also MOUNTPOINT]... [--statistics]
 //!
 //! `--lower` makes SOURCE the upper of a union. `--also` gives the same stack a second door with a superblock of its own. Prints `ready` when everything is mounted.
 
@@ -15,7 +15,7 @@ use polytropo_libservices::dir::Dir;
 use polytropo_libservices::stack::{DirCoherence, DirLayer, Ownership};
 use polytropo_libservices::union::Union;
 use polytropo_libservices::{DoorId, Libservice};
-use polytropo_service::doors::fuse::{FuseDoor, FuseOptions, mount_options};
+use polytropo_service::doors::fuse::{FuseDoor, FuseOptions, OwnRegistrar, Passthrough, mount_options};
 use rustix::fs::{Mode, OFlags};
 
 type Failure = Box<dyn std::error::Error>;
@@ -27,6 +27,8 @@ struct Arguments {
     coherence: DirCoherence,
     read_only: bool,
     statistics: bool,
+    /// Files of that size at least are passed through.
+    passthrough: Option<u64>,
     options: FuseOptions,
 }
 
@@ -40,6 +42,7 @@ fn arguments() -> Result<Arguments, Failure> {
         coherence: DirCoherence::Exclusive,
         read_only: false,
         statistics: false,
+        passthrough: None,
         options: FuseOptions::default(),
     };
     while let Ok(flag) = next("") {
@@ -56,6 +59,9 @@ fn arguments() -> Result<Arguments, Failure> {
             Some("--statistics") => parsed.statistics = true,
             Some("--ask-for-opens") => parsed.options.stateless_open = false,
             Some("--no-writeback") => parsed.options.writeback_cache = false,
+            Some("--passthrough") => {
+                parsed.passthrough = Some(next("a size")?.to_str().unwrap_or_default().parse()?);
+            }
             Some("--threads") => {
                 parsed.options.threads = next("a number")?.to_str().unwrap_or_default().parse()?;
             }
@@ -108,7 +114,12 @@ fn main() -> Result<(), Failure> {
     for (number, mountpoint) in given.mountpoints.iter().enumerate() {
         let device = mount(mountpoint)?;
         let id = DoorId(number as u32 + 1);
-        doors.push(FuseDoor::start(device, stack.clone(), given.options.clone(), id)?);
+        let mut options = given.options.clone();
+        if let Some(size_min_bytes) = given.passthrough {
+            let registrar = Arc::new(OwnRegistrar::new(device.try_clone()?));
+            options.passthrough = Some(Passthrough { registrar, size_min_bytes });
+        }
+        doors.push(FuseDoor::start(device, stack.clone(), options, id)?);
     }
     println!("ready");
     std::io::stdout().flush()?;

@@ -460,6 +460,12 @@ impl Libservice for Dir {
         self.files.get(handle).ok().map(|file| file.host.clone())
     }
 
+    fn immutable_file(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
+        let file = self.files.get(handle).ok()?;
+        let unchanging = self.coherence == Coherence::Immutable && !file.flags.contains(OpenFlags::WRITE);
+        unchanging.then(|| file.host.clone())
+    }
+
     /// Nothing changes through a read-only layer, which may be shared by many stacks that come and go.
     fn observe(&self, observer: Arc<dyn Observer>) {
         if !self.read_only {

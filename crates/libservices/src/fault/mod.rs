@@ -96,6 +96,11 @@ macro_rules! operations {
                 None
             }
 
+            /// None, for the same reason.
+            fn immutable_file(&self, _handle: HandleId) -> Option<Arc<OwnedFd>> {
+                None
+            }
+
             $(fn $name(&self, $($argument: $type),*) -> Result<$output> {
                 self.rules.strike(Operation::$name as usize)?;
                 self.below.$name($($argument),*)
@@ -147,6 +152,7 @@ mod tests {
     use crate::dir::Dir;
     use crate::error::Errno;
     use crate::stack::{Layer, StackDocument};
+    use crate::types::OpenFlags;
 
     fn stack(rules: &str) -> (tempfile::TempDir, Fault) {
         let temp = tempfile::tempdir().unwrap();
@@ -216,6 +222,26 @@ mod tests {
         let before = std::time::Instant::now();
         assert_eq!(statfs(&fault), None);
         assert!(before.elapsed() >= std::time::Duration::from_millis(30));
+    }
+
+    /// Or the kernel would read it past the rules.
+    #[test]
+    fn no_file_is_given_out() {
+        let (temp, _) = stack("");
+        std::fs::write(temp.path().join("f"), "x").unwrap();
+        let json =
+            r#"{"version":1,"root":{"kind":"dir","path":"/","read_only":true,"coherence":"immutable"}}"#;
+        let Layer::Dir(dir) = StackDocument::parse(json).unwrap().root else { unreachable!() };
+        let below = Arc::new(Dir::new(std::fs::File::open(temp.path()).unwrap().into(), &dir).unwrap());
+        let config = FaultLayer { below: Box::new(Layer::Dir(dir)), rules: vec![], seed: 0 };
+        let fault = Fault::new(below.clone(), &config).unwrap();
+        let given = |service: &dyn Libservice| {
+            let caller = Caller::service();
+            let entry = service.lookup(&caller, NodeId::ROOT, Name::new(b"f").unwrap()).unwrap();
+            let opened = service.open(&caller, entry.node, OpenFlags::READ).unwrap();
+            service.immutable_file(opened.handle).is_some()
+        };
+        assert!(given(&*below) && !given(&fault));
     }
 
     #[test]

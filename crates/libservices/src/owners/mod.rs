@@ -300,6 +300,10 @@ impl Libservice for Owners {
     fn host_file(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
         self.below.host_file(handle)
     }
+
+    fn immutable_file(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
+        self.below.immutable_file(handle)
+    }
 }
 
 fn hidden() -> Error {

@@ -238,6 +238,12 @@ impl Union {
         self.partial_of(&file, &open).ok()?.is_none().then(|| open.service().host_file(open.handle))?
     }
 
+    /// What was copied up has left its lower.
+    pub(super) fn immutable_file_of_host(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
+        let (_, open) = self.current(&self.own, handle).ok()?;
+        if open.held.is_upper() { None } else { open.service().immutable_file(open.handle) }
+    }
+
     /// The handle of the layer that `held` is of, for operations that may use one.
     pub(super) fn handle_in_upper(&self, caller: &Caller, handle: Option<HandleId>) -> Option<Arc<OpenFile>> {
         let (_, open) = self.current(caller, handle?).ok()?;

@@ -449,6 +449,10 @@ impl Libservice for Union {
         self.file_of_host(handle)
     }
 
+    fn immutable_file(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
+        self.immutable_file_of_host(handle)
+    }
+
     fn observe(&self, observer: Arc<dyn Observer>) {
         self.notices.add(observer);
     }

@@ -176,6 +176,12 @@ pub struct Modes {
     watcher: OnceLock<Weak<dyn Watcher>>,
 }
 
+impl std::fmt::Debug for Modes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Modes").finish_non_exhaustive()
+    }
+}
+
 impl Modes {
     pub fn new() -> Arc<Self> {
         Arc::default()
@@ -213,6 +219,14 @@ impl Modes {
             }
         }
         (decision, ticket)
+    }
+
+    /// Counts an open that goes by requests whatever else is open: through an inode of the kernel that was replaced.
+    pub fn open_apart(&self, node: NodeId, writes: bool) -> Ticket {
+        let mut shard = self.shard(node).lock();
+        let inode = shard.entry(node).or_default();
+        inode.users.direct += 1;
+        Ticket { way: Way::Direct, writes, renewals: inode.renewals }
     }
 
     /// Another inode of the kernel stands for `node` from now on; passthrough opens of the old one are left behind.

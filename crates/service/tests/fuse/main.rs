@@ -5,6 +5,7 @@ mod files;
 mod lifetime;
 mod locks;
 mod names;
+mod passthrough;
 mod permissions;
 mod support;
 mod unions;

@@ -20,6 +20,8 @@ pub struct Site {
     pub mount: PathBuf,
     /// A second superblock of the same stack.
     pub other: PathBuf,
+    /// What `prepare` has filled.
+    pub lower: PathBuf,
     server: Child,
     done: Arc<AtomicBool>,
     _scratch: tempfile::TempDir,
@@ -33,6 +35,11 @@ pub fn on_mount(flags: &[&str], test: impl FnOnce(&Site)) {
 /// Runs `test` on a union of an empty upper over a lower that `prepare` has filled.
 pub fn on_union(prepare: impl FnOnce(&Path), test: impl FnOnce(&Site)) {
     on_prepared_mount(&["--coherence", "exclusive", "--lower"], prepare, test);
+}
+
+/// The same where the kernel uses the lower's files itself. A kernel that cannot is told of; `test` then runs all the same.
+pub fn on_union_passing_through(prepare: impl FnOnce(&Path), test: impl FnOnce(&Site)) {
+    on_prepared_mount(PASSTHROUGH, prepare, test);
 }
 
 /// Runs `test` on a mount of a filesystem that holds `size_bytes`.
@@ -57,13 +64,16 @@ fn on_prepared_mount(flags: &[&str], prepare: impl FnOnce(&Path), test: impl FnO
 }
 
 /// Every way that a stack over a directory is cached, and a union with an empty lower.
-pub const CACHINGS: [&[&str]; 5] = [
+pub const CACHINGS: [&[&str]; 6] = [
     &["--coherence", "exclusive"],
     &["--coherence", "exclusive", "--ask-for-opens"],
     &["--coherence", "exclusive", "--no-writeback"],
     &["--coherence", "shared"],
     &["--coherence", "exclusive", "--lower"],
+    PASSTHROUGH,
 ];
+
+const PASSTHROUGH: &[&str] = &["--coherence", "exclusive", "--passthrough", "0", "--lower"];
 
 /// Runs `test` once for each way of caching.
 pub fn on_each_mount(test: impl Fn(&Site)) {
@@ -143,7 +153,7 @@ impl Site {
         assert_eq!(line, "ready\n", "the server did not start");
         let done = Arc::new(AtomicBool::new(false));
         watch(server.id(), done.clone());
-        Self { source, mount, other, server, done, _scratch: scratch }
+        Self { source, mount, other, lower, server, done, _scratch: scratch }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

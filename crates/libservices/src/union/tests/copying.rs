@@ -180,3 +180,29 @@ fn symbolic_links_keep_their_number() {
     view.unlink("m").unwrap();
     assert_eq!(host::read_dir(rig.upper(".wh..wh.polytropo/links")).unwrap().count(), 0);
 }
+
+#[test]
+fn only_what_lies_in_a_lower_that_never_changes_is_given_out() {
+    let rig = Rig::new(1);
+    rig.put(0, "f", "base");
+    let view = rig.union();
+    view.write("new", "x").unwrap();
+    let reader = view.open("f", OpenFlags::READ).unwrap();
+    let file = view.union.immutable_file(reader).expect("it is the lower's file");
+    let mut bytes = [0; 4];
+    rustix::io::pread(&*file, &mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"base");
+    view.append("f", "more").unwrap();
+    assert!(view.union.immutable_file(reader).is_none());
+    let own = view.open("new", OpenFlags::READ).unwrap();
+    assert!(view.union.immutable_file(own).is_none());
+    view.close(reader);
+    view.close(own);
+
+    let changing = Rig { coherence: DirCoherence::Exclusive, ..Rig::new(1) };
+    changing.put(0, "f", "base");
+    let view = changing.read_only();
+    let reader = view.open("f", OpenFlags::READ).unwrap();
+    assert!(view.union.immutable_file(reader).is_none());
+    view.close(reader);
+}

@@ -13,6 +13,11 @@ pub const MINOR_MIN: u32 = 31;
 /// `FUSE_DEV_IOC_CLONE`: `_IOR(229, 0, u32)`.
 pub const DEV_IOC_CLONE: u32 = 0x8004_e500;
 
+/// `FUSE_DEV_IOC_BACKING_OPEN`: `_IOW(229, 1, struct fuse_backing_map)`.
+pub const DEV_IOC_BACKING_OPEN: u32 = 0x4010_e501;
+/// `FUSE_DEV_IOC_BACKING_CLOSE`: `_IOW(229, 2, u32)`.
+pub const DEV_IOC_BACKING_CLOSE: u32 = 0x4004_e502;
+
 /// Smallest buffer that the kernel accepts in read(2).
 pub const READ_BUFFER_MIN: usize = 8192;
 
@@ -184,6 +189,7 @@ bitflags::bitflags! {
         const CACHE_DIR = 1 << 3;
         const NOFLUSH = 1 << 5;
         const PARALLEL_DIRECT_WRITES = 1 << 6;
+        const PASSTHROUGH = 1 << 7;
     }
 }
 

@@ -109,9 +109,8 @@ impl Operation<'_> {
         let mut listing = Listing { reply, limit: asked.size as usize, plus: true };
         let own_ino = || self.stack().getattr(&self.caller, self.node, None).map(|attr| attr.ino);
         let Some(offset) = listing.add_dots(asked.offset, own_ino)? else { return Ok(()) };
-        let timeouts = &self.agreed.timeouts;
         let mut sink = |e: DirEntry<'_>, found: Option<&Entry>| {
-            let entry = found.map(|found| timeouts.entry_out(found)).unwrap_or_default();
+            let entry = found.map(|found| self.entry_out(found)).unwrap_or_default();
             let taken = listing.add(&line(&e, found), entry);
             if let (true, Some(found)) = (taken, found) {
                 listing.reply.held.push(Held::LookUp(found.node));

@@ -5,6 +5,8 @@ use polytropo_libservices::{
 };
 
 use super::abi::{self, FileOpenFlags};
+use super::opens::Opening;
+use super::renewed::OldInode;
 use super::reply::{Held, Reply};
 use super::request::{Arguments, checked_node};
 use super::session::Operation;
@@ -37,13 +39,23 @@ impl Operation<'_> {
         operation(file.as_ref().map(|file| file.handle))
     }
 
-    pub(super) fn open_out(&self, opened: &Opened) -> abi::OpenOut {
-        let mut flags = FileOpenFlags::empty();
-        if opened.direct {
-            flags |= FileOpenFlags::DIRECT_IO | FileOpenFlags::PARALLEL_DIRECT_WRITES;
+    /// What the kernel is told of an open file of `node`. `None`: the node has a new number (see [`Opens::grant`]).
+    fn grant(&self, node: NodeId, opened: &Opened, flags: OpenFlags, replaced: bool) -> Option<abi::OpenOut> {
+        let keep_cache = self.agreed.exclusive();
+        let opening = Opening {
+            stack: self.stack(),
+            node,
+            opened,
+            flags,
+            replaced,
+            thread: self.header.pid,
+            keep_cache,
+        };
+        let granted = self.session.opens.grant(&opening);
+        if granted.is_none() {
+            self.session.tell_outdated(node);
         }
-        flags.set(FileOpenFlags::KEEP_CACHE, opened.keep_cache && self.agreed.exclusive());
-        abi::OpenOut { fh: opened.handle.0, open_flags: flags.bits(), backing_id: 0 }
+        granted
     }
 
     /// What the layers are to open. With write-back the kernel fills up partial pages by reading, and places
@@ -78,17 +90,28 @@ impl Operation<'_> {
         if asked.open_flags & abi::OPEN_KILL_SUIDGID != 0 {
             self.drop_fsetid();
         }
-        let opened =
-            self.with_open_flags(asked.flags, |flags| self.stack().open(&self.caller, self.node, flags))?;
+        let replaced = self.is_replaced();
+        let renewed = &self.session.opens.renewed;
+        if replaced {
+            if renewed.open_of_old(self.node, self.header.pid) == OldInode::LookAgain {
+                return Err(stale());
+            }
+        } else {
+            renewed.open_of_new(self.node, self.header.pid);
+        }
+        let (opened, flags) = self.with_open_flags(asked.flags, |flags| {
+            Ok((self.stack().open(&self.caller, self.node, flags)?, flags))
+        })?;
         reply.held.push(Held::File(self.node, opened.handle));
-        reply.put(&self.open_out(&opened))
+        let out = self.grant(self.node, &opened, flags, replaced).ok_or_else(stale)?;
+        reply.put(&out)
     }
 
     /// A file and its open file in one answer.
     fn put_opened_entry(
         &self,
         entry: &Entry,
-        mut opened: Opened,
+        opened: Opened,
         flags: OpenFlags,
         reply: &mut Reply<'_>,
     ) -> Result<()> {
@@ -96,12 +119,19 @@ impl Operation<'_> {
         if self.agreed.stateless_open() {
             // The kernel would never say that it is closed.
             self.session.open_files.keep_made(entry.node, opened.handle, flags);
-            opened.handle = HandleId(0);
-        } else {
-            reply.held.push(Held::File(entry.node, opened.handle));
+            let mut flags = FileOpenFlags::KEEP_CACHE;
+            if opened.direct {
+                flags |= FileOpenFlags::DIRECT_IO | FileOpenFlags::PARALLEL_DIRECT_WRITES;
+            }
+            reply.put(&self.entry_out(entry))?;
+            return reply.put(&abi::OpenOut { fh: 0, open_flags: flags.bits(), backing_id: 0 });
         }
-        reply.put(&self.agreed.timeouts.entry_out(entry))?;
-        reply.put(&self.open_out(&opened))
+        reply.held.push(Held::File(entry.node, opened.handle));
+        // A file that stood there already may have to be shown by another inode of the kernel, which this answer names.
+        let grant = || self.grant(entry.node, &opened, flags, false);
+        let out = grant().or_else(grant).ok_or_else(stale)?;
+        reply.put(&self.entry_out(entry))?;
+        reply.put(&out)
     }
 
     pub(super) fn create(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -176,7 +206,7 @@ impl Operation<'_> {
         if asked.fh == 0 && self.agreed.stateless_open() {
             return Ok(());
         }
-        self.stack().release(self.node, HandleId(asked.fh));
+        self.session.release(self.node, HandleId(asked.fh));
         Ok(())
     }
 
@@ -230,6 +260,11 @@ impl Operation<'_> {
             reply.put(&abi::WriteOut { size: bytes_copied.min(length) as u32, padding: 0 })
         }
     }
+}
+
+/// The kernel looks the name up again and comes back with another inode.
+fn stale() -> Error {
+    Error::new(Errno::STALE, "open a file by an inode that another one has replaced")
 }
 
 /// Flags of open(2) as the layers know them.

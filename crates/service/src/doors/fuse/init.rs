@@ -86,7 +86,10 @@ pub fn negotiate(
         return Err(Error::new(Errno::PROTO, "agree with the kernel on a version of FUSE"));
     }
     let minor = offer.minor.min(abi::MINOR);
-    let mut flags = wanted(capabilities, coherence, options) & offer.flags;
+    let mut flags = wanted(offer, capabilities, coherence, options) & offer.flags;
+    if flags.contains(InitFlags::PASSTHROUGH) {
+        flags -= InitFlags::NO_OPEN_SUPPORT;
+    }
     if !flags.contains(InitFlags::NO_OPEN_SUPPORT) {
         flags |= InitFlags::ATOMIC_O_TRUNC & offer.flags;
     }
@@ -102,6 +105,8 @@ pub fn negotiate(
         max_write: PAYLOAD_BYTES_MAX as u32,
         time_gran: 1,
         max_pages: (PAYLOAD_BYTES_MAX / 4096) as u16,
+        // Files of filesystems that stand on no other are passed through, and overlayfs may still stand on this mount.
+        max_stack_depth: if flags.contains(InitFlags::PASSTHROUGH) { 1 } else { 0 },
         ..Default::default()
     };
     Ok((out, Negotiated { minor, flags, timeouts, coherence, capabilities }))
@@ -109,7 +114,12 @@ pub fn negotiate(
 
 /// POSIX_LOCKS and FLOCK_LOCKS are left out on purpose: then the kernel keeps locks itself, for the one superblock
 /// that all mounts of a stack share.
-fn wanted(capabilities: Capabilities, coherence: Coherence, options: &FuseOptions) -> InitFlags {
+fn wanted(
+    offer: &Offer,
+    capabilities: Capabilities,
+    coherence: Coherence,
+    options: &FuseOptions,
+) -> InitFlags {
     let mut flags = InitFlags::ASYNC_READ
         | InitFlags::ATOMIC_O_TRUNC
         | InitFlags::BIG_WRITES
@@ -128,7 +138,10 @@ fn wanted(capabilities: Capabilities, coherence: Coherence, options: &FuseOption
     flags.set(InitFlags::POSIX_ACL, capabilities.contains(Capabilities::POSIX_ACLS));
     flags.set(InitFlags::AUTO_INVAL_DATA, coherence == Coherence::Shared);
     flags.set(InitFlags::EXPLICIT_INVAL_DATA, coherence != Coherence::Shared);
+    // The kernel has either of them.
+    flags.set(InitFlags::PASSTHROUGH, options.passthrough.is_some());
     let writeback = options.writeback_cache
+        && !(options.passthrough.is_some() && offer.flags.contains(InitFlags::PASSTHROUGH))
         && coherence == Coherence::Exclusive
         && capabilities.contains(Capabilities::WRITE);
     flags.set(InitFlags::WRITEBACK_CACHE, writeback);

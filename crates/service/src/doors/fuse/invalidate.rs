@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
-use polytropo_libservices::{Change, DoorId, Errno, Name, Observer};
+use polytropo_libservices::{Change, DoorId, Errno, Name, NodeId, Observer};
 use rustc_hash::FxHashSet;
 use zerocopy::IntoBytes;
 
@@ -59,6 +59,13 @@ pub struct Queue {
     more: Condvar,
 }
 
+impl Queue {
+    fn add(&self, change: Change<'_>) {
+        self.pending.lock().add(change);
+        self.more.notify_one();
+    }
+}
+
 /// What the stack tells of changes. Holds the queue weakly, because stacks outlive doors.
 struct Listener {
     door: DoorId,
@@ -71,8 +78,7 @@ impl Observer for Listener {
             return;
         }
         if let Some(queue) = self.queue.upgrade() {
-            queue.pending.lock().add(change);
-            queue.more.notify_one();
+            queue.add(change);
         }
     }
 
@@ -93,6 +99,13 @@ impl Notifier {
         let sender = Sender { session: session.clone(), device, queue: queue.clone() };
         let name = format!("fuse{}.notify", session.door.0);
         let thread = std::thread::Builder::new().name(name).spawn(move || sender.run())?;
+        let outdated = Arc::downgrade(&queue);
+        // Set once: a session has one notifier.
+        let _ = session.outdated.set(Box::new(move |node| {
+            if let Some(queue) = outdated.upgrade() {
+                queue.add(Change::Inode { node });
+            }
+        }));
         session.stack.observe(Arc::new(Listener { door: session.door, queue: Arc::downgrade(&queue) }));
         Ok(Self { queue, thread: Some(thread) })
     }
@@ -141,10 +154,18 @@ impl Sender {
             self.notify(notify::INVAL_ENTRY, &[out.as_bytes(), name, b"\0"]);
         }
         for node in &batch.inodes {
-            // Everything: attributes, and bytes from 0 to the end.
-            let out = InvalInodeOut { ino: *node, off: 0, len: 0 };
-            self.notify(notify::INVAL_INODE, &[out.as_bytes()]);
+            self.forget_inode(*node);
+            let second = self.session.opens.renewed.outward(NodeId(*node));
+            if second != *node {
+                self.forget_inode(second);
+            }
         }
+    }
+
+    fn forget_inode(&self, number: u64) {
+        // Everything: attributes, and bytes from 0 to the end.
+        let out = InvalInodeOut { ino: number, off: 0, len: 0 };
+        self.notify(notify::INVAL_INODE, &[out.as_bytes()]);
     }
 
     fn forget_all_names(&self) {
@@ -176,7 +197,6 @@ impl Sender {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polytropo_libservices::NodeId;
 
     fn entry(number: usize, pending: &mut Pending) {
         let name = number.to_string();

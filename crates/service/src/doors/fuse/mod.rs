@@ -4,6 +4,7 @@
 //! [`names`], [`files`], [`directories`]) and answered ([`reply`]). What others change goes to the kernel by [`invalidate`]. Node and handle numbers are the stack's own.
 
 mod abi;
+mod backings;
 mod crew;
 mod device;
 mod directories;
@@ -13,6 +14,9 @@ mod invalidate;
 mod late;
 mod names;
 mod open_files;
+mod opens;
+mod registrar;
+mod renewed;
 mod reply;
 mod request;
 mod session;
@@ -31,8 +35,12 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use polytropo_libservices::{DoorId, Libservice};
 
+pub use backings::BACKINGS_MAX;
+pub use opens::Passthrough;
+pub use registrar::{OwnRegistrar, Registrar};
 pub use statistics::{DoorStatistics, OperationStatistics};
 
+use crate::doors::modes::Modes;
 use crew::Crew;
 use device::{Device, PAYLOAD_BYTES_MAX};
 use invalidate::Notifier;
@@ -56,6 +64,11 @@ pub struct FuseOptions {
     pub spare_devices: Vec<Arc<OwnedFd>>,
     /// Lets the kernel open files without asking, where the stack allows it and write-back makes this door the only one.
     pub stateless_open: bool,
+    /// Lets the kernel use files of immutable layers in place of the door. The kernel has this or write-back, not both;
+    /// and every open is asked for.
+    pub passthrough: Option<Passthrough>,
+    /// Who has which inode open, shared with the other doors of the stack; without it the door keeps count for itself.
+    pub modes: Option<Arc<Modes>>,
 }
 
 impl Default for FuseOptions {
@@ -66,6 +79,8 @@ impl Default for FuseOptions {
             writeback_cache: true,
             spare_devices: Vec::new(),
             stateless_open: true,
+            passthrough: None,
+            modes: None,
         }
     }
 }

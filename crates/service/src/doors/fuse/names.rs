@@ -18,7 +18,7 @@ impl Operation<'_> {
     /// Answers with an entry, which then counts as looked up.
     fn put_entry(&self, entry: &Entry, reply: &mut Reply<'_>) -> Result<()> {
         reply.held.push(Held::LookUp(entry.node));
-        reply.put(&self.agreed.timeouts.entry_out(entry))
+        reply.put(&self.entry_out(entry))
     }
 
     pub(super) fn lookup(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -34,7 +34,7 @@ impl Operation<'_> {
     pub(super) fn getattr(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::GetattrIn = a.take()?;
         let attr = self.attributes(asked.getattr_flags, asked.fh)?;
-        reply.put(&self.agreed.timeouts.attr_out(&attr))
+        reply.put(&self.timeouts().attr_out(&attr))
     }
 
     fn attributes(&self, getattr_flags: u32, fh: u64) -> Result<Attr> {
@@ -45,7 +45,7 @@ impl Operation<'_> {
     pub(super) fn statx(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::StatxIn = a.take()?;
         let attr = self.attributes(asked.getattr_flags, asked.fh)?;
-        reply.put(&self.agreed.timeouts.statx_out(&attr))
+        reply.put(&self.timeouts().statx_out(&attr))
     }
 
     pub(super) fn setattr(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -53,7 +53,7 @@ impl Operation<'_> {
         let (changes, fh) = changes(&asked);
         let attr =
             self.file_if_open(fh, |handle| self.stack().setattr(&self.caller, self.node, handle, &changes))?;
-        reply.put(&self.agreed.timeouts.attr_out(&attr))
+        reply.put(&self.timeouts().attr_out(&attr))
     }
 
     pub(super) fn readlink(self, reply: &mut Reply<'_>) -> Result<()> {

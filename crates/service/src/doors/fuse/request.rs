@@ -5,6 +5,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout};
 use polytropo_libservices::{Errno, Error, Name, NodeId, Result};
 
 use super::abi::InHeader;
+use super::renewed::RenewedNodes;
 
 /// The header of a message and what follows it.
 pub struct Request<'a> {
@@ -27,7 +28,7 @@ impl<'a> Request<'a> {
 
 /// EINVAL for the number that names no node.
 pub fn checked_node(nodeid: u64) -> Result<NodeId> {
-    if nodeid == 0 { Err(malformed()) } else { Ok(NodeId(nodeid)) }
+    if nodeid == 0 { Err(malformed()) } else { Ok(RenewedNodes::inward(nodeid)) }
 }
 
 /// The arguments of a request, taken from the front.

@@ -3,16 +3,19 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use polytropo_libservices::{
-    Caller, Capabilities, DoorId, Errno, Error, FsCapabilities, Libservice, NodeId, Result,
+    Caller, Capabilities, DoorId, Entry, Errno, Error, FsCapabilities, HandleId, Libservice, NodeId, Result,
 };
 
 use super::FuseOptions;
 use super::abi::{self, InHeader, opcode};
 use super::init::{self, Negotiated, Offer};
 use super::open_files::OpenFiles;
-use super::reply::{Held, Reply};
+use super::opens::Opens;
+use super::renewed::RenewedNodes;
+use super::reply::{Held, Reply, Timeouts};
 use super::request::{Arguments, Request};
 
 /// What all threads of a door share.
@@ -21,6 +24,9 @@ pub struct Session {
     pub door: DoorId,
     pub options: FuseOptions,
     pub open_files: OpenFiles,
+    pub opens: Opens,
+    /// Has the kernel told that what it knows of a node is out of date.
+    pub outdated: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
     negotiated: OnceLock<Negotiated>,
     panicked: AtomicBool,
 }
@@ -47,8 +53,18 @@ pub struct Operation<'a> {
 impl Session {
     pub fn new(stack: Arc<dyn Libservice>, door: DoorId, options: FuseOptions) -> Self {
         let open_files = OpenFiles::new(stack.clone());
-        let panicked = AtomicBool::new(false);
-        Self { stack, door, options, open_files, negotiated: OnceLock::new(), panicked }
+        let modes = options.modes.clone().unwrap_or_default();
+        let opens = Opens::new(modes, options.passthrough.clone());
+        Self {
+            stack,
+            door,
+            options,
+            open_files,
+            opens,
+            outdated: OnceLock::new(),
+            negotiated: OnceLock::new(),
+            panicked: AtomicBool::new(false),
+        }
     }
 
     /// The protocol's version agreed on; 0 before INIT.
@@ -100,7 +116,7 @@ impl Session {
         for held in held.drain(..).rev() {
             match held {
                 Held::LookUp(node) => self.forget(node.0, 1),
-                Held::File(node, handle) => self.stack.release(node, handle),
+                Held::File(node, handle) => self.release(node, handle),
                 Held::Directory(node, handle) => self.stack.releasedir(node, handle),
             }
         }
@@ -139,7 +155,17 @@ impl Session {
             node: super::request::checked_node(header.nodeid)?,
             caller: self.caller(&header, no_groups),
         };
-        operation.run(arguments, reply).map(|()| Answer::Payload)
+        let changed_behind = operation.is_replaced()
+            && matches!(
+                header.opcode,
+                opcode::WRITE | opcode::FALLOCATE | opcode::SETATTR | opcode::SETXATTR
+            );
+        let node = operation.node;
+        let done = operation.run(arguments, reply).map(|()| Answer::Payload);
+        if changed_behind {
+            self.tell_outdated(node);
+        }
+        done
     }
 
     fn caller(&self, header: &InHeader, no_groups: &Arc<[u32]>) -> Caller {
@@ -174,10 +200,24 @@ impl Session {
         reply.put(&out)
     }
 
+    /// Has the kernel ask again for what it knows of the node's inodes; not at once, since this is a thread that answers.
+    pub fn tell_outdated(&self, node: NodeId) {
+        if let Some(outdated) = self.outdated.get() {
+            outdated(node);
+        }
+    }
+
+    pub fn release(&self, node: NodeId, handle: HandleId) {
+        self.opens.release(node, handle);
+        self.stack.release(node, handle);
+    }
+
     fn forget(&self, nodeid: u64, count: u64) {
         if nodeid != 0 {
-            self.open_files.forget(NodeId(nodeid));
-            self.stack.forget(NodeId(nodeid), count);
+            let node = RenewedNodes::inward(nodeid);
+            self.open_files.forget(node);
+            self.opens.forget(node);
+            self.stack.forget(node, count);
         }
     }
 
@@ -195,6 +235,24 @@ impl Session {
 impl Operation<'_> {
     pub fn stack(&self) -> &dyn Libservice {
         &*self.session.stack
+    }
+
+    /// The request names an inode of the kernel that another one has replaced.
+    pub fn is_replaced(&self) -> bool {
+        self.session.opens.renewed.is_replaced(self.header.nodeid)
+    }
+
+    /// Of an inode that was replaced, nothing is told when it changes.
+    pub fn timeouts(&self) -> Timeouts {
+        match self.is_replaced() {
+            true => Timeouts { attributes: Duration::ZERO, ..self.agreed.timeouts },
+            false => self.agreed.timeouts,
+        }
+    }
+
+    pub fn entry_out(&self, entry: &Entry) -> abi::EntryOut {
+        let nodeid = self.session.opens.renewed.outward(entry.node);
+        abi::EntryOut { nodeid, ..self.agreed.timeouts.entry_out(entry) }
     }
 
     /// ENOSYS when the stack cannot do it at all, which the kernel remembers.

@@ -1,0 +1,164 @@
+//! Opens that the kernel asks for: each is counted ([`Modes`]) and answered with the way that its bytes go.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use polytropo_libservices::{HandleId, Libservice, NodeId, OpenFlags, Opened};
+use rustc_hash::FxHashMap;
+
+use super::abi::{self, FileOpenFlags};
+use super::backings::Backings;
+use super::registrar::Registrar;
+use super::renewed::RenewedNodes;
+use crate::doors::modes::{Access, Decision, Door, Modes, Ticket, Way, Wish};
+
+const SHARDS: usize = 16;
+
+/// How files are passed through.
+#[derive(Clone)]
+pub struct Passthrough {
+    pub registrar: Arc<dyn Registrar>,
+    /// Smaller files are read faster through the kernel's cache of this mount, once they are in it.
+    pub size_min_bytes: u64,
+}
+
+impl std::fmt::Debug for Passthrough {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Passthrough").field("size_min_bytes", &self.size_min_bytes).finish_non_exhaustive()
+    }
+}
+
+/// An open file of a program.
+struct Granted {
+    ticket: Ticket,
+    /// It names the node's registered file.
+    bound: bool,
+}
+
+/// The open files of one door, by handle.
+pub struct Opens {
+    modes: Arc<Modes>,
+    passing: Option<(Backings, u64)>,
+    pub renewed: RenewedNodes,
+    granted: [Mutex<FxHashMap<HandleId, Granted>>; SHARDS],
+}
+
+/// Who opens what.
+pub struct Opening<'a> {
+    pub stack: &'a dyn Libservice,
+    pub node: NodeId,
+    pub opened: &'a Opened,
+    pub flags: OpenFlags,
+    /// Through an inode of the kernel that another one has replaced, since there is no name to find that by.
+    pub replaced: bool,
+    /// The program's thread.
+    pub thread: u32,
+    /// The kernel may keep what it has cached.
+    pub keep_cache: bool,
+}
+
+impl Opens {
+    pub fn new(modes: Arc<Modes>, passthrough: Option<Passthrough>) -> Self {
+        let passing = passthrough.map(|pass| (Backings::new(pass.registrar), pass.size_min_bytes));
+        let granted = std::array::from_fn(|_| Mutex::default());
+        Self { modes, passing, renewed: RenewedNodes::default(), granted }
+    }
+
+    /// The answer to an open. `None`: the kernel's inode is bound to a file that no longer has the bytes; the node has a
+    /// new number from now on.
+    pub fn grant(&self, opening: &Opening<'_>) -> Option<abi::OpenOut> {
+        let Opening { node, opened, flags, .. } = *opening;
+        if opening.replaced {
+            return Some(self.grant_apart(opening));
+        }
+        let access = match (flags.contains(OpenFlags::READ), flags.contains(OpenFlags::WRITE)) {
+            (_, false) => Access::Read,
+            (false, true) => Access::WriteOnly,
+            (true, true) => Access::ReadWrite,
+        };
+        let id = if access == Access::Read { self.bind(opening) } else { None };
+        let wish = Wish { door: Door::Fuse, access, immutable: id.is_some() };
+        let (decision, ticket) = self.modes.open(node, wish);
+        let bound = matches!(decision, Decision::Open(Way::Passthrough));
+        if id.is_some() && !bound {
+            self.unbind(node);
+        }
+        let Some(ticket) = ticket else {
+            self.modes.renew(node);
+            self.renewed.add(node, opening.thread);
+            return None;
+        };
+        let mut out = FileOpenFlags::empty();
+        if opened.direct || ticket.way() == Way::Direct {
+            out |= FileOpenFlags::DIRECT_IO | FileOpenFlags::PARALLEL_DIRECT_WRITES;
+        }
+        if bound {
+            out |= FileOpenFlags::PASSTHROUGH;
+        } else {
+            // What is written by requests the kernel learns a moment later.
+            let kept = opened.keep_cache && opening.keep_cache && self.modes.users(node).direct == 0;
+            out.set(FileOpenFlags::KEEP_CACHE, kept);
+        }
+        self.keep(opened.handle, Granted { ticket, bound });
+        Some(answer(opened, out, id.filter(|_| bound)))
+    }
+
+    /// An open of an inode that was replaced: by requests, so that it meets the node's bytes. While old opens bind the inode to
+    /// their file, this one has to name it too; only maps show it.
+    fn grant_apart(&self, opening: &Opening<'_>) -> abi::OpenOut {
+        let Opening { node, opened, flags, .. } = *opening;
+        let id = self.passing.as_ref().and_then(|(backings, _)| backings.take_known(node));
+        let ticket = self.modes.open_apart(node, flags.contains(OpenFlags::WRITE));
+        self.keep(opened.handle, Granted { ticket, bound: id.is_some() });
+        let mut out = FileOpenFlags::DIRECT_IO | FileOpenFlags::PARALLEL_DIRECT_WRITES;
+        out.set(FileOpenFlags::PASSTHROUGH, id.is_some());
+        answer(opened, out, id)
+    }
+
+    /// The number of the file that the kernel may use for this open, if there is one. To be given back by `unbind`.
+    fn bind(&self, opening: &Opening<'_>) -> Option<u32> {
+        let (backings, size_min_bytes) = self.passing.as_ref()?;
+        if opening.flags.contains(OpenFlags::TRUNCATE) || !self.renewed.has_room(opening.node) {
+            return None;
+        }
+        let file = opening.stack.immutable_file(opening.opened.handle)?;
+        // A size that cannot be told is the door's least worry then.
+        let size = rustix::fs::fstat(&*file).map_or(0, |stat| stat.st_size as u64);
+        if size < *size_min_bytes { None } else { backings.take(opening.node, file.as_fd()) }
+    }
+
+    fn unbind(&self, node: NodeId) {
+        if let Some((backings, _)) = &self.passing {
+            backings.release(node);
+        }
+    }
+
+    fn keep(&self, handle: HandleId, granted: Granted) {
+        self.shard(handle).lock().insert(handle, granted);
+    }
+
+    /// A program has closed it, or never got the answer.
+    pub fn release(&self, node: NodeId, handle: HandleId) {
+        let Some(granted) = self.shard(handle).lock().remove(&handle) else { return };
+        self.modes.release(node, granted.ticket);
+        if granted.bound {
+            self.unbind(node);
+        }
+    }
+
+    /// The kernel dropped look-ups of the node; it has no open file of it if they were the last.
+    pub fn forget(&self, node: NodeId) {
+        if let Some((backings, _)) = &self.passing {
+            backings.forget(node);
+        }
+    }
+
+    fn shard(&self, handle: HandleId) -> &Mutex<FxHashMap<HandleId, Granted>> {
+        &self.granted[handle.0 as usize % SHARDS]
+    }
+}
+
+fn answer(opened: &Opened, flags: FileOpenFlags, id: Option<u32>) -> abi::OpenOut {
+    abi::OpenOut { fh: opened.handle.0, open_flags: flags.bits(), backing_id: id.unwrap_or_default() as i32 }
+}
