@@ -8,7 +8,7 @@ export CARGO_BUILD_JOBS := $(CARGO_JOBS)
 
 # Programs that the product needs, and what only its tests and benchmarks need.
 PACKAGES := runc crun fuse3 mmdebstrap umoci uidmap conmon golang-github-containers-common python3-venv build-essential
-TEST_PACKAGES := busybox-static acl attr dbench fio git libpython3.11-testsuite python3.11 redis-server rsync stress-ng e2fsprogs
+TEST_PACKAGES := busybox-static acl attr dbench fio git musl-tools libpython3.11-testsuite python3.11 redis-server rsync stress-ng e2fsprogs
 BENCH_PACKAGES := fuse-overlayfs podman
 
 .PHONY: all bootstrap product-bootstrap build venv demo lint test rust-test python-test soak bench-fuse clean uninstall
@@ -24,6 +24,7 @@ build:
 	@mkdir -p $(BIN)
 	@for program in polytropo-service; do \
 	    if [ -f target/release/$$program ]; then install -m 0755 target/release/$$program $(BIN)/; fi; done
+	@tools/build-preload $(BIN)
 	@install -m 0755 target/release/libpolytropo_python.so src/polytropo/_native.abi3.so
 
 $(VENV)/.ready: pyproject.toml
@@ -36,6 +37,7 @@ venv: $(VENV)/.ready
 
 lint: venv
 	cargo fmt --check
+	cargo fmt --check --manifest-path crates/preload/freestanding/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

@@ -1,4 +1,4 @@
-"""The wheel carries the service program: it is for one platform, and is not built without it."""
+"""The wheel carries the service program and the preload library: it is for one platform and needs both."""
 
 import platform
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PROGRAM = "src/polytropo/_bin/polytropo-service"
+# There is one for x86-64 only.
+PRELOAD = "src/polytropo/_bin/libpolytropo_preload.so"
 
 
 class ServiceHook(BuildHookInterface[Any]):
@@ -18,5 +20,8 @@ class ServiceHook(BuildHookInterface[Any]):
         program = Path(self.root) / PROGRAM
         if not program.is_file() or not program.stat().st_mode & 0o111:
             raise FileNotFoundError(f"{program} is missing or not executable; run `make build` first")
+        preload = Path(self.root) / PRELOAD
+        if platform.machine() == "x86_64" and not preload.is_file():
+            raise FileNotFoundError(f"{preload} is missing; run `make build` first")
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-linux_{platform.machine()}"

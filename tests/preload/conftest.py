@@ -1,0 +1,116 @@
+"""The preload library, and programs to load it into."""
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+import polytropo
+
+PROGRAMS = Path(__file__).parent / "programs"
+LIBRARY = Path(polytropo.__file__).parent / "_bin/libpolytropo_preload.so"
+TIMEOUT_S = 60.0
+
+Result = subprocess.CompletedProcess[bytes]
+Compile = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    if platform.machine() != "x86_64":
+        pytest.skip("there is no preload library for this architecture")
+    assert LIBRARY.is_file(), "run `make build` first"
+    return LIBRARY
+
+
+@pytest.fixture(scope="session")
+def compile_program(tmp_path_factory: pytest.TempPathFactory) -> Compile:
+    """Compiles one of the C programs beside this file."""
+    directory = tmp_path_factory.mktemp("programs")
+
+    def compiled(name: str, *flags: str, compiler: str = "gcc") -> Path:
+        if shutil.which(compiler) is None:
+            pytest.skip(f"{compiler} is not installed")
+        program = directory / "-".join([compiler, name, *(flag.strip("-") for flag in flags)])
+        if not program.exists():
+            command: list[str | Path] = [
+                compiler,
+                "-O2",
+                "-Wall",
+                "-pthread",
+                "-o",
+                program,
+                PROGRAMS / f"{name}.c",
+                *flags,
+            ]
+            subprocess.run(command, check=True, timeout=TIMEOUT_S)
+        return program
+
+    return compiled
+
+
+class Preloaded:
+    """Runs programs with the library, its report in a file."""
+
+    def __init__(self, library: Path, directory: Path) -> None:
+        self.library = library
+        self.trace = directory / "trace"
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            "LC_ALL": "C.UTF-8",
+            "LD_PRELOAD": str(self.library),
+            "POLYTROPO_TRACE": "1",
+            "POLYTROPO_TRACE_FILE": str(self.trace),
+            **more,
+        }
+
+    def run(
+        self,
+        *command: str | Path,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: bytes = b"",
+    ) -> Result:
+        self.trace.unlink(missing_ok=True)
+        return subprocess.run(
+            command,
+            env=dict(environment) if environment is not None else self.environment(),
+            cwd=cwd,
+            input=stdin,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+
+    def plain(self, *command: str | Path, cwd: Path | None = None, stdin: bytes = b"") -> Result:
+        """The same without the library."""
+        environment = {
+            name: value
+            for name, value in self.environment().items()
+            if name not in ("LD_PRELOAD", "POLYTROPO_TRACE")
+        }
+        return self.run(*command, environment=environment, cwd=cwd, stdin=stdin)
+
+    def report(self) -> list[str]:
+        """Its lines, one for each process that ended."""
+        return self.trace.read_text().splitlines() if self.trace.exists() else []
+
+    def same(self, *command: str | Path, cwd: Path | None = None, stdin: bytes = b"") -> Result:
+        """Runs it in both ways, which must not differ, and with the library at work."""
+        plain = self.plain(*command, cwd=cwd, stdin=stdin)
+        assert not self.report()
+        done = self.run(*command, cwd=cwd, stdin=stdin)
+        assert (done.returncode, done.stdout, done.stderr) == (plain.returncode, plain.stdout, plain.stderr)
+        assert any(": sites " in line for line in self.report()), "the library did nothing"
+        return done
+
+
+@pytest.fixture
+def preloaded(library: Path, tmp_path: Path) -> Preloaded:
+    return Preloaded(library, tmp_path)
