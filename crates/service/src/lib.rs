@@ -10,4 +10,5 @@ pub mod isolation;
 pub mod keeper;
 pub mod link;
 pub mod logging;
+pub mod windows;
 pub mod worker;

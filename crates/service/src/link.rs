@@ -23,13 +23,34 @@ pub const PACKET_DESCRIPTORS_MAX: usize = 200;
 pub enum Task {
     /// The id maps are written.
     Mapped {},
-    /// Serve a stack at a FUSE device. Descriptors: the document, the devices; the directories
-    /// come in `Roots` packets after it.
-    Serve { request: u64, door: u64, document_bytes: usize, roots: usize },
+    /// Serve a stack at a FUSE device. Descriptors: the document, the directory of windows, the same as programs see it,
+    /// the devices; the directories come in `Roots` packets after it.
+    Serve { request: u64, door: u64, document_bytes: usize, roots: usize, cache_bytes: u64 },
+    /// Open a channel for a program. Descriptors: its socket, the process, its mount table, what is mounted inside.
+    Connect { request: u64, door: u64, newcomer: Newcomer },
     /// The next directories of the stack, in the document's order.
     Roots {},
     /// Tell what a door has done; without one, what all did that have ended.
     Statistics { request: u64, door: Option<u64> },
+}
+
+/// A program that asks for a channel, as the keeper found it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Newcomer {
+    pub pid: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+    pub capabilities: u64,
+    /// It sees the mount read-only.
+    pub read_only: bool,
+    /// The mount is its root directory.
+    pub is_root: bool,
+    pub device: u64,
+    pub mount_id: u64,
+    /// Bytes of the list of what is mounted inside.
+    pub covered_bytes: usize,
 }
 
 /// What the worker tells the keeper.

@@ -58,6 +58,9 @@ struct KeeperArguments {
     /// A descriptor that is told one line when the keeper is ready.
     #[arg(long)]
     ready_fd: Option<i32>,
+    /// How much memory cached bytes may take that programs share with the service.
+    #[arg(long, default_value_t = 256 << 20)]
+    cache_bytes: u64,
     /// The tenant's name, for mount tables and logs.
     #[arg(long)]
     tenant: Option<String>,
@@ -106,6 +109,7 @@ fn run_keeper(arguments: KeeperArguments) -> ExitCode {
         ready: arguments.ready_fd.and_then(take_descriptor),
         tenant: arguments.tenant,
         rootless: arguments.rootless,
+        cache_bytes: arguments.cache_bytes,
         devices,
     };
     match keeper::run(config) {

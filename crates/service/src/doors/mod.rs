@@ -1,4 +1,5 @@
 //! The ways into a service.
 
+pub mod channel;
 pub mod fuse;
 pub mod modes;

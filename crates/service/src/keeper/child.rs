@@ -14,9 +14,10 @@ use log::{error, info, warn};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use super::windows::{WindowPlace, WindowStore};
 use crate::control::{Refusal, describe};
 use crate::isolation::ids::Ids;
-use crate::link::{Link, PACKET_DESCRIPTORS_MAX, Report, Task};
+use crate::link::{Link, Newcomer, PACKET_DESCRIPTORS_MAX, Report, Task};
 
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// A worker may log so much in a period; more is dropped.
@@ -43,6 +44,8 @@ pub struct Child {
     pid: u32,
     pidfd: OwnedFd,
     ids: Ids,
+    /// Where its windows lie.
+    windows: OnceLock<WindowStore>,
     /// Its user namespace, by which directories are idmapped for it.
     namespace: OnceLock<OwnedFd>,
     link: Link,
@@ -87,6 +90,7 @@ impl Child {
             pid,
             pidfd,
             ids,
+            windows: OnceLock::new(),
             namespace: OnceLock::new(),
             link: ours,
             sending: Mutex::new(()),
@@ -203,16 +207,18 @@ impl Child {
     pub fn serve(
         &self,
         door: u64,
-        document: &OwnedFd,
-        document_bytes: usize,
+        document: (&OwnedFd, usize),
+        windows: &WindowPlace,
         devices: &[OwnedFd],
         roots: &[OwnedFd],
     ) -> Result<(), Refusal> {
         let (request, answer) = self.expect();
-        let task = Task::Serve { request, door, document_bytes, roots: roots.len() };
+        let (document, document_bytes) = document;
+        let cache_bytes = windows.cache_bytes;
+        let task = Task::Serve { request, door, document_bytes, roots: roots.len(), cache_bytes };
         let sent = {
             let _together = self.sending.lock();
-            let mut first = vec![document.as_fd()];
+            let mut first = vec![document.as_fd(), windows.own.as_fd(), windows.shown.as_fd()];
             first.extend(devices.iter().map(AsFd::as_fd));
             self.send(&task, &first).and_then(|()| {
                 roots.chunks(PACKET_DESCRIPTORS_MAX).try_for_each(|chunk| {
@@ -220,6 +226,30 @@ impl Child {
                     self.send(&Task::Roots {}, &chunk)
                 })
             })
+        };
+        match self.await_answer(request, sent, &answer)? {
+            Outcome::Done(None) => Ok(()),
+            Outcome::Done(Some(problem)) => Err(Refusal::new(presentable(&problem))),
+            Outcome::Statistics(_) => Err(Refusal::new("the worker answered something else")),
+        }
+    }
+
+    /// Has the worker open a channel for a program. `descriptors`: its socket, the process, its mount table.
+    pub fn connect(
+        &self,
+        door: u64,
+        newcomer: Newcomer,
+        descriptors: [BorrowedFd<'_>; 3],
+        covered: &[u8],
+    ) -> Result<(), Refusal> {
+        let cannot = |errno| Refusal::of(errno, "what a program sees mounted cannot be told");
+        let covered = super::mounts::sealed_copy(covered).map_err(cannot)?;
+        let (request, answer) = self.expect();
+        let [socket, process, table] = descriptors;
+        let sent = {
+            let _together = self.sending.lock();
+            let task = Task::Connect { request, door, newcomer };
+            self.send(&task, &[socket, process, table, covered.as_fd()])
         };
         match self.await_answer(request, sent, &answer)? {
             Outcome::Done(None) => Ok(()),
@@ -276,6 +306,16 @@ impl Child {
 
     pub fn ids(&self) -> Ids {
         self.ids
+    }
+
+    /// A place for the windows of one door.
+    pub fn window_place(&self, door: u64, cache_bytes: u64) -> Result<WindowPlace, Refusal> {
+        let cannot = |errno| Refusal::of(errno, "memory for cached bytes cannot be mounted");
+        if self.windows.get().is_none() {
+            let _ = self.windows.set(WindowStore::make(self.ids).map_err(cannot)?);
+        }
+        let store = self.windows.get().ok_or(Errno::AGAIN).map_err(cannot)?;
+        store.place(door, cache_bytes).map_err(cannot)
     }
 
     pub fn namespace(&self) -> Option<&OwnedFd> {
@@ -392,6 +432,7 @@ mod tests {
             pid: process.id(),
             pidfd,
             ids: Ids::Same { count: 1 },
+            windows: OnceLock::new(),
             namespace: OnceLock::new(),
             link: ours,
             sending: Mutex::new(()),

@@ -1,5 +1,6 @@
 //! The keeper: takes orders, opens what a stack names, mounts, and watches the worker. It never touches data.
 
+pub mod channels;
 mod child;
 mod mounting;
 mod mounts;
@@ -7,6 +8,7 @@ mod orders;
 pub mod rootless;
 mod roots;
 mod table;
+mod windows;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -30,6 +32,8 @@ pub struct Config {
     pub tenant: Option<String>,
     /// Runs as an ordinary user, in namespaces of its own.
     pub rootless: bool,
+    /// How much memory windows may take.
+    pub cache_bytes: u64,
     /// Opened `/dev/fuse`s for the first mounts.
     pub devices: Vec<OwnedFd>,
 }
@@ -51,6 +55,7 @@ pub fn run(mut config: Config) -> Result<(), Refusal> {
     }
     let signals = block_signals().map_err(|e| failed("signals cannot be received", e))?;
     let server = Server::listen(&config.run_dir)?;
+    let gate = channels::Gate::listen(&config.run_dir)?;
     let pid_file = config.run_dir.join("keeper.pid");
     std::fs::write(&pid_file, format!("{}\n", std::process::id()))
         .map_err(|e| failed("keeper.pid cannot be written", e))?;
@@ -64,7 +69,7 @@ pub fn run(mut config: Config) -> Result<(), Refusal> {
     {
         warn!("whoever started this keeper does not listen: {errno}");
     }
-    let ended = serve(&keeper, &server, signals, &table, idle_timeout);
+    let ended = serve(&keeper, (&server, &gate), signals, &table, idle_timeout);
     // From here on nobody reaches this keeper, and another one may start: the names go before the socket is closed, so
     // they are still ours.
     for name in [pid_file, keeper.run_dir().join("control.sock")] {
@@ -79,7 +84,7 @@ pub fn run(mut config: Config) -> Result<(), Refusal> {
 
 fn serve(
     keeper: &Arc<Keeper>,
-    server: &Server,
+    (server, gate): (&Server, &channels::Gate),
     signals: OwnedFd,
     table: &std::fs::File,
     idle_timeout: Duration,
@@ -109,13 +114,14 @@ fn serve(
             PollFd::from_borrowed_fd(keeper.wake_fd(), PollFlags::IN),
             PollFd::new(&signals, PollFlags::IN),
             PollFd::from_borrowed_fd(table.as_fd(), PollFlags::PRI),
+            PollFd::from_borrowed_fd(gate.as_fd(), PollFlags::IN),
         ];
         if let Err(errno) = rustix::event::poll(&mut polled, Some(&timeout))
             && errno != rustix::io::Errno::INTR
         {
             return Err(Refusal::of(errno, "the keeper cannot wait for events"));
         }
-        let [clients, woken, signalled, changed] = polled.map(|p| !p.revents().is_empty());
+        let [clients, woken, signalled, changed, programs] = polled.map(|p| !p.revents().is_empty());
         if signalled {
             info!("ended by a signal");
             return Ok(());
@@ -125,6 +131,9 @@ fn serve(
         }
         if clients {
             server.accept(&orders);
+        }
+        if programs {
+            gate.accept(keeper);
         }
         table_changed |= changed;
         if table_changed && table_read.elapsed() >= TABLE_PAUSE {

@@ -213,6 +213,28 @@ fn table_line(line: &[u8]) -> Option<TableLine> {
     Some(TableLine { mount_id, mountpoint, ours: filesystem == FILESYSTEM_TYPE.as_bytes() })
 }
 
+/// One line of the mount table of another process.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ProcessLine {
+    pub mount_id: u64,
+    pub parent: u64,
+    pub device: (u32, u32),
+    pub root: Vec<u8>,
+    pub mountpoint: Vec<u8>,
+    pub read_only: bool,
+}
+
+pub fn process_line(line: &[u8]) -> Option<ProcessLine> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
+    let (mount_id, parent) = (number()?, number()?);
+    let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
+    let (root, mountpoint) = (unescape(fields.next()?), unescape(fields.next()?));
+    let read_only = fields.next()?.split(|&byte| byte == b',').any(|option| option == b"ro");
+    Some(ProcessLine { mount_id, parent, device, root, mountpoint, read_only })
+}
+
 /// The kernel writes space, tab, newline and backslash as three octal digits.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());

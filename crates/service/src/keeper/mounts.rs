@@ -149,7 +149,7 @@ impl Keeper {
             log::debug!("{shown} keeps the kernel's limit of dirty memory: {error}");
         }
         let kind = kind_of(document);
-        let sealed = sealed_copy(&text).map_err(cannot)?;
+        let sealed = sealed_copy(text.as_bytes()).map_err(cannot)?;
         let length = text.len();
         let door = {
             let mut table = self.table.lock();
@@ -166,7 +166,8 @@ impl Keeper {
             door
         };
         let attached = worker
-            .serve(door, &sealed, length, &devices, &roots)
+            .window_place(door, self.config.cache_bytes)
+            .and_then(|windows| worker.serve(door, (&sealed, length), &windows, &devices, &roots))
             .and_then(|()| target.show(superblock).map_err(cannot));
         let mut table = self.table.lock();
         match attached {
@@ -220,14 +221,14 @@ fn kind_of(document: &StackDocument) -> &'static str {
     }
 }
 
-/// The document in memory that nobody can change any more.
-fn sealed_copy(text: &str) -> rustix::io::Result<OwnedFd> {
+/// A text in memory that nobody can change any more.
+pub fn sealed_copy(text: &[u8]) -> rustix::io::Result<OwnedFd> {
     use rustix::fs::{MemfdFlags, SealFlags};
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let copy = rustix::fs::memfd_create("stack", flags)?;
     let mut written = 0;
     while written < text.len() {
-        written += rustix::io::pwrite(&copy, &text.as_bytes()[written..], written as u64)?;
+        written += rustix::io::pwrite(&copy, &text[written..], written as u64)?;
     }
     rustix::fs::fcntl_add_seals(
         &copy,

@@ -241,6 +241,13 @@ impl Keeper {
         }))
     }
 
+    /// The living door whose superblock has this device number.
+    pub(super) fn door_of(&self, device: (u32, u32)) -> Option<(u64, Arc<Child>)> {
+        let table = self.table.lock();
+        let (id, door) = table.doors.iter().find(|(_, door)| door.device == device && door.is_alive())?;
+        Some((*id, door.worker.clone()))
+    }
+
     fn worker_pid(&self) -> Option<u32> {
         self.workers.lock().iter().find(|worker| worker.is_alive()).map(|worker| worker.pid())
     }

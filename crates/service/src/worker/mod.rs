@@ -72,9 +72,13 @@ fn serve(link: &Arc<Link>) -> rustix::io::Result<()> {
     let mut doors = Doors::new(link.clone());
     while let Some((task, descriptors)) = link.receive::<Task>()? {
         match task {
-            Task::Serve { request, door, document_bytes, roots } => {
+            Task::Serve { request, door, document_bytes, roots, cache_bytes } => {
                 let roots = receive_roots(link, roots)?;
-                let problem = doors.serve(door, descriptors, document_bytes, roots).err();
+                let problem = doors.serve(door, descriptors, (document_bytes, cache_bytes), roots).err();
+                link.send(&Report::Done { request, problem }, &[])?;
+            }
+            Task::Connect { request, door, newcomer } => {
+                let problem = doors.connect(door, newcomer, descriptors).err();
                 link.send(&Report::Done { request, problem }, &[])?;
             }
             Task::Roots {} | Task::Mapped {} => return Err(rustix::io::Errno::PROTO),

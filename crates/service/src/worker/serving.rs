@@ -9,12 +9,15 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use polytropo_libservices::stack::StackDocument;
-use polytropo_libservices::{DoorId, Interner, Libservice, build_with};
+use polytropo_libservices::{Caller, DoorId, FsCapabilities, Interner, Libservice, build_with};
 use serde_json::{Value, json};
 
+use crate::doors::channel::{ChannelDoor, ChannelOptions, Peer, WindowDirectories};
 use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions};
+use crate::doors::modes::Modes;
 use crate::isolation;
-use crate::link::{Link, Report};
+use crate::link::{Link, Newcomer, Report};
+use crate::windows::Budget;
 
 /// The keeper refuses longer ones.
 const DOCUMENT_MAX_BYTES: usize = 4 << 20;
@@ -24,6 +27,8 @@ pub struct Doors {
     link: Arc<Link>,
     stacks: Arc<Stacks>,
     open: OpenDoors,
+    /// What windows may take, all together.
+    budget: Option<Arc<Budget>>,
 }
 
 type OpenDoors = Arc<Mutex<Opened>>;
@@ -31,6 +36,8 @@ type OpenDoors = Arc<Mutex<Opened>>;
 #[derive(Default)]
 struct Opened {
     doors: HashMap<u64, Arc<FuseDoor>>,
+    /// The channels to the same stacks.
+    channels: HashMap<u64, Arc<ChannelDoor>>,
     /// What doors did that have ended.
     past: DoorStatistics,
 }
@@ -66,11 +73,13 @@ struct Plan {
     roots: Vec<OwnedFd>,
     device: OwnedFd,
     spare_devices: Vec<Arc<OwnedFd>>,
+    windows: WindowDirectories,
+    budget: Arc<Budget>,
 }
 
 impl Doors {
     pub fn new(link: Arc<Link>) -> Self {
-        Self { link, stacks: Arc::default(), open: Arc::default() }
+        Self { link, stacks: Arc::default(), open: Arc::default(), budget: None }
     }
 
     /// Builds a stack and serves it at a FUSE device. `descriptors`: the document, the device, and one more device for each
@@ -79,26 +88,36 @@ impl Doors {
         &mut self,
         number: u64,
         descriptors: Vec<OwnedFd>,
-        document_bytes: usize,
+        (document_bytes, cache_bytes): (usize, u64),
         roots: Vec<OwnedFd>,
     ) -> Result<(), String> {
         let mut descriptors = descriptors.into_iter();
-        let (Some(document), Some(device)) = (descriptors.next(), descriptors.next()) else {
-            return Err("the keeper sent no document or no device".into());
+        let (Some(document), Some(own), Some(shown), Some(device)) =
+            (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next())
+        else {
+            return Err("the keeper sent no document, no room for windows or no device".into());
         };
         let document = read_document(document, document_bytes)?;
         let id = door_id(number)?;
         let spare_devices = descriptors.map(Arc::new).collect();
-        let plan = Plan { number, id, document, roots, device, spare_devices };
+        let windows = WindowDirectories { own, shown, usable: cache_bytes > 0 };
+        // One budget for all doors.
+        let budget = self.budget.get_or_insert_with(|| Budget::new(cache_bytes)).clone();
+        let plan = Plan { number, id, document, roots, device, spare_devices, windows, budget };
         let (link, stacks, open) = (self.link.clone(), self.stacks.clone(), self.open.clone());
         let (tell, told) = sync_channel(1);
         // A thread of the door's own, since Landlock confines it, and all that it starts, to this stack.
         let run = move || match plan.open(&stacks) {
-            Ok(door) => {
-                open.lock().doors.insert(number, door.clone());
+            Ok((door, channels)) => {
+                let channels = Arc::new(channels);
+                {
+                    let mut opened = open.lock();
+                    opened.doors.insert(number, door.clone());
+                    opened.channels.insert(number, channels.clone());
+                }
                 // The task's thread is there until it has heard of it.
                 let _ = tell.send(Ok(()));
-                attend(number, door, &link, &open);
+                attend(number, door, channels, &link, &open);
             }
             Err(problem) => {
                 let _ = tell.send(Err(problem));
@@ -109,6 +128,38 @@ impl Doors {
             .spawn(run)
             .map_err(|error| format!("a thread cannot be started: {error}"))?;
         told.recv().unwrap_or_else(|_| Err("the door's thread ended".into()))
+    }
+
+    /// Opens a channel for a program. `descriptors`: its socket, the process, its mount table, what is mounted inside.
+    pub fn connect(&self, door: u64, newcomer: Newcomer, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        let Ok([socket, process, mounts, covered]) = <[OwnedFd; 4]>::try_from(descriptors) else {
+            return Err("the keeper sent other descriptors than a channel takes".into());
+        };
+        let channels = self.open.lock().channels.get(&door).cloned();
+        let channels = channels.ok_or("the door has ended")?;
+        let caller = Caller {
+            uid: newcomer.uid,
+            gid: newcomer.gid,
+            groups: newcomer.groups.into(),
+            capabilities: FsCapabilities::from_bits_truncate(newcomer.capabilities),
+            umask: 0,
+            pid: newcomer.pid,
+            door: channel_door(door_id(door)?),
+        };
+        let covered = read_sealed(covered, newcomer.covered_bytes)?;
+        let covered = covered.split(|&byte| byte == 0).filter(|path| !path.is_empty());
+        channels.connect(Peer {
+            caller,
+            read_only: newcomer.read_only,
+            is_root: newcomer.is_root,
+            covered: covered.map(<[u8]>::to_vec).collect(),
+            device: newcomer.device,
+            mount_id: newcomer.mount_id,
+            socket,
+            process,
+            mounts,
+        });
+        Ok(())
     }
 
     /// What one door did, or all that have ended.
@@ -125,9 +176,10 @@ impl Doors {
 }
 
 impl Plan {
-    fn open(self, stacks: &Stacks) -> Result<Arc<FuseDoor>, String> {
+    fn open(self, stacks: &Stacks) -> Result<(Arc<FuseDoor>, ChannelDoor), String> {
         let dirs = self.document.dirs();
         let rules = self.roots.iter().zip(&dirs).map(|(root, dir)| (root, dir.read_only));
+        let rules = rules.chain([(&self.windows.own, false)]);
         isolation::landlock::allow_only(rules)
             .map_err(|error| format!("Landlock cannot be set up: {error}"))?;
         let stack = stacks.get(&self.document, self.roots)?;
@@ -136,37 +188,59 @@ impl Plan {
             spare_devices: self.spare_devices,
             ..FuseOptions::default()
         };
+        let channel_options = ChannelOptions {
+            modes: Modes::new(),
+            kernel_tells: false,
+            windows: Some(self.windows),
+            budget: self.budget,
+        };
+        let channels = ChannelDoor::start(stack.clone(), channel_options, channel_door(self.id))
+            .map_err(|error| format!("the channel door {} cannot be opened: {error}", self.number))?;
         let door = FuseDoor::start(self.device, stack, options, self.id)
             .map_err(|error| format!("the FUSE door {} cannot be opened: {error}", self.number))?;
-        Ok(Arc::new(door))
+        Ok((Arc::new(door), channels))
     }
 }
 
 /// Waits for a door's end and tells the keeper.
-fn attend(number: u64, door: Arc<FuseDoor>, link: &Link, open: &OpenDoors) {
+fn attend(number: u64, door: Arc<FuseDoor>, channels: Arc<ChannelDoor>, link: &Link, open: &OpenDoors) {
     door.wait_ended();
     let mut opened = open.lock();
     opened.doors.remove(&number);
+    opened.channels.remove(&number);
     opened.past.add(&door.statistics());
     drop(opened);
-    // The stack's last writes are done before the keeper may hear of it.
+    // The stack's last writes are done before the keeper may hear of it. Somebody may be about to connect a program.
+    channels.stop();
+    drop(channels);
     drop(door);
     // A keeper that is gone needs no report.
     let _ = link.send(&Report::Ended { door: number, problem: None }, &[]);
 }
 
+/// The channels of a door have a number of their own: each hears of what the other changes.
+fn channel_door(id: DoorId) -> DoorId {
+    DoorId(id.0 | 1 << 31)
+}
+
 fn door_id(number: u64) -> Result<DoorId, String> {
-    u32::try_from(number).map(DoorId).map_err(|_| "too many doors were opened".into())
+    let fits = u32::try_from(number).ok().filter(|number| number >> 31 == 0);
+    fits.map(DoorId).ok_or_else(|| "too many doors were opened".into())
 }
 
 fn read_document(descriptor: OwnedFd, bytes: usize) -> Result<StackDocument, String> {
+    let text = read_sealed(descriptor, bytes)?;
+    let text = String::from_utf8(text).map_err(|_| "the stack document is not UTF-8".to_owned())?;
+    StackDocument::parse(&text).map_err(|error| error.to_string())
+}
+
+fn read_sealed(descriptor: OwnedFd, bytes: usize) -> Result<Vec<u8>, String> {
     if bytes > DOCUMENT_MAX_BYTES {
-        return Err("the stack document is too long".into());
+        return Err("what the keeper sent is too long".into());
     }
     let mut text = vec![0; bytes];
     File::from(descriptor)
         .read_exact_at(&mut text, 0)
-        .map_err(|error| format!("the stack document cannot be read: {error}"))?;
-    let text = String::from_utf8(text).map_err(|_| "the stack document is not UTF-8".to_owned())?;
-    StackDocument::parse(&text).map_err(|error| error.to_string())
+        .map_err(|error| format!("what the keeper sent cannot be read: {error}"))?;
+    Ok(text)
 }

@@ -1,0 +1,223 @@
+//! One program at this door: who it is, its memory, its open files.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use polytropo_libservices::{Attr, Caller, Errno, HandleId, NodeId, OpenFlags};
+use polytropo_wire::message::FILES_MAX;
+use rustc_hash::FxHashSet;
+
+use super::Shared;
+use super::memory::ChannelMemory;
+use super::walk::{Failure, Ground, fail};
+use crate::doors::modes::Ticket;
+use crate::windows::Window;
+
+/// What was opened.
+pub enum Kind {
+    File(HandleId),
+    Directory(HandleId),
+    /// O_PATH: a place, nothing more.
+    Place,
+}
+
+/// An open file. Lives as long as anybody uses it; then it is released and its look-up given back.
+pub struct OpenFile {
+    door: Arc<Shared>,
+    pub node: NodeId,
+    pub kind: Kind,
+    pub flags: OpenFlags,
+    /// Counts it among the inode's open files.
+    ticket: Option<Ticket>,
+    window: Mutex<Option<Arc<Window>>>,
+}
+
+impl OpenFile {
+    /// Takes over one look-up of `node`.
+    pub fn new(
+        door: Arc<Shared>,
+        node: NodeId,
+        kind: Kind,
+        flags: OpenFlags,
+        ticket: Option<Ticket>,
+    ) -> Self {
+        Self { door, node, kind, flags, ticket, window: Mutex::new(None) }
+    }
+
+    /// Remembers the window that was used last, so that it can be used again after a close.
+    pub fn keep_window(&self, window: &Arc<Window>) {
+        *self.window.lock() = Some(window.clone());
+    }
+
+    /// The open regular file. As the kernel answers for what is none.
+    pub fn file(&self) -> Result<HandleId, Failure> {
+        match self.kind {
+            Kind::File(handle) => Ok(handle),
+            Kind::Directory(_) => fail(Errno::ISDIR, "read or write a directory"),
+            Kind::Place => fail(Errno::BADF, "read or write a place"),
+        }
+    }
+
+    pub fn handle(&self) -> Option<HandleId> {
+        match self.kind {
+            Kind::File(handle) => Some(handle),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        let stack = &self.door.stack;
+        if let Some(ticket) = self.ticket {
+            self.door.modes.release(self.node, ticket);
+        }
+        match self.kind {
+            Kind::File(handle) => stack.release(self.node, handle),
+            Kind::Directory(handle) => stack.releasedir(self.node, handle),
+            Kind::Place => {}
+        }
+        let window = self.window.get_mut().take();
+        if !window.is_some_and(|window| self.door.windows.adopt_lookup(&window)) {
+            stack.forget(self.node, 1);
+        }
+    }
+}
+
+/// Open files by number: an index below `FILES_MAX`, and above it a count of the times that the place was taken.
+#[derive(Default)]
+struct Files {
+    places: Vec<Place>,
+    vacant: Vec<u16>,
+}
+
+#[derive(Default)]
+struct Place {
+    times: u64,
+    file: Option<Arc<OpenFile>>,
+}
+
+const INDEX_BITS: u32 = 16;
+const _: () = assert!(FILES_MAX <= 1 << INDEX_BITS);
+
+impl Files {
+    fn insert(&mut self, file: Arc<OpenFile>) -> Result<u64, Failure> {
+        let index = match self.vacant.pop() {
+            Some(index) => usize::from(index),
+            None if self.places.len() < FILES_MAX => {
+                self.places.push(Place::default());
+                self.places.len() - 1
+            }
+            // Through the kernel there may be room yet.
+            None => return Err(Failure::Kernel),
+        };
+        let place = &mut self.places[index];
+        place.times += 1;
+        place.file = Some(file);
+        Ok(place.times << INDEX_BITS | index as u64)
+    }
+
+    fn place(&mut self, number: u64) -> Option<&mut Place> {
+        let index = usize::try_from(number & ((1 << INDEX_BITS) - 1)).ok()?;
+        self.places.get_mut(index).filter(|place| place.times == number >> INDEX_BITS)
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Arc<OpenFile>> {
+        let file = self.place(number)?.file.take()?;
+        self.vacant.push((number & ((1 << INDEX_BITS) - 1)) as u16);
+        Some(file)
+    }
+}
+
+/// Who connected, and to what: checked by the keeper.
+pub struct Peer {
+    pub caller: Caller,
+    /// The mount was seen read-only.
+    pub read_only: bool,
+    /// The mount is the root directory of the process.
+    pub is_root: bool,
+    /// Paths, relative to the mount's root, where something else is mounted.
+    pub covered: Vec<Vec<u8>>,
+    pub device: u64,
+    pub mount_id: u64,
+    /// Hang up when the process ends, becomes another program, or sees other mounts.
+    pub socket: OwnedFd,
+    pub process: OwnedFd,
+    pub mounts: OwnedFd,
+}
+
+/// A connected program.
+pub struct Client {
+    pub memory: ChannelMemory,
+    pub bell: OwnedFd,
+    pub peer: Peer,
+    pub door: Arc<Shared>,
+    /// Each is looked up once.
+    pub covered: FxHashSet<NodeId>,
+    files: Mutex<Files>,
+}
+
+impl Client {
+    pub fn new(
+        memory: ChannelMemory,
+        bell: OwnedFd,
+        peer: Peer,
+        door: Arc<Shared>,
+        covered: FxHashSet<NodeId>,
+    ) -> Self {
+        Self { memory, bell, peer, door, covered, files: Mutex::default() }
+    }
+
+    pub fn ground(&self) -> Ground<'_> {
+        Ground {
+            stack: &*self.door.stack,
+            caller: &self.peer.caller,
+            covered: &self.covered,
+            is_root: self.peer.is_root,
+        }
+    }
+
+    pub fn file(&self, number: u64) -> Result<Arc<OpenFile>, Failure> {
+        let found = self.files.lock().place(number).and_then(|place| place.file.clone());
+        match found {
+            Some(file) => Ok(file),
+            None => fail(Errno::BADF, "use a file that is not open"),
+        }
+    }
+
+    pub fn insert(&self, file: Arc<OpenFile>) -> Result<u64, Failure> {
+        self.files.lock().insert(file)
+    }
+
+    pub fn close(&self, number: u64) -> Result<(), Failure> {
+        let removed = self.files.lock().remove(number);
+        match removed {
+            // Released after the lock.
+            Some(file) => {
+                drop(file);
+                Ok(())
+            }
+            None => fail(Errno::BADF, "close a file that is not open"),
+        }
+    }
+
+    /// Where a path begins: the root, or an open file of this client.
+    pub fn start(&self, at: u64) -> Result<(NodeId, Attr), Failure> {
+        let (caller, stack) = (&self.peer.caller, &self.door.stack);
+        if at == 0 {
+            return Ok((NodeId::ROOT, stack.getattr(caller, NodeId::ROOT, None)?));
+        }
+        let file = self.file(at)?;
+        Ok((file.node, stack.getattr(caller, file.node, file.handle())?))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.memory.end();
+        for node in self.covered.drain() {
+            self.door.stack.forget(node, 1);
+        }
+    }
+}

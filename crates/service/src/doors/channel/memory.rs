@@ -1,0 +1,200 @@
+//! A channel's memory as the service sees it. Everything that stands there is copied before it is looked at.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::fence;
+
+use polytropo_queue::{Config, Memory, Rcqs};
+use polytropo_wire::VERSION;
+use polytropo_wire::channel::{
+    AREA_BYTES, Header, MAGIC, QUEUE_AT, QUEUE_BYTES, QUEUE_CAPACITY, SLOTS, SLOTS_AT, Slot, TOTAL_BYTES,
+    area_at, state,
+};
+use polytropo_wire::message::{Operation, REPLY_WORDS, REQUEST_WORDS};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+
+struct QueueMemory(NonNull<u8>);
+
+// SAFETY: used through atomics only.
+unsafe impl Send for QueueMemory {}
+// SAFETY: as above.
+unsafe impl Sync for QueueMemory {}
+// SAFETY: that many bytes of the mapping, page-aligned; `ChannelMemory` holds both this and the mapping.
+unsafe impl Memory for QueueMemory {
+    fn base(&self) -> NonNull<u8> {
+        self.0
+    }
+    fn size(&self) -> usize {
+        QUEUE_BYTES
+    }
+}
+
+/// A request, copied out of its slot.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub slot: usize,
+    pub operation: Option<Operation>,
+    pub words: [u64; REQUEST_WORDS],
+}
+
+/// The memory of one channel.
+pub struct ChannelMemory {
+    base: NonNull<u8>,
+    descriptor: OwnedFd,
+    queue: Rcqs<QueueMemory>,
+}
+
+// SAFETY: the mapping belongs to the value; what lies in it is used through atomics, or copied as bytes.
+unsafe impl Send for ChannelMemory {}
+// SAFETY: as above.
+unsafe impl Sync for ChannelMemory {}
+
+impl ChannelMemory {
+    pub fn new() -> rustix::io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let descriptor = rustix::fs::memfd_create("polytropo-channel", flags)?;
+        rustix::fs::ftruncate(&descriptor, TOTAL_BYTES as u64)?;
+        // Nobody can shrink it under our hands, which would end this process.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&descriptor, seals)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, wherever the kernel likes.
+        let base = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), TOTAL_BYTES, protection, MapFlags::SHARED, &descriptor, 0)?
+        };
+        let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::NOMEM)?;
+        // SAFETY: the offset lies in the mapping.
+        let queue_memory = QueueMemory(unsafe { base.add(QUEUE_AT) });
+        let config = Config::strict(QUEUE_CAPACITY);
+        let queue = Rcqs::create(queue_memory, &config).map_err(|_| Errno::NOMEM);
+        let made = match queue {
+            Ok(queue) => Self { base, descriptor, queue },
+            Err(errno) => {
+                // SAFETY: mapped above, and nothing points there.
+                let _ = unsafe { rustix::mm::munmap(base.as_ptr().cast(), TOTAL_BYTES) };
+                return Err(errno);
+            }
+        };
+        made.header().version.store(VERSION, Relaxed);
+        made.header().magic.store(MAGIC, Release);
+        Ok(made)
+    }
+
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: the header lies at the mapping's base, page-aligned, and is made of atomics.
+        unsafe { self.base.cast().as_ref() }
+    }
+
+    fn slot(&self, number: usize) -> &Slot {
+        assert!(number < SLOTS);
+        // SAFETY: all slots lie in the mapping, aligned, and are made of atomics.
+        unsafe { self.base.add(SLOTS_AT).cast::<Slot>().add(number).as_ref() }
+    }
+
+    /// The program is told that nothing will be answered any more; those who wait are woken.
+    pub fn end(&self) {
+        self.header().ended.store(1, SeqCst);
+        for number in 0..SLOTS {
+            wake(&self.slot(number).state);
+        }
+    }
+
+    /// Says that a thread on `cpu` (its number plus one) looks for requests, or with 0 that none does.
+    pub fn publish_cpu(&self, cpu: u32) {
+        self.header().service.cpu.store(cpu, Relaxed);
+    }
+
+    /// To be called between saying that nobody looks and looking once more.
+    pub fn fence(&self) {
+        fence(SeqCst);
+    }
+
+    /// The CPU, plus one, on which the program asked last.
+    pub fn client_cpu(&self) -> u32 {
+        self.header().client.cpu.load(Relaxed)
+    }
+
+    /// The next request; None if there is none. An error means that the program has damaged the queue.
+    pub fn next(&self) -> Result<Option<Request>, polytropo_queue::Error> {
+        let mut participant = self.queue.handle();
+        // An honest program puts in numbers of posted slots only; others are passed over, so many at a time.
+        for _ in 0..QUEUE_CAPACITY {
+            let number = match participant.try_dequeue() {
+                Ok(number) => number,
+                Err(polytropo_queue::Error::Empty) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let Some(number) = usize::try_from(number).ok().filter(|number| *number < SLOTS) else {
+                continue;
+            };
+            let slot = self.slot(number);
+            if !matches!(slot.state.load(Acquire), state::POSTED | state::AWAITED) {
+                continue;
+            }
+            let operation = Operation::from_number(slot.operation.load(Relaxed));
+            let words = std::array::from_fn(|at| slot.request[at].load(Relaxed));
+            return Ok(Some(Request { slot: number, operation, words }));
+        }
+        Ok(None)
+    }
+
+    pub fn has_next(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    pub fn answer(&self, slot: usize, outcome: u32, words: &[u64; REPLY_WORDS]) {
+        let slot = self.slot(slot);
+        for (place, word) in slot.reply.iter().zip(words) {
+            place.store(*word, Relaxed);
+        }
+        slot.outcome.store(outcome, Relaxed);
+        if slot.state.swap(state::DONE, AcqRel) == state::AWAITED {
+            wake(&slot.state);
+        }
+    }
+
+    /// Copies the beginning of a slot's area. None beyond its end.
+    pub fn take(&self, slot: usize, at: usize, bytes: &mut [u8]) -> Option<()> {
+        let from = self.area(slot, at, bytes.len())?;
+        // SAFETY: the range lies in the mapping; the program may change the bytes meanwhile, and any bytes will do.
+        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
+        Some(())
+    }
+
+    /// Puts bytes at the beginning of a slot's area. None beyond its end.
+    pub fn put(&self, slot: usize, at: usize, bytes: &[u8]) -> Option<()> {
+        let to = self.area(slot, at, bytes.len())?;
+        // SAFETY: the range lies in the mapping; what the program does there meanwhile is its own loss.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        Some(())
+    }
+
+    fn area(&self, slot: usize, at: usize, count: usize) -> Option<*mut u8> {
+        let end = at.checked_add(count)?;
+        if slot >= SLOTS || end > AREA_BYTES {
+            return None;
+        }
+        // SAFETY: the areas lie in the mapping, and `at` in the slot's one.
+        Some(unsafe { self.base.add(area_at(slot) + at).as_ptr() })
+    }
+}
+
+impl Drop for ChannelMemory {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new`; whoever uses the memory borrows from this value. A failure would only leave it mapped.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), TOTAL_BYTES) };
+    }
+}
+
+fn wake(word: &std::sync::atomic::AtomicU32) {
+    use rustix::thread::futex;
+    // Nobody may be asleep there; the address is ours, so nothing else can fail.
+    let _ = futex::wake(word, futex::Flags::empty(), u32::MAX);
+}

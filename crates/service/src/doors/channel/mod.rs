@@ -1,0 +1,169 @@
+//! The channel door: requests of programs through memory shared with each of them.
+//!
+//! A program connects at the keeper, which checks who it is; the worker makes its channel ([`memory`]) and serves it ([`driver`]).
+//! A request is copied out of the channel, done ([`operations`]; paths by [`walk`], rights by [`permissions`]) and answered there.
+
+mod client;
+mod driver;
+mod memory;
+mod operations;
+mod permissions;
+mod walk;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use polytropo_libservices::{Capabilities, Change, Coherence, DoorId, Libservice, NodeId, Observer};
+
+use super::modes::{Access, Decision, Door, Mode, Modes, Ticket, Users, Watcher, Wish};
+use crate::windows::{Budget, Windows};
+use driver::Driver;
+use walk::Failure;
+
+pub use client::Peer;
+pub use driver::ChannelStatistics;
+
+/// How a door works.
+pub struct ChannelOptions {
+    /// Who has which inode open, at all doors of the stack.
+    pub modes: Arc<Modes>,
+    /// The FUSE door counts its open files in `modes`. If not, nobody knows what the kernel holds back of files that can be written.
+    pub kernel_tells: bool,
+    /// Where windows are made, and where programs find them.
+    pub windows: Option<WindowDirectories>,
+    pub budget: Arc<Budget>,
+}
+
+pub struct WindowDirectories {
+    pub own: OwnedFd,
+    /// The same directory, through a read-only mount.
+    pub shown: OwnedFd,
+    pub usable: bool,
+}
+
+/// What all threads of a door share.
+pub struct Shared {
+    pub stack: Arc<dyn Libservice>,
+    pub id: DoorId,
+    pub modes: Arc<Modes>,
+    pub windows: Windows,
+    pub shown: Option<OwnedFd>,
+    /// Nothing can change while the stack is served.
+    pub immutable: bool,
+    pub read_only: bool,
+    /// Files are asked for by requests each time, since others change them.
+    pub others_change: bool,
+    kernel_tells: bool,
+}
+
+impl Shared {
+    /// Counts one more open file of `node`, if the kernel has not got it.
+    pub fn enter(&self, node: NodeId, wanted: u32) -> Result<Ticket, Failure> {
+        self.may_serve(node)?;
+        let access = match wanted {
+            permissions::READ => Access::Read,
+            permissions::WRITE => Access::WriteOnly,
+            _ => Access::ReadWrite,
+        };
+        let wish = Wish { door: Door::Channel, access, immutable: self.immutable };
+        match self.modes.open(node, wish) {
+            (Decision::Open(_), Some(ticket)) => Ok(ticket),
+            _ => Err(Failure::Kernel),
+        }
+    }
+
+    /// Refuses inodes whose truth is the kernel's page cache.
+    pub fn may_serve(&self, node: NodeId) -> Result<(), Failure> {
+        if self.immutable || self.others_change {
+            return Ok(());
+        }
+        if !self.kernel_tells || self.modes.users(node).mode() == Some(Mode::Kernel) {
+            return Err(Failure::Kernel);
+        }
+        Ok(())
+    }
+}
+
+/// Hears of changes through other doors. Holds the door weakly, because stacks outlive doors.
+struct Listener(Weak<Shared>, DoorId);
+
+impl Observer for Listener {
+    fn changed(&self, change: Change<'_>, origin: DoorId) {
+        let Some(shared) = self.0.upgrade() else { return };
+        if let (Change::Inode { node }, false) = (change, origin == self.1) {
+            shared.windows.changed(node);
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+}
+
+impl Watcher for Shared {
+    fn joined(&self, node: NodeId, mode: Mode, _users: Users) {
+        if mode == Mode::Kernel {
+            self.windows.retire(node);
+        }
+    }
+}
+
+/// The channels of one stack.
+pub struct ChannelDoor {
+    driver: Mutex<Driver>,
+    stopped: AtomicBool,
+}
+
+impl ChannelDoor {
+    pub fn start(stack: Arc<dyn Libservice>, options: ChannelOptions, id: DoorId) -> io::Result<Self> {
+        let (own, shown) = match options.windows {
+            Some(found) => (Some(found.own).filter(|_| found.usable), Some(found.shown)),
+            None => (None, None),
+        };
+        let coherence = stack.coherence();
+        // What others change cannot be kept.
+        let own = own.filter(|_| coherence != Coherence::Shared);
+        let shared = Arc::new(Shared {
+            windows: Windows::new(stack.clone(), own, options.budget),
+            shown,
+            immutable: coherence == Coherence::Immutable,
+            read_only: !stack.capabilities().contains(Capabilities::WRITE),
+            others_change: coherence == Coherence::Shared,
+            kernel_tells: options.kernel_tells,
+            modes: options.modes,
+            stack,
+            id,
+        });
+        shared.stack.observe(Arc::new(Listener(Arc::downgrade(&shared), id)));
+        let watcher: Weak<Shared> = Arc::downgrade(&shared);
+        if !shared.modes.watch(watcher) {
+            log::debug!("channel door {}: another door of the stack watches its modes", id.0);
+        }
+        Ok(Self { driver: Mutex::new(Driver::start(shared)?), stopped: AtomicBool::new(false) })
+    }
+
+    /// Serves a program. It is told by a welcome on its socket, from a thread of the door.
+    pub fn connect(&self, peer: Peer) {
+        self.driver.lock().connect(peer);
+    }
+
+    pub fn statistics(&self) -> ChannelStatistics {
+        self.driver.lock().statistics()
+    }
+
+    /// Ends all channels; programs go through the kernel.
+    pub fn stop(&self) {
+        if !self.stopped.swap(true, Ordering::Relaxed) {
+            self.driver.lock().stop();
+        }
+    }
+}
+
+impl Drop for ChannelDoor {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,333 @@
+//! What each request does.
+
+use std::sync::Arc;
+
+use polytropo_libservices::{Attr, Caller, Errno, NodeId, OpenFlags};
+use polytropo_wire::channel::AREA_BYTES;
+use polytropo_wire::message::{
+    ATTRIBUTE_WORDS, Attributes, CARRIED_BYTES_MAX, Operation, PATH_BYTES_MAX, REPLY_WORDS, opened,
+    opened_flags, window,
+};
+
+use super::Shared;
+use super::client::{Client, Kind, OpenFile};
+use super::memory::Request;
+use super::permissions::{self, EXECUTE, READ, WRITE};
+use super::walk::{Failure, Last, Target, fail, walk};
+use crate::doors::modes::Ticket;
+
+/// One thread's belongings.
+pub struct Desk {
+    pub bytes: Box<[u8; AREA_BYTES]>,
+}
+
+impl Default for Desk {
+    fn default() -> Self {
+        Self { bytes: vec![0; AREA_BYTES].into_boxed_slice().try_into().expect("as long as told") }
+    }
+}
+
+/// A request while it is worked on.
+pub struct Work<'a> {
+    pub door: &'a Arc<Shared>,
+    pub client: &'a Client,
+    pub desk: &'a mut Desk,
+    pub request: Request,
+    pub reply: [u64; REPLY_WORDS],
+}
+
+type Done = Result<(), Failure>;
+type Way = (Kind, OpenFlags, Option<Ticket>);
+
+const FOLLOW: Last = Last { follow: true };
+const NO_FOLLOW: Last = Last { follow: false };
+
+impl Work<'_> {
+    pub fn run(&mut self) -> Done {
+        let Some(operation) = self.request.operation else {
+            return fail(Errno::NOSYS, "do something unknown");
+        };
+        match operation {
+            Operation::Ping => Ok(()),
+            Operation::Open => self.open(),
+            Operation::Close => self.client.close(self.word(0)),
+            Operation::Read => self.read(),
+            Operation::FileStatus => self.file_status(),
+            Operation::Status => self.status(),
+            Operation::Access => self.access(),
+            Operation::ReadLink => self.read_link(),
+            Operation::Window => self.window(),
+            _ => Err(Failure::Kernel),
+        }
+    }
+
+    pub(super) fn word(&self, at: usize) -> u64 {
+        self.request.words[at]
+    }
+
+    pub(super) fn word32(&self, at: usize) -> Result<u32, Failure> {
+        u32::try_from(self.word(at)).or_else(|_| fail(Errno::INVAL, "use a number that is too large"))
+    }
+
+    pub(super) fn caller(&self) -> &Caller {
+        &self.client.peer.caller
+    }
+
+    /// Bytes of the slot's area, copied.
+    pub(super) fn take(&self, at: usize, count: u64, max: usize) -> Result<Vec<u8>, Failure> {
+        let count = usize::try_from(count).ok().filter(|count| *count <= max);
+        let Some(count) = count else { return fail(Errno::NAMETOOLONG, "take a name from a request") };
+        let mut bytes = vec![0; count];
+        match self.client.memory.take(self.request.slot, at, &mut bytes) {
+            Some(()) => Ok(bytes),
+            None => fail(Errno::INVAL, "take bytes from a request"),
+        }
+    }
+
+    pub(super) fn put(&self, bytes: &[u8]) -> Done {
+        match self.client.memory.put(self.request.slot, 0, bytes) {
+            Some(()) => Ok(()),
+            None => fail(Errno::MSGSIZE, "put bytes into a reply"),
+        }
+    }
+
+    /// The path that begins at word `at` says and lies at `place` in the area. An empty one means the start itself.
+    pub(super) fn walk(&self, at: usize, place: usize, last: Last) -> Result<Target<'_>, Failure> {
+        let path = self.take(place, self.word(at + 1), PATH_BYTES_MAX)?;
+        walk(&self.client.ground(), self.client.start(self.word(at))?, &path, last)
+    }
+
+    pub(super) fn put_attributes(&mut self, at: usize, attr: &Attr) {
+        self.reply[at..at + ATTRIBUTE_WORDS].copy_from_slice(&attributes(attr).to_words());
+    }
+
+    fn open(&mut self) -> Done {
+        let flags = self.word32(2)? as i32;
+        if flags & libc::O_CREAT != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE {
+            return Err(Failure::Kernel);
+        }
+        let last = if flags & libc::O_NOFOLLOW != 0 { NO_FOLLOW } else { FOLLOW };
+        let mut target = self.walk(0, 0, last)?;
+        let (node, attr) = target.existing()?;
+        let attr = attr.clone();
+        let (kind, open_flags, ticket) = self.open_node(node, &attr, flags)?;
+        let looked_up = match target.found.take() {
+            Some(found) => found.into_node().0,
+            // The start or a directory on the way: looked up once more for the open file.
+            None => self.look_up_again(&target, node)?,
+        };
+        drop(target);
+        let file = OpenFile::new(self.door.clone(), looked_up, kind, open_flags, ticket);
+        let file = Arc::new(file);
+        self.finish_open(file, attr)
+    }
+
+    /// A look-up of its own of a node that something else holds.
+    fn look_up_again(&self, target: &Target<'_>, node: NodeId) -> Result<NodeId, Failure> {
+        let _ = target;
+        if node == NodeId::ROOT {
+            return Ok(node);
+        }
+        // `.` or `..` or an empty path at the end: no name leads there that is known.
+        Err(Failure::Kernel)
+    }
+
+    fn open_node(&self, node: NodeId, attr: &Attr, flags: i32) -> Result<Way, Failure> {
+        let client = self.client;
+        if flags & libc::O_DIRECTORY != 0 && !attr.is_dir() {
+            return fail(Errno::NOTDIR, "open a file as a directory");
+        }
+        if flags & libc::O_PATH != 0 {
+            return Ok((Kind::Place, OpenFlags::empty(), None));
+        }
+        let (wanted, open_flags) = access_of(flags);
+        match attr.file_type() {
+            libc::S_IFREG | libc::S_IFDIR => {}
+            libc::S_IFLNK => return fail(Errno::LOOP, "open a link"),
+            // Devices, FIFOs and sockets are the kernel's.
+            _ => return Err(Failure::Kernel),
+        }
+        let truncates = flags & libc::O_TRUNC != 0;
+        let wanted = if truncates { wanted | WRITE } else { wanted };
+        permissions::check(&*client.door.stack, self.caller(), node, attr, wanted)?;
+        if flags & libc::O_NOATIME != 0 && !permissions::is_owner(self.caller(), attr) {
+            return fail(Errno::PERM, "read without a trace");
+        }
+        if attr.is_dir() {
+            if wanted & WRITE != 0 {
+                return fail(Errno::ISDIR, "write to a directory");
+            }
+            let handle = client.door.stack.opendir(self.caller(), node)?;
+            return Ok((Kind::Directory(handle), open_flags, None));
+        }
+        if wanted & WRITE != 0 && client.peer.read_only {
+            return fail(Errno::ROFS, "write through a read-only mount");
+        }
+        if wanted & WRITE != 0 {
+            return Err(Failure::Kernel);
+        }
+        let ticket = self.door.enter(node, wanted)?;
+        match client.door.stack.open(self.caller(), node, open_flags) {
+            Ok(opened) => Ok((Kind::File(opened.handle), open_flags, Some(ticket))),
+            Err(error) => {
+                self.door.modes.release(node, ticket);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn finish_open(&mut self, file: Arc<OpenFile>, attr: Attr) -> Done {
+        let mut flags = 0;
+        if self.door.immutable {
+            flags |= opened_flags::IMMUTABLE;
+        }
+        if let Some(handle) = file.handle().filter(|_| file.flags.contains(OpenFlags::READ)) {
+            let size = usize::try_from(attr.size_bytes).unwrap_or(usize::MAX);
+            if size <= CARRIED_BYTES_MAX && self.door.immutable {
+                let bytes = &mut self.desk.bytes[..size];
+                let count =
+                    self.client.door.stack.read(&self.client.peer.caller, file.node, handle, 0, bytes)?;
+                if count == size {
+                    self.put(&self.desk.bytes[..count])?;
+                    flags |= opened_flags::CARRIED;
+                    self.reply[opened::CARRIED_BYTES] = count as u64;
+                }
+            } else if size > CARRIED_BYTES_MAX && self.door.windows.serves(size as u64) {
+                flags |= opened_flags::WINDOW;
+            }
+        }
+        self.put_attributes(opened::ATTRIBUTES, &attr);
+        self.reply[opened::FLAGS] = flags;
+        self.reply[opened::FILE] = self.client.insert(file)?;
+        Ok(())
+    }
+
+    fn read(&mut self) -> Done {
+        let file = self.client.file(self.word(0))?;
+        let handle = file.file()?;
+        if !file.flags.contains(OpenFlags::READ) {
+            return fail(Errno::BADF, "read a file that is open for writing only");
+        }
+        self.door.may_serve(file.node)?;
+        let (offset, count) = (self.word(1), self.word(2).min(AREA_BYTES as u64) as usize);
+        if i64::try_from(offset).is_err() {
+            return fail(Errno::INVAL, "read at such an offset");
+        }
+        let bytes = &mut self.desk.bytes[..count];
+        let count =
+            self.client.door.stack.read(&self.client.peer.caller, file.node, handle, offset, bytes)?;
+        self.put(&self.desk.bytes[..count.min(AREA_BYTES)])?;
+        self.reply[0] = count as u64;
+        Ok(())
+    }
+
+    fn file_status(&mut self) -> Done {
+        let file = self.client.file(self.word(0))?;
+        let attr = self.client.door.stack.getattr(self.caller(), file.node, file.handle())?;
+        if attr.file_type() == libc::S_IFREG {
+            self.door.may_serve(file.node)?;
+        }
+        self.put_attributes(0, &attr);
+        Ok(())
+    }
+
+    fn status(&mut self) -> Done {
+        let last = if self.word32(2)? as i32 & libc::AT_SYMLINK_NOFOLLOW != 0 { NO_FOLLOW } else { FOLLOW };
+        let attr = {
+            let target = self.walk(0, 0, last)?;
+            let (node, attr) = target.existing()?;
+            if attr.file_type() == libc::S_IFREG {
+                self.door.may_serve(node)?;
+            }
+            attr.clone()
+        };
+        self.put_attributes(0, &attr);
+        Ok(())
+    }
+
+    fn access(&mut self) -> Done {
+        let (mode, flags) = (self.word32(2)?, self.word32(3)? as i32);
+        // The real ids may differ from those that this door knows.
+        if mode > 7 || flags & !(libc::AT_SYMLINK_NOFOLLOW | libc::AT_EACCESS | libc::AT_EMPTY_PATH) != 0 {
+            return fail(Errno::INVAL, "ask for such an access");
+        }
+        let last = if flags & libc::AT_SYMLINK_NOFOLLOW != 0 { NO_FOLLOW } else { FOLLOW };
+        let target = self.walk(0, 0, last)?;
+        let (node, attr) = target.existing()?;
+        let special = !matches!(attr.file_type(), libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK);
+        if mode & WRITE != 0 && !special && (self.client.peer.read_only || self.door.read_only) {
+            return fail(Errno::ROFS, "write through a read-only mount");
+        }
+        permissions::check(
+            &*self.client.door.stack,
+            self.caller(),
+            node,
+            attr,
+            mode & (READ | WRITE | EXECUTE),
+        )
+    }
+
+    fn read_link(&mut self) -> Done {
+        let text = {
+            let target = self.walk(0, 0, NO_FOLLOW)?;
+            let (node, attr) = target.existing()?;
+            if attr.file_type() != libc::S_IFLNK {
+                return fail(Errno::INVAL, "read a link that is none");
+            }
+            self.client.door.stack.readlink(self.caller(), node)?
+        };
+        self.put(&text)?;
+        self.reply[0] = text.len() as u64;
+        Ok(())
+    }
+
+    fn window(&mut self) -> Done {
+        let file = self.client.file(self.word(0))?;
+        let handle = file.file()?;
+        if !file.flags.contains(OpenFlags::READ) {
+            return fail(Errno::BADF, "read a file that is open for writing only");
+        }
+        self.door.may_serve(file.node)?;
+        let window = self.door.windows.fetch(file.node, handle, self.word(1), &mut self.desk.bytes[..])?;
+        file.keep_window(&window);
+        let name = window.name();
+        self.reply[window::NAME] = name[0];
+        self.reply[window::NAME_MORE] = name[1];
+        Ok(())
+    }
+}
+
+/// What access(2) calls the access, and how the layers are to open.
+fn access_of(flags: i32) -> (u32, OpenFlags) {
+    let (wanted, mut open) = match flags & libc::O_ACCMODE {
+        libc::O_RDONLY => (READ, OpenFlags::READ),
+        libc::O_WRONLY => (WRITE, OpenFlags::WRITE),
+        _ => (READ | WRITE, OpenFlags::READ | OpenFlags::WRITE),
+    };
+    open.set(OpenFlags::NOATIME, flags & libc::O_NOATIME != 0);
+    (wanted, open)
+}
+
+pub fn attributes(attr: &Attr) -> Attributes {
+    let btime = attr.btime.unwrap_or_default();
+    Attributes {
+        ino: attr.ino,
+        mode: attr.mode,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        size_bytes: attr.size_bytes,
+        blocks_512: attr.blocks_512,
+        blksize_bytes: attr.blksize_bytes,
+        atime_ns: attr.atime.nanoseconds,
+        mtime_ns: attr.mtime.nanoseconds,
+        ctime_ns: attr.ctime.nanoseconds,
+        btime_ns: btime.nanoseconds,
+        has_btime: attr.btime.is_some(),
+        atime_s: attr.atime.seconds,
+        mtime_s: attr.mtime.seconds,
+        ctime_s: attr.ctime.seconds,
+        btime_s: btime.seconds,
+    }
+}

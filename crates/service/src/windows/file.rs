@@ -1,0 +1,263 @@
+//! One window: its file, its mapping, the state of its blocks.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use parking_lot::Mutex;
+use polytropo_libservices::NodeId;
+use polytropo_wire::VERSION;
+use polytropo_wire::window::{
+    BLOCK_BYTES, Geometry, Header, MAGIC, ONE_GENERATION, RESIDENT, SIZE_UNKNOWN, WORDS_AT,
+};
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags};
+use rustix::io::{Errno, Result};
+use rustix::mm::{MapFlags, ProtFlags};
+
+use super::budget::Budget;
+
+/// A window's file as the service has it.
+pub struct Window {
+    name: [u64; 2],
+    node: NodeId,
+    file: OwnedFd,
+    base: NonNull<u8>,
+    geometry: Geometry,
+    budget: Arc<Budget>,
+    /// Held while blocks change their state; counts changes of the file.
+    changes: Mutex<u64>,
+    /// The block after the one fetched last.
+    expected: AtomicU64,
+    last_use: AtomicU64,
+    lookups: AtomicU32,
+}
+
+// SAFETY: the mapping belongs to the value; its words are atomics, and its bytes are written under the lock only.
+unsafe impl Send for Window {}
+// SAFETY: as above.
+unsafe impl Sync for Window {}
+
+impl Window {
+    pub fn make(directory: &OwnedFd, node: NodeId, geometry: Geometry, budget: Arc<Budget>) -> Result<Self> {
+        let mut random = [0; 16];
+        // Names are passwords: who may not list the directory opens only what it was told of.
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let (low, high) = random.split_at(8);
+        let name =
+            [low, high].map(|half| half.iter().fold(0, |word: u64, byte| word << 8 | u64::from(*byte)));
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(directory, text_of(name), flags, Mode::from_raw_mode(0o444))?;
+        let made = Self::map(file, name, node, geometry, budget);
+        if made.is_err() {
+            let _ = rustix::fs::unlinkat(directory, text_of(name), AtFlags::empty());
+        }
+        made
+    }
+
+    fn map(
+        file: OwnedFd,
+        name: [u64; 2],
+        node: NodeId,
+        geometry: Geometry,
+        budget: Arc<Budget>,
+    ) -> Result<Self> {
+        let total = usize::try_from(geometry.total_bytes()).map_err(|_| Errno::FBIG)?;
+        rustix::fs::ftruncate(&file, geometry.total_bytes())?;
+        // What is written through the mapping is allocated before: a full tmpfs is an error then and not the end.
+        let words = WORDS_AT + geometry.blocks() * 8;
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, words)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, wherever the kernel likes.
+        let base =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), total, protection, MapFlags::SHARED, &file, 0)? };
+        let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
+        let made = Self {
+            name,
+            node,
+            file,
+            base,
+            geometry,
+            budget,
+            changes: Mutex::new(0),
+            expected: AtomicU64::new(0),
+            last_use: AtomicU64::new(0),
+            lookups: AtomicU32::new(0),
+        };
+        let header = made.header();
+        header.version.store(VERSION, Relaxed);
+        header.capacity_bytes.store(geometry.capacity_bytes, Relaxed);
+        header.size_bytes.store(SIZE_UNKNOWN, Relaxed);
+        header.magic.store(MAGIC, Release);
+        Ok(made)
+    }
+
+    pub fn name(&self) -> [u64; 2] {
+        self.name
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    pub fn capacity_bytes(&self) -> u64 {
+        self.geometry.capacity_bytes
+    }
+
+    pub fn blocks(&self) -> u64 {
+        self.geometry.blocks()
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: mapped, page-aligned, longer than the header, made of atomics.
+        unsafe { self.base.cast().as_ref() }
+    }
+
+    fn word(&self, block: u64) -> &AtomicU64 {
+        assert!(block < self.blocks());
+        // SAFETY: the words of all blocks lie in the mapping, from WORDS_AT on.
+        unsafe { self.base.add(WORDS_AT as usize).cast::<AtomicU64>().add(block as usize).as_ref() }
+    }
+
+    /// None while it is not known.
+    pub fn size_bytes(&self) -> Option<u64> {
+        Some(self.header().size_bytes.load(Acquire)).filter(|size| *size != SIZE_UNKNOWN)
+    }
+
+    pub fn changes(&self) -> u64 {
+        *self.changes.lock()
+    }
+
+    /// False if the file changed since `changes`.
+    pub fn set_size(&self, size_bytes: u64, changes: u64) -> bool {
+        let now = self.changes.lock();
+        if *now != changes {
+            return false;
+        }
+        self.header().size_bytes.store(size_bytes, Release);
+        true
+    }
+
+    pub fn is_resident(&self, block: u64) -> bool {
+        self.word(block).load(Acquire) & RESIDENT != 0
+    }
+
+    /// Puts a block's bytes in place; false if the file changed since `changes`.
+    pub fn fill(&self, block: u64, bytes: &[u8], changes: u64) -> Result<bool> {
+        assert!(bytes.len() as u64 == BLOCK_BYTES && block < self.blocks());
+        let at = self.geometry.bytes_at() + block * BLOCK_BYTES;
+        let now = self.changes.lock();
+        if *now != changes {
+            return Ok(false);
+        }
+        let word = self.word(block);
+        let seen = word.load(Relaxed);
+        if seen & RESIDENT != 0 {
+            return Ok(true);
+        }
+        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), at, BLOCK_BYTES)?;
+        // SAFETY: the range lies in the mapping and is allocated; readers believe none of it before the word says so.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr().add(at as usize), bytes.len());
+        }
+        word.store(seen.wrapping_add(ONE_GENERATION) | RESIDENT, Release);
+        Ok(true)
+    }
+
+    /// Takes a block's bytes away.
+    pub fn evict(&self, block: u64) {
+        let _still = self.changes.lock();
+        self.take_back(block);
+        self.punch(block);
+    }
+
+    fn take_back(&self, block: u64) {
+        let word = self.word(block);
+        let seen = word.load(Relaxed);
+        if seen & RESIDENT != 0 {
+            word.store(seen.wrapping_add(ONE_GENERATION) & !RESIDENT, Release);
+            // A reader that sees bytes of after this must see the word of before them.
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
+    fn punch(&self, block: u64) {
+        let at = self.geometry.bytes_at() + block * BLOCK_BYTES;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if let Err(errno) = rustix::fs::fallocate(&self.file, flags, at, BLOCK_BYTES) {
+            log::error!("memory of a window cannot be given back: {errno}");
+        }
+    }
+
+    /// The file changed, nobody knows where: nothing here counts any more.
+    pub fn invalidate(&self) {
+        let mut changes = self.changes.lock();
+        *changes += 1;
+        self.header().size_bytes.store(SIZE_UNKNOWN, Release);
+        (0..self.blocks()).for_each(|block| self.take_back(block));
+    }
+
+    /// For good.
+    pub fn retire(&self) {
+        self.header().retired.store(1, Release);
+        self.invalidate();
+    }
+
+    pub fn is_retired(&self) -> bool {
+        self.header().retired.load(Acquire) != 0
+    }
+
+    pub fn unlink(&self, directory: &OwnedFd) {
+        match rustix::fs::unlinkat(directory, text_of(self.name), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => log::error!("a window cannot be removed: {errno}"),
+        }
+    }
+
+    /// Whether `block` follows what was fetched before, or is the first.
+    pub fn is_in_order(&self, block: u64) -> bool {
+        let expected = self.expected.swap(block + 1, Relaxed);
+        // Blocks that were read ahead are not asked for.
+        block >= expected && block <= expected + 16
+    }
+
+    pub fn use_at(&self, time: u64) {
+        self.last_use.store(time, Relaxed);
+    }
+
+    pub fn last_use(&self) -> u64 {
+        self.last_use.load(Relaxed)
+    }
+
+    pub fn lookups(&self) -> u32 {
+        self.lookups.load(Acquire)
+    }
+
+    pub fn add_lookup(&self) {
+        self.lookups.fetch_add(1, Release);
+    }
+
+    pub fn take_lookups(&self) -> u32 {
+        self.lookups.swap(0, Acquire)
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `map` with this size; whoever uses it borrows from this value. A failure would only leave it mapped.
+        let _ =
+            unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.geometry.total_bytes() as usize) };
+        // Programs may still map the file: what they do not map, and what nobody reads, is freed.
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let (at, bytes) = (self.geometry.bytes_at(), self.geometry.capacity_bytes);
+        let _ = rustix::fs::fallocate(&self.file, flags, at, bytes);
+        log::trace!("window {} of node {} is gone", self.file.as_raw_fd(), self.node.0);
+        self.budget.forget_gone();
+    }
+}
+
+/// 32 hexadecimal digits.
+fn text_of(name: [u64; 2]) -> String {
+    format!("{:016x}{:016x}", name[0], name[1])
+}

@@ -1,0 +1,68 @@
+//! The private path from end to end: a keeper, its worker, and programs that connect to them.
+//!
+//! The keeper looks at the mount table of the process that connects, so each test is a process of its own, in a mount namespace of its
+//! own: this program runs itself once for each.
+
+mod reading;
+mod support;
+
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+/// Names the test that this process is to run.
+const INSIDE: &str = "POLYTROPO_TEST_INSIDE";
+const TEST_TIME_MAX: Duration = Duration::from_secs(60);
+
+type Test = (&'static str, fn());
+
+fn tests() -> Vec<Test> {
+    [reading::TESTS].concat()
+}
+
+fn main() -> ExitCode {
+    if let Ok(name) = std::env::var(INSIDE) {
+        let found = tests().into_iter().find(|(known, _)| *known == name);
+        let (_, test) = found.expect("a test of that name");
+        support::own_mount_namespace();
+        test();
+        return ExitCode::SUCCESS;
+    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
+    let chosen =
+        tests().into_iter().filter(|(name, _)| filter.is_none_or(|part| name.contains(part.as_str())));
+    if arguments.iter().any(|argument| argument == "--list") {
+        chosen.for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    if let Some(reason) = support::why_not() {
+        println!("channel tests: skipped, {reason}");
+        return ExitCode::SUCCESS;
+    }
+    let (mut passed, mut failed) = (0, 0);
+    for (name, _) in chosen {
+        let good = run(name);
+        println!("test channel::{name} ... {}", if good { "ok" } else { "FAILED" });
+        if good { passed += 1 } else { failed += 1 }
+    }
+    println!("channel tests: {passed} passed, {failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run(name: &str) -> bool {
+    let own = std::env::current_exe().expect("find this program");
+    let mut child = Command::new(own).env(INSIDE, name).spawn().expect("run this program");
+    let deadline = Instant::now() + TEST_TIME_MAX;
+    loop {
+        if let Some(status) = child.try_wait().expect("wait for a test") {
+            return status.success();
+        }
+        if Instant::now() > deadline {
+            eprintln!("{name} took longer than {TEST_TIME_MAX:?} and is killed");
+            let _ = child.kill();
+            let _ = child.wait();
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,142 @@
+//! A keeper for one test, and programs that connect to it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use polytropo_client::{Channel, Refused};
+use rustix::fs::{Mode, OFlags};
+use serde_json::{Value, json};
+
+pub fn why_not() -> Option<&'static str> {
+    if !rustix::process::geteuid().is_root() {
+        Some("mounting needs root")
+    } else if !Path::new("/dev/fuse").exists() {
+        Some("there is no /dev/fuse")
+    } else {
+        None
+    }
+}
+
+/// The process must have one thread only.
+pub fn own_mount_namespace() {
+    // SAFETY: a new mount namespace; descriptors stay as they are.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
+        .expect("make a mount namespace");
+    let flags = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", flags).expect("keep mounts private");
+}
+
+/// A keeper with its run directory, and directories to serve.
+pub struct Site {
+    pub scratch: PathBuf,
+    keeper: Child,
+    orders: BufReader<UnixStream>,
+    _removed: tempfile::TempDir,
+}
+
+impl Site {
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    pub fn start_with(arguments: &[&str]) -> Self {
+        let removed = tempfile::tempdir().expect("make a directory");
+        let scratch = removed.path().to_owned();
+        // Others are to reach what lies below.
+        std::fs::set_permissions(&scratch, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .expect("open it up");
+        let run_dir = scratch.join("run");
+        std::fs::create_dir(&run_dir).expect("make a directory");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_polytropo-service"));
+        command.arg("keeper").arg("--run-dir").arg(&run_dir);
+        command.args(["--uid-base", "3000000", "--idle-timeout-s", "600"]).args(arguments);
+        command.stdout(Stdio::null());
+        // SAFETY: one system call. The keeper dies with this test, and its worker with it.
+        unsafe {
+            command.pre_exec(|| {
+                let kill = Some(rustix::process::Signal::KILL);
+                Ok(rustix::process::set_parent_process_death_signal(kill)?)
+            });
+        }
+        let keeper = command.spawn().expect("start a keeper");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let stream = loop {
+            match UnixStream::connect(run_dir.join("control.sock")) {
+                Ok(stream) => break stream,
+                Err(error) => assert!(Instant::now() < deadline, "the keeper does not listen: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        Self { scratch, keeper, orders: BufReader::new(stream), _removed: removed }
+    }
+
+    pub fn order(&mut self, order: &Value) -> Value {
+        let line = format!("{order}\n");
+        self.orders.get_mut().write_all(line.as_bytes()).expect("give an order");
+        let mut answer = String::new();
+        self.orders.read_line(&mut answer).expect("hear the answer");
+        let mut answer: Value = serde_json::from_str(&answer).expect("an answer in JSON");
+        assert!(answer.get("error").is_none(), "{order}: {answer}");
+        answer["ok"].take()
+    }
+
+    /// Serves the directory `name` (made if need be) at the mount point `mnt-NAME`.
+    pub fn mount(&mut self, name: &str, options: Value) -> PathBuf {
+        let source = self.directory(name);
+        let mut root = json!({"kind": "dir", "path": source});
+        root.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        self.mount_stack(name, &root)
+    }
+
+    pub fn mount_stack(&mut self, name: &str, root: &Value) -> PathBuf {
+        let mountpoint = self.directory(&format!("mnt-{name}"));
+        let stack = json!({"version": 1, "root": root});
+        self.order(&json!({"op": "mount", "stack": stack, "mountpoint": mountpoint}));
+        mountpoint
+    }
+
+    pub fn directory(&self, name: &str) -> PathBuf {
+        let path = self.scratch.join(name);
+        if !path.exists() {
+            std::fs::create_dir(&path).expect("make a directory");
+        }
+        path
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.scratch.join("run/channel/channel.sock")
+    }
+
+    pub fn connect(&self, mountpoint: &Path) -> Channel {
+        self.try_connect(mountpoint).expect("connect to the service")
+    }
+
+    pub fn try_connect(&self, mountpoint: &Path) -> Result<Channel, Refused> {
+        let root = open_path(mountpoint);
+        Channel::connect(self.socket().as_os_str().as_bytes(), root.as_raw_fd())
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+pub fn open_path(path: &Path) -> OwnedFd {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("open the mount")
+}
+
+/// Bytes that tell apart every place of every file.
+pub fn pattern(seed: u64, from: u64, count: usize) -> Vec<u8> {
+    (from..from + count as u64)
+        .map(|at| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8 ^ seed as u8)
+        .collect()
+}
