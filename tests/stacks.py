@@ -68,6 +68,11 @@ def fill(low: Path, lowest: Path, plain: Path) -> None:
             (layer / name / "d").mkdir()
     (lowest / "a" / "a").write_bytes(b"lowest" * 1000)
     (low / "a" / "b").write_bytes(b"low" * 30_000)
+    # Large enough to be copied up in blocks.
+    (low / "b" / "a").write_bytes(b"many" * 150_000)
+    with (lowest / "b" / "b").open("wb") as sparse:
+        sparse.write(b"data" * 50_000)
+        sparse.truncate(800_000)
     (lowest / "a" / "gone").write_bytes(b"hidden")
     (low / "a" / ".wh.gone").write_bytes(b"")
     (lowest / "b" / "d" / "hidden").write_bytes(b"hidden")

@@ -23,7 +23,7 @@ from polytropo.trees import remove_tree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE = "bench"
-DISK_BYTES = 4 << 30
+DISK_BYTES = 6 << 30
 
 
 def main() -> None:
@@ -115,6 +115,9 @@ def _place(state: State, scratch: Path) -> workloads.Place:
     extra = scratch / "extra"
     (extra / workloads.MANY).mkdir(parents=True)
     (extra / workloads.BIG).write_bytes(os.urandom(workloads.BIG_BYTES))
+    with (extra / workloads.HUGE).open("wb") as file:
+        for _ in range(workloads.HUGE_BYTES // workloads.MIB):
+            file.write(os.urandom(workloads.MIB))
     for number in range(workloads.MANY_FILES):
         (extra / workloads.MANY / f"{number:04}").write_bytes(os.urandom(4096))
     library = Path(sysconfig.get_path("stdlib"))

@@ -14,6 +14,8 @@ from benchmarks.fuse.sides import Side, command, drop_caches, mounted, resident_
 MIB = 1 << 20
 BIG = "srv/big"
 BIG_BYTES = 64 * MIB
+HUGE = "srv/huge"
+HUGE_BYTES = 1024 * MIB
 MANY = "srv/many"
 MANY_FILES = 500
 
@@ -134,6 +136,27 @@ def copy_up(place: Place, side: Side, report: Report) -> None:
         )
 
 
+def copy_up_huge(place: Place, side: Side, report: Report) -> None:
+    """First write to a file of 1 GiB of the image, then to 200 other places; first change of its mode."""
+    if shutil.disk_usage(place.scratch).free < 2 * HUGE_BYTES:
+        raise SystemExit(f"{place.scratch}: too little space for a copy of a file of {HUGE_BYTES} bytes")
+    with mounted(side, place.lowers, place.scratch) as at:
+        probe(place, "read-sequential", at / HUGE)
+        figure = probe(place, "first-write", at / HUGE)["first_write"]
+        report.add("first write to a 1 GiB image file", side.name, per_unit(figure))
+        with (at / HUGE).open("r+b", buffering=0) as file:
+            start = time.perf_counter_ns()
+            for place_number in range(200):
+                file.seek((place_number * 7919 % 200) * 5 * MIB)
+                file.write(b"x")
+            os.fsync(file.fileno())
+            report.add("200 writes all over it and fsync", side.name, time.perf_counter_ns() - start)
+    with mounted(side, place.lowers, place.scratch) as at:
+        start = time.perf_counter_ns()
+        (at / HUGE).chmod(0o600)
+        report.add("chmod of a 1 GiB image file", side.name, time.perf_counter_ns() - start)
+
+
 def memory(place: Place, side: Side, report: Report) -> None:
     """What the side's processes hold: right after mounting, and after the tree was walked and read."""
     if not side.processes() and side.name == "overlayfs":
@@ -184,4 +207,4 @@ def elapsed_ns(*words: str | Path) -> int:
     return elapsed
 
 
-ALL = (image_tree, lower_file, upper_file, small_files, untar, copy_up, memory, runc_start)
+ALL = (image_tree, lower_file, upper_file, small_files, untar, copy_up, copy_up_huge, memory, runc_start)

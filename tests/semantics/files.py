@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 
-from tests.semantics.registry import Ground, promise
+from tests.semantics.registry import LARGE_BYTES, LARGE_DATA, Ground, promise
 
 _libc = ctypes.CDLL(None, use_errno=True)
 KEEP_SIZE, PUNCH_HOLE = 1, 2
@@ -115,6 +115,46 @@ def _(ground: Ground) -> None:
         while count := os.copy_file_range(reader.fileno(), writer.fileno(), 200_000):
             copied += count
     assert copied == 200_000 and source.read_bytes() == target.read_bytes()
+
+
+@promise("changed-in-place")
+def _(ground: Ground) -> None:
+    path = ground.image / "large"
+    expected = bytearray(LARGE_BYTES)
+    for at in LARGE_DATA:
+        expected[at : at + 100_000] = b"image" * 20_000
+    reader = os.open(path, os.O_RDONLY)
+    before = os.fstat(reader)
+    mapped = mmap.mmap(reader, 0, prot=mmap.PROT_READ)
+    path.chmod(0o640)
+    assert mapped[:] == expected
+    with path.open("r+b", buffering=0) as file:
+        for at in (5, 70_000, (1 << 20) - 3, 2 << 20, LARGE_BYTES - 2):
+            expected[at : at + 5] = b"12345"
+            file.seek(at)
+            assert file.write(b"12345") == 5
+        assert os.pread(reader, len(expected) + 1, 0) == expected and mapped[:] == expected[:LARGE_BYTES]
+        punched = _libc.fallocate(
+            file.fileno(), KEEP_SIZE | PUNCH_HOLE, ctypes.c_long(3 << 20), ctypes.c_long(50_000)
+        )
+        assert punched == 0, os.strerror(ctypes.get_errno())
+        expected[3 << 20 : (3 << 20) + 50_000] = bytes(50_000)
+        assert path.read_bytes() == expected
+        with mmap.mmap(file.fileno(), 0) as shared:
+            shared[3_000_000:3_000_006] = expected[3_000_000:3_000_006] = b"mapped"
+            shared.flush()
+        os.fsync(file.fileno())
+    assert os.lseek(reader, (3 << 20) + 131_072, os.SEEK_DATA) >= LARGE_BYTES - 65_536
+    assert subprocess.run(["cmp", "-", path], input=expected, check=False, timeout=60).returncode == 0
+    copy = path.with_name("copy")
+    subprocess.run(["cp", "--sparse=always", path, copy], check=True, timeout=60)
+    assert copy.read_bytes() == expected
+    os.truncate(path, 1 << 20)
+    os.truncate(path, 2 << 20)
+    assert path.read_bytes() == expected[: 1 << 20] + bytes(1 << 20)
+    assert path.stat().st_ino == before.st_ino == os.fstat(reader).st_ino
+    mapped.close()
+    os.close(reader)
 
 
 @promise("direct-io")

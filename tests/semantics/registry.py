@@ -11,13 +11,17 @@ from pathlib import Path
 class Ground:
     """What a promise is tried on: an empty directory of its own on the mount, and image files below a union.
 
-    `image` is a directory with the files `file` (100,000 bytes), `linked` and `also-linked` (one inode), and
-    the directory `tree/inner` with a file; on a union they lie in a lower layer.
+    `image` is a directory with the files `file` (100,000 bytes), `large` (LARGE_BYTES, sparse, 100,000 bytes
+    of data at each of LARGE_DATA), `linked` and `also-linked` (one inode), and the directory `tree/inner`
+    with a file; on a union they lie in a lower layer.
     """
 
     empty: Path
     image: Path
 
+
+LARGE_BYTES = 4 << 20
+LARGE_DATA = (0, 1 << 20, 3 << 20)
 
 Promise = Callable[[Ground], None]
 PROMISES: dict[str, Promise] = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import POLYTROPO, Isolated
+from tests.stacks import write_stack
 
 _AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
@@ -66,6 +67,38 @@ def test_a_mount_whose_worker_died_is_cleared(isolated: Isolated, data: Path, mn
     assert isolated.run("cat", mnt / "file").stdout == "content\n"
     (after,) = isolated.json("stats")
     assert after["keeper_pid"] == before["keeper_pid"] and after["worker_pid"] != before["worker_pid"]
+
+
+def test_blocks_of_an_image_file_survive_a_killed_service(isolated: Isolated, data: Path, mnt: Path) -> None:
+    upper = isolated.directory / "upper"
+    upper.mkdir()
+    content = bytearray(b"image" * 400_000)
+    (data / "large").write_bytes(content)
+    stack = write_stack(
+        isolated.directory / "stack.json",
+        {
+            "kind": "union",
+            "lowers": [{"kind": "dir", "path": str(data), "read_only": True, "coherence": "immutable"}],
+            "upper": {"kind": "dir", "path": str(upper), "coherence": "exclusive"},
+        },
+    )
+    isolated.polytropo("mount", stack, mnt)
+    change = (
+        "import os, sys; file = os.open(sys.argv[1], os.O_WRONLY)\n"
+        "for at in (10, 500_000, 1_999_990): os.pwrite(file, b'changed', at)\n"
+        "os.close(file)"  # the kernel passes on what it holds, and nothing more is asked
+    )
+    isolated.run(sys.executable, "-c", change, mnt / "large")
+    (stats,) = isolated.json("stats")
+    isolated.run("kill", "-KILL", str(stats["worker_pid"]))
+    assert dead(isolated, mnt)
+    isolated.polytropo("unmount", mnt)
+    isolated.polytropo("mount", stack, mnt)
+    for at in (10, 500_000, 1_999_990):
+        content[at : at + 7] = b"changed"
+    isolated.run("sh", "-c", f"cat {mnt}/large >{isolated.directory}/found")
+    assert (isolated.directory / "found").read_bytes() == content
+    assert (upper / "large").stat().st_blocks * 512 < 300_000
 
 
 def test_a_silent_service_is_told_and_ended(isolated: Isolated, data: Path, mnt: Path) -> None:
