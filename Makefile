@@ -46,10 +46,11 @@ lint: venv
 rust-test:
 	cargo test --locked
 
-# Every interleaving of the queues' small cases, in a target directory of its own since a compiler flag differs.
+# Every interleaving of the queues' small cases, and many of larger ones, in target directories of their own since compiler flags differ.
 .PHONY: loom
 loom:
-	RUSTFLAGS="--cfg loom" cargo test --locked --release -p polytropo-queue --test loom --target-dir target/loom
+	RUSTFLAGS="--cfg modeled --cfg loom" cargo test --locked --release -p polytropo-queue --test loom --target-dir target/loom
+	RUSTFLAGS="--cfg modeled --cfg shuttle" cargo test --locked --release -p polytropo-queue --test shuttle --target-dir target/shuttle
 
 python-test: build venv
 	$(VENV)/bin/pytest
@@ -66,6 +67,7 @@ product-bootstrap:
 # The long forms: many seeds, many rounds, many kills.
 soak: bootstrap build venv
 	POLYTROPO_MODEL_CASES=10000 cargo test --release --locked -- --include-ignored
+	SHUTTLE_ROUNDS=20000 $(MAKE) loom
 	$(VENV)/bin/pytest -m soak
 
 bench-fuse: product-bootstrap build venv
@@ -94,5 +96,5 @@ bench-queues: build venv
 miri:
 	@if cargo +nightly miri --version >/dev/null 2>&1; then \
 	    MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked -p polytropo-queue --test words --test bytes \
-	        --target-dir target/miri; \
+	        --test wrap --target-dir target/miri; \
 	else echo "miri: skipped, it is not installed (rustup +nightly component add miri)"; fi

@@ -140,10 +140,10 @@ impl Drop for Release<'_, '_> {
     }
 }
 
-#[cfg(not(loom))]
+#[cfg(not(modeled))]
 pub use in_memory::{BytesHandle, BytesState, Rcqb};
 
-#[cfg(not(loom))]
+#[cfg(not(modeled))]
 mod in_memory {
     use super::*;
     use crate::Stats;
@@ -225,6 +225,13 @@ mod in_memory {
                 is_dead: self.identity.is_dead,
                 vain: 0,
             }
+        }
+
+        /// A participant that counts as running on `cpu` until it looks for itself.
+        pub fn handle_on_cpu(&self, cpu: u32) -> BytesHandle<'_> {
+            let handle = self.handle();
+            let local = Local::on(&handle.view.words.lanes, cpu, false);
+            BytesHandle { local, ..handle }
         }
 
         /// A participant that goes on with what an earlier one of this queue had learned.
@@ -417,5 +424,5 @@ mod in_memory {
         }
     }
 }
-#[cfg(not(loom))]
+#[cfg(not(modeled))]
 pub use in_memory::{Identity, IsDead};

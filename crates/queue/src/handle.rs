@@ -40,10 +40,10 @@ pub struct Local {
 impl Local {
     pub fn new<C: Cell>(lanes: &Lanes<'_, C>) -> Self {
         let quick = sys::has_quick_cpu();
-        Self::on(lanes, if cfg!(loom) { 0 } else { sys::current_cpu(quick) }, quick)
+        Self::on(lanes, if cfg!(modeled) { 0 } else { sys::current_cpu(quick) }, quick)
     }
 
-    fn on<C: Cell>(lanes: &Lanes<'_, C>, cpu: u32, quick: bool) -> Self {
+    pub(crate) fn on<C: Cell>(lanes: &Lanes<'_, C>, cpu: u32, quick: bool) -> Self {
         let home = lanes.home(cpu);
         let spin = Spin::default();
         Self { enqueue: home, dequeue: home, cpu: cpu + 1, operations: 0, quick, spin }
@@ -60,7 +60,7 @@ impl Local {
     #[inline(never)]
     pub fn look<C: Cell>(&mut self, lanes: &Lanes<'_, C>) {
         self.operations = 0;
-        if cfg!(loom) {
+        if cfg!(modeled) {
             return;
         }
         let cpu = sys::current_cpu(self.quick);

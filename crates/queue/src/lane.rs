@@ -152,7 +152,7 @@ impl Index {
 /// Brings a slot here, to be written soon: the next operation finds it there, if there is something to do before it.
 #[inline(always)]
 fn prefetch<C>(cell: &C) {
-    #[cfg(all(target_arch = "x86_64", not(loom), not(miri)))]
+    #[cfg(all(target_arch = "x86_64", not(modeled), not(miri)))]
     // SAFETY: a prefetch has no effect but on caches, and processors that do not know this one pass over it. By hand, since
     // compilers write one for reading unless they build for a newer processor.
     unsafe {

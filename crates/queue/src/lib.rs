@@ -8,40 +8,40 @@
 
 #[cfg(feature = "alloc")]
 extern crate alloc;
-#[cfg(any(feature = "std", loom))]
+#[cfg(any(feature = "std", modeled))]
 extern crate std;
 
 pub mod bytes;
 pub mod cell;
 pub mod handle;
-#[cfg(all(feature = "std", not(loom)))]
+#[cfg(all(feature = "std", not(modeled)))]
 pub mod identity;
 pub mod lane;
 pub mod lanes;
-#[cfg(not(loom))]
+#[cfg(not(modeled))]
 pub mod layout;
-#[cfg(loom)]
+#[cfg(modeled)]
 pub mod model;
 pub mod operation;
 pub mod pool;
-#[cfg(all(feature = "std", not(loom)))]
+#[cfg(all(feature = "std", not(modeled)))]
 pub mod shm;
 pub mod sync;
-#[cfg_attr(loom, allow(dead_code, reason = "the model has its own futexes"))]
+#[cfg_attr(modeled, allow(dead_code, reason = "the model has its own futexes"))]
 mod sys;
 pub mod wait;
-#[cfg(not(loom))]
+#[cfg(not(modeled))]
 pub mod words;
 
-#[cfg(not(loom))]
+#[cfg(not(modeled))]
 pub use bytes::Rcqb;
 pub use handle::Handle;
-#[cfg(all(feature = "alloc", not(loom)))]
+#[cfg(all(feature = "alloc", not(modeled)))]
 pub use layout::Heap;
-#[cfg(not(loom))]
+#[cfg(not(modeled))]
 pub use layout::{Config, Memory};
 pub use wait::Deadline;
-#[cfg(not(loom))]
+#[cfg(not(modeled))]
 pub use words::{Rcqd, Rcqs};
 
 /// Why an operation on a queue was not done.

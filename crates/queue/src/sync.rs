@@ -1,16 +1,23 @@
-//! The one place from which the crate takes its atomics, so that a model checker can be swapped in (`--cfg loom`).
+//! The one place from which the crate takes its atomics, so that a model checker can be swapped in: loom, which
+//! explores every interleaving of a small case (`--cfg modeled --cfg loom`), or shuttle, which explores many of a large one
+//! (`--cfg modeled --cfg shuttle`).
 //!
-//! Under loom every atomic operation is also a *step*: a test may let a thread die before any given step of an
+//! Under both every atomic operation is also a *step*: a test may let a thread die before any given step of an
 //! operation, as a process that is killed there would.
 
 pub use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
-#[cfg(not(loom))]
+#[cfg(loom)]
+use loom as checker;
+#[cfg(shuttle)]
+use shuttle as checker;
+
+#[cfg(not(modeled))]
 pub use core::sync::atomic::{AtomicU32, AtomicU64};
-#[cfg(not(loom))]
+#[cfg(not(modeled))]
 pub use portable_atomic::AtomicU128;
 
-#[cfg(loom)]
+#[cfg(modeled)]
 pub use model::{AtomicU32, AtomicU64, AtomicU128, Park, death};
 
 /// Orders a successful read-modify-write before the loads that follow it, whatever their addresses.
@@ -20,43 +27,44 @@ pub use model::{AtomicU32, AtomicU64, AtomicU128, Park, death};
 /// buffer, so that only the compiler has to be held back.
 #[inline(always)]
 pub fn fence_after_update() {
-    #[cfg(loom)]
-    loom::sync::atomic::fence(SeqCst);
-    #[cfg(all(not(loom), target_arch = "x86_64", not(miri)))]
+    #[cfg(modeled)]
+    checker::sync::atomic::fence(SeqCst);
+    #[cfg(all(not(modeled), target_arch = "x86_64", not(miri)))]
     core::sync::atomic::compiler_fence(SeqCst);
-    #[cfg(all(not(loom), any(not(target_arch = "x86_64"), miri)))]
+    #[cfg(all(not(modeled), any(not(target_arch = "x86_64"), miri)))]
     core::sync::atomic::fence(SeqCst);
 }
 
 /// Whether this thread is one that a test has killed: what unwinding would clean up, a killed process leaves as it is.
 #[inline(always)]
 pub fn is_killed() -> bool {
-    #[cfg(loom)]
+    #[cfg(modeled)]
     return death::is_killed();
-    #[cfg(not(loom))]
+    #[cfg(not(modeled))]
     false
 }
 
 /// Tells the core that this is a loop that waits.
 #[inline(always)]
 pub fn spin_hint() {
-    #[cfg(not(loom))]
+    #[cfg(not(modeled))]
     core::hint::spin_loop();
-    #[cfg(loom)]
-    loom::thread::yield_now();
+    #[cfg(modeled)]
+    checker::thread::yield_now();
 }
 
-#[cfg(loom)]
+#[cfg(modeled)]
 mod model {
     extern crate std;
-    use super::SeqCst;
+    use super::checker::sync::{Condvar, Mutex};
+    use super::{SeqCst, checker};
     use core::cell::Cell;
     use core::sync::atomic::Ordering;
-    use loom::sync::{Condvar, Mutex};
 
     pub mod death {
+        use super::super::checker;
         use super::*;
-        loom::thread_local! {
+        checker::thread_local! {
             static STEPS_LEFT: Cell<Option<usize>> = Cell::new(None);
         }
         /// What a dying thread unwinds with.
@@ -89,10 +97,10 @@ mod model {
 
     macro_rules! atomic {
         ($name:ident, $int:ty) => {
-            pub struct $name(loom::sync::atomic::$name);
+            pub struct $name(checker::sync::atomic::$name);
             impl $name {
                 pub fn new(value: $int) -> Self {
-                    Self(loom::sync::atomic::$name::new(value))
+                    Self(checker::sync::atomic::$name::new(value))
                 }
                 pub fn load(&self, order: Ordering) -> $int {
                     death::step();
@@ -130,7 +138,7 @@ mod model {
     atomic!(AtomicU32, u32);
     atomic!(AtomicU64, u64);
 
-    /// loom has no 128-bit atomics; a lock around the value is one.
+    /// The checkers have no 128-bit atomics; a lock around the value is one.
     pub struct AtomicU128(Mutex<u128>);
 
     impl AtomicU128 {
@@ -161,7 +169,7 @@ mod model {
         }
     }
 
-    /// A futex for the model: no time-outs, so that a lost wake-up is a deadlock, which loom finds.
+    /// A futex for the model: no time-outs, so that a lost wake-up is a deadlock, which the checkers find.
     pub struct Park {
         sleepers: Mutex<usize>,
         bell: Condvar,

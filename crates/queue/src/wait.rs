@@ -50,7 +50,7 @@ impl Deadline {
         }
     }
 
-    #[cfg(not(loom))]
+    #[cfg(not(modeled))]
     fn next_nap_end_ns(self) -> u64 {
         let nap = sys::now_ns().saturating_add(NAP_NS);
         match self {
@@ -64,15 +64,15 @@ const SLEEPERS: u32 = 1;
 const ONE_WAKE: u32 = 2;
 
 #[repr(C)]
-#[cfg_attr(not(loom), derive(Default))]
+#[cfg_attr(not(modeled), derive(Default))]
 pub struct Event {
     word: AtomicU32,
-    #[cfg(loom)]
+    #[cfg(modeled)]
     park: crate::sync::Park,
 }
 
 impl Event {
-    #[cfg(loom)]
+    #[cfg(modeled)]
     pub fn new() -> Self {
         Self { word: AtomicU32::new(0), park: crate::sync::Park::new() }
     }
@@ -120,9 +120,9 @@ impl Event {
     /// Tells whether the nap came to its end by itself.
     pub fn sleep(&self, prepared: u32, deadline: Deadline, statistics: &Statistics) -> bool {
         statistics.sleeps.fetch_add(1, Relaxed);
-        #[cfg(not(loom))]
+        #[cfg(not(modeled))]
         return sys::futex_wait(&self.word, prepared, deadline.next_nap_end_ns());
-        #[cfg(loom)]
+        #[cfg(modeled)]
         {
             let _ = deadline;
             self.park.wait(&self.word, prepared);
@@ -131,16 +131,16 @@ impl Event {
     }
 
     fn futex_wake(&self, count: u32) {
-        #[cfg(not(loom))]
+        #[cfg(not(modeled))]
         sys::futex_wake(&self.word, count);
-        #[cfg(loom)]
+        #[cfg(modeled)]
         self.park.wake(count);
     }
 }
 
 /// What all participants wait for, on a line that hardly ever changes while nobody waits.
 #[repr(C, align(128))]
-#[cfg_attr(not(loom), derive(Default))]
+#[cfg_attr(not(modeled), derive(Default))]
 pub struct Events {
     pub closed: AtomicU32,
     /// Dequeues wait here.
@@ -151,7 +151,7 @@ pub struct Events {
 
 /// Counters off the fast path.
 #[repr(C, align(128))]
-#[cfg_attr(not(loom), derive(Default))]
+#[cfg_attr(not(modeled), derive(Default))]
 pub struct Statistics {
     pub sleeps: AtomicU64,
     pub wakes: AtomicU64,

@@ -1,5 +1,5 @@
 //! RCQB inside a process, and what a peer that scribbles over shared memory can and cannot do.
-#![cfg(not(loom))]
+#![cfg(not(modeled))]
 
 use polytropo_queue::{Config, Deadline, Error, Heap, Rcqb};
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ fn config(capacity: usize, item_size: usize) -> Config {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 128 }, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 1 } else { 128 }, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn agrees_with_the_model(
@@ -44,7 +44,7 @@ proptest! {
 
 #[test]
 fn threads_get_whole_items_once() {
-    let items = if cfg!(miri) { 20u64 } else { 20_000 };
+    let items = if cfg!(miri) { 6u64 } else { 20_000 };
     for lanes in [1, 2] {
         let queue = Rcqb::new(&Config { lanes, ..config(16, 200) }).unwrap();
         let mut taken: Vec<u64> = std::thread::scope(|scope| {

@@ -1,5 +1,5 @@
 //! Real processes, killed and stopped at random instants while they work on a shared queue.
-#![cfg(all(not(loom), not(miri)))]
+#![cfg(all(not(modeled), not(miri)))]
 
 use polytropo_queue::shm::{self, Mapping};
 use polytropo_queue::{Config, Deadline, Error, Memory, Rcqb, Rcqd, Rcqs, Stats, identity};

@@ -1,4 +1,4 @@
-//! Every interleaving of small cases. Run with `RUSTFLAGS="--cfg loom"`, as `make loom` does; otherwise this file is empty.
+//! Every interleaving of small cases. Run with `RUSTFLAGS="--cfg modeled --cfg loom"`, as `make loom` does; otherwise this file is empty.
 #![cfg(loom)]
 
 use loom::sync::Arc;

@@ -66,7 +66,8 @@ pub fn is_linearizable(history: &[Operation], capacity: usize) -> bool {
     false
 }
 
-/// The largest number of items that overtook one: enqueued wholly after it and dequeued wholly before it.
+/// The largest number of items that overtook one: enqueued wholly after it and dequeued wholly before it. What was not dequeued counts
+/// as dequeued after all else.
 pub fn displacement_max(history: &[Operation]) -> usize {
     let mut items = std::collections::HashMap::<u64, (Option<&Operation>, Option<&Operation>)>::new();
     for operation in history {
@@ -76,9 +77,14 @@ pub fn displacement_max(history: &[Operation]) -> usize {
             _ => {}
         }
     }
-    let moved: Vec<_> = items.values().map(|(put, taken)| (put.unwrap(), taken.unwrap())).collect();
-    let overtakers = |put: &Operation, taken: &Operation| {
-        moved.iter().filter(|(p, t)| p.begin > put.end && t.end < taken.begin).count()
+    let moved: Vec<_> = items
+        .values()
+        .map(|(put, taken)| {
+            (put.expect("taken, so put"), taken.map_or((u64::MAX, u64::MAX), |t| (t.begin, t.end)))
+        })
+        .collect();
+    let overtakers = |put: &Operation, taken_begin: u64| {
+        moved.iter().filter(|(p, (_, end))| p.begin > put.end && *end < taken_begin).count()
     };
-    moved.iter().map(|(put, taken)| overtakers(put, taken)).max().unwrap_or(0)
+    moved.iter().map(|(put, (begin, _))| overtakers(put, *begin)).max().unwrap_or(0)
 }
