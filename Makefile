@@ -91,6 +91,10 @@ bench-queues: build venv
 	@tools/bootstrap $(QUEUE_BENCH_PACKAGES)
 	$(VENV)/bin/python -m benchmarks.queues $(BENCH_ARGUMENTS)
 
+.PHONY: bench-copy
+bench-copy: build venv
+	$(VENV)/bin/python -m benchmarks.copy $(BENCH_ARGUMENTS)
+
 # The queues' unsafe code under Miri, where it is installed.
 .PHONY: miri
 miri:

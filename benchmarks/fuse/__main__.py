@@ -75,7 +75,7 @@ def _check_tools() -> None:
     missing = [tool for tool in ("podman", "fuse-overlayfs", "runc") if shutil.which(tool) is None]
     if missing:
         sys.exit(
-            f"bench-fuse: {', '.join(missing)} not found; `make bench-bootstrap` installs what is needed"
+            f"bench-fuse: {', '.join(missing)} not found; run it as `make bench-fuse`, which installs them"
         )
 
 

@@ -37,6 +37,7 @@ COMMANDS = {
     "stop": "polytropo.cli.container:stop",
     "system": "polytropo.cli.system:system",
     "tenant": "polytropo.cli.tenant:tenant",
+    "tune": "polytropo.cli.tune:tune",
     "umount": "polytropo.cli.mount:unmount",
     "unmount": "polytropo.cli.mount:unmount",
     "volume": "polytropo.cli.volume:volume",

@@ -41,16 +41,20 @@ def print_fields(fields: Sequence[tuple[str, object]]) -> None:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Progress]:
-    """A progress bar on stderr while a person is looking; otherwise nothing is shown."""
+def progress(title: str, *, of_bytes: bool = True) -> Iterator[Progress]:
+    """A progress bar on stderr while a person is looking; otherwise nothing is shown.
+
+    What is counted is bytes, or something that a person need not read the number of.
+    """
     if not sys.stderr.isatty():
         yield lambda done, total, what="": None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    counted = DownloadColumn() if of_bytes else TaskProgressColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), counted, TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
 

@@ -1,0 +1,1 @@
+"""Finding what is fastest on the machine at hand."""

@@ -1,0 +1,85 @@
+"""Times of copies, their spread, and how sure a comparison is."""
+
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from polytropo import _native
+from polytropo.errors import PolytropoError
+
+LIBC = "libc"
+SITUATIONS = {
+    "hot": "both in this core's caches",
+    "fresh": "the source was just written by another core",
+    "handed": "the destination is soon read by another core",
+    "relayed": "both of these",
+    "cold": "neither is in any cache",
+}
+SIZES_BYTES = tuple(64 << (2 * step) for step in range(11))  # 64 B to 64 MiB
+_ALONE = frozenset({"hot", "cold"})
+
+
+class Interval(NamedTuple):
+    """A median and the bounds that hold the true one in 95 of 100 runs (order statistics; no distribution
+    assumed).
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+def median_interval(values: Sequence[float]) -> Interval:
+    """The median of `values` (at least one) with its 95 % interval; of fewer than six values, the whole
+    range.
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+    # The number of values below the median is binomial(count, 1/2); its normal approximation is good from
+    # about six on.
+    reach = math.ceil(1.96 * math.sqrt(count) / 2) if count >= 6 else count
+    middle = count / 2
+    low = max(0, math.floor(middle - reach))
+    high = min(count - 1, math.ceil(middle + reach) - 1)
+    return Interval(statistics.median(ordered), ordered[low], ordered[high])
+
+
+def ratio_interval(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """Ours by theirs, round by round, so that what disturbed both at once cancels out. Below 1 ours is
+    faster.
+    """
+    return median_interval([mine / other for mine, other in zip(ours, theirs, strict=True)])
+
+
+class Machine:
+    """The CPUs that samples are taken on: this process's first, and another one as the peer."""
+
+    def __init__(self) -> None:
+        cpus = sorted(os.sched_getaffinity(0))
+        self.cpu = cpus[0]
+        self.other_cpu = cpus[1] if len(cpus) > 1 else None
+        self._bench = _native.CopyBench(self.cpu, self.other_cpu)
+
+    def situations(self) -> tuple[str, ...]:
+        """What can be measured here: with one CPU, nothing that needs two."""
+        return tuple(name for name in SITUATIONS if self.other_cpu is not None or name in _ALONE)
+
+    def sample(
+        self, names: Sequence[str], situation: str, size_bytes: int, *, rounds: int, sample_ns: int
+    ) -> list[list[float]]:
+        """Nanoseconds a copy: for each of `names` (variants, or `libc`) one sample in each of `rounds`
+        rounds.
+        """
+        if situation not in self.situations():
+            raise PolytropoError(
+                f"copies that are {situation} need a second CPU;"
+                " allow this process another (taskset) or leave them out"
+            )
+        try:
+            return self._bench.sample(list(names), situation, size_bytes, rounds, sample_ns)
+        except OSError as error:
+            raise PolytropoError(
+                f"cannot measure copies of {size_bytes} bytes on CPU {self.cpu}: {error.strerror or error}"
+            ) from error

@@ -1,0 +1,167 @@
+"""The search for copies, its plan on disk, and copies from Python."""
+
+import array
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from polytropo import _native
+from polytropo.copy import memcpy
+from polytropo.errors import PolytropoError
+from polytropo.state import State
+from polytropo.tuning import plans
+from polytropo.tuning.measure import Machine, median_interval, ratio_interval
+from polytropo.tuning.memcpy import tune
+from polytropo.tuning.search import find
+
+POLYTROPO = str(Path(sys.executable).parent / "polytropo")
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return State.open(tmp_path / "home")
+
+
+def command(state: State, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {"POLYTROPO_HOME": str(state.home), "LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
+    return subprocess.run(
+        [POLYTROPO, *words], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("situation", ["hot", "fresh", "handed", "relayed", "cold"])
+def test_memcpy_copies_what_it_is_given(situation: str) -> None:
+    chance = random.Random(situation)
+    for size in (0, 1, 63, 64, 1000, 4096, 100_000):
+        source = chance.randbytes(size)
+        destination = bytearray(size + 3)
+        assert memcpy(destination, source, situation=situation) == size
+        assert destination == source + bytes(3)
+
+
+def test_memcpy_takes_any_buffer_in_one_piece() -> None:
+    destination = array.array("d", [0.0] * 4)
+    assert memcpy(destination, array.array("d", [1.5, 2.5])) == 16
+    assert destination.tolist() == [1.5, 2.5, 0.0, 0.0]
+    assert memcpy(memoryview(bytearray(8))[4:], b"abcd") == 4
+
+
+def test_memcpy_refuses_what_it_cannot_do_rightly() -> None:
+    room = bytearray(100)
+    with pytest.raises(ValueError, match="do not fit"):
+        memcpy(room, bytes(101))
+    with pytest.raises(BufferError, match="read-only"):
+        memcpy(bytes(100), room)
+    with pytest.raises(BufferError, match="one piece"):
+        memcpy(memoryview(room)[::2], b"x")
+    with pytest.raises(ValueError, match="overlap"):
+        memcpy(memoryview(room)[10:], memoryview(room)[:50])
+    with pytest.raises(ValueError, match="lukewarm"):
+        memcpy(room, b"x", situation="lukewarm")
+
+
+def test_intervals_hold_the_median_and_shrink_with_more_values() -> None:
+    few = median_interval([3.0, 1.0, 2.0])
+    assert few == (2.0, 1.0, 3.0)
+    many = median_interval([float(value) for value in range(101)])
+    assert many.median == 50
+    assert 38 <= many.low <= 42 and 58 <= many.high <= 62
+    assert ratio_interval([1.0] * 20, [2.0] * 20) == (0.5, 0.5, 0.5)
+
+
+def test_the_95_percent_interval_holds_the_true_median_that_often() -> None:
+    chance = random.Random(1)
+    for count in (15, 41):
+        held = 0
+        for _ in range(2000):
+            found = median_interval([chance.expovariate(1) for _ in range(count)])
+            held += found.low <= 0.693147 <= found.high
+        assert held / 2000 >= 0.94
+
+
+def test_a_search_tries_the_whole_space_and_finds_one_that_runs_here() -> None:
+    machine = Machine()
+    found = find(machine, "hot", 256, keep=False)
+    assert found.tried == len(_native.copy_space(False, 256)) > 100
+    assert found.variant in {*_native.copy_space(False, 256), _native.copy_kernel_method()}
+    assert found.by_libc[1] <= found.by_libc[0] <= found.by_libc[2]
+
+
+def test_an_interrupted_search_goes_on_where_it_was(state: State) -> None:
+    def interrupt(done: int, total: int | None, what: str) -> None:
+        if "1024 B" in what:
+            raise KeyboardInterrupt
+
+    sizes = (64, 256, 1024)
+    with pytest.raises(KeyboardInterrupt):
+        tune(state, situations=["hot"], sizes_bytes=sizes, told=interrupt)
+    begun = plans.read_journal(state)
+    assert begun is not None
+    assert [(cell.keep, cell.size_bytes) for cell in begun.cells] == [(False, 64), (False, 256)]
+    ended, path = tune(state, situations=["hot"], sizes_bytes=sizes)
+    assert ended.cells[:2] == begun.cells
+    assert len(ended.cells) == 6
+    assert path.read_text().startswith("polytropo copy plan 1\n")
+    plan, reason = plans.load(state)
+    assert reason is None
+    for cell in ended.cells:
+        assert plan.get(cell.keep, "hot", cell.size_bytes) == cell.variant
+
+
+def test_damaged_foreign_and_stale_plans_are_ignored_with_a_sentence(state: State) -> None:
+    default = _native.CopyPlan.default()
+    assert plans.load(state)[1] is None, "no plan is no reason to complain"
+    path = plans.save(state, default)
+    good = path.read_text()
+    vendor = _native.copy_processor()[0]
+    wrong = {
+        "damaged: line 5": good.replace("plain hot 64", "plain hot 63"),
+        "another processor": good.replace(f"processor {vendor}", "processor Other"),
+        "another version": good.replace("plan 1", "plan 9"),
+        "not a plan": "\x00\x01",
+        "stale": good.replace("microcode 0x", "microcode 0xf"),
+        "damaged": good[: len(good) // 2],
+    }
+    for expected, text in wrong.items():
+        path.write_text(text)
+        plan, reason = plans.load(state)
+        assert reason is not None and expected in reason and "polytropo tune memcpy" in reason
+        assert plan.get(False, "hot", 4096) == default.get(False, "hot", 4096)
+    path.write_bytes(b"\xff\xfe")
+    assert "plain text" in str(plans.load(state)[1])
+
+
+def test_variants_that_change_vector_registers_are_kept_out_where_they_must_not() -> None:
+    with pytest.raises(ValueError, match="must be kept"):
+        _native.CopyPlan.default().set(True, "hot", 64, "v16.b64")
+
+
+def test_situations_that_need_another_cpu_are_refused_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    machine = Machine()
+    assert machine.situations() == ("hot", "cold")
+    with pytest.raises(PolytropoError, match="second CPU"):
+        machine.sample(["movsb"], "fresh", 64, rounds=1, sample_ns=1000)
+
+
+def test_the_command_searches_shows_and_draws(state: State, tmp_path: Path) -> None:
+    before = command(state, "tune", "show")
+    assert before.returncode == 1 and "nothing was searched" in before.stderr
+    searched = command(state, "tune", "memcpy", "--situation", "hot", "--size", "4KiB", "--json")
+    assert searched.returncode == 0, searched.stderr
+    cells = json.loads(searched.stdout)["cells"]
+    assert [(cell["keep"], cell["size_bytes"]) for cell in cells] == [(False, 4096), (True, 4096)]
+    shown = command(state, "tune", "show")
+    assert cells[0]["variant"] in shown.stdout
+    drawn = command(state, "tune", "show", "--picture", str(tmp_path / "gain.png"))
+    assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / "gain.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_says_what_it_does_not_take(state: State) -> None:
+    wrong = command(state, "tune", "memcpy", "--size", "100")
+    assert wrong.returncode != 0 and "powers of two" in wrong.stderr
