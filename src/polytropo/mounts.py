@@ -1,21 +1,18 @@
 """The kernel's mount table and what is dead in it."""
 
-import ctypes
 import errno
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from polytropo import hostprobe
 from polytropo.errors import PolytropoError
 
 FILESYSTEM_TYPE = "fuse.polytropo"
 _MNT_DETACH = 2
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of the mount table."""
 
     mountpoint: Path
@@ -50,16 +47,27 @@ def is_dead(path: Path) -> bool:
 
     One that does not answer may still come back: it is not dead.
     """
+    from polytropo import hostprobe
+
     return hostprobe.answers(path) in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def detach(path: Path) -> None:
     """Takes the uppermost mount at `path` out of the tree, also while it is in use. Raises PolytropoError."""
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), _MNT_DETACH) != 0:
         number = ctypes.get_errno()
         advice = "; run as root" if number == errno.EPERM else ""
         raise PolytropoError(f"{path} cannot be unmounted: {os.strerror(number)}{advice}")
+
+
+def detach_ours(below: Path) -> None:
+    """Takes what our services mounted at or below `below` out of the tree. Raises PolytropoError."""
+    for mount in reversed(our_mounts()):
+        if mount.mountpoint.is_relative_to(below):
+            detach(mount.mountpoint)
 
 
 def clear_dead_mounts(below: Path | None = None, *, source: str | None = None) -> list[Path]:

@@ -9,12 +9,12 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import msgspec
 
+from polytropo import mounts
 from polytropo.errors import PolytropoError, storage_errors
 from polytropo.host import is_rootless
 from polytropo.trees import remove_tree
@@ -48,8 +48,7 @@ class _VersionOnly(msgspec.Struct):
     version: int
 
 
-@dataclass(frozen=True)
-class Scratch:
+class Scratch(NamedTuple):
     """A directory in tmp/ that lives as long as its maker."""
 
     path: Path
@@ -289,6 +288,7 @@ def _remove_if_abandoned(path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if path.is_dir():
+            mounts.detach_ours(path.resolve())
             remove_tree(path)
         else:
             path.unlink(missing_ok=True)

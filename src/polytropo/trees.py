@@ -13,7 +13,8 @@ def remove_tree(path: Path) -> None:
     """Removes a directory and all below it; a missing one is fine.
 
     Directories found below are first moved up into `path`, so that neither depth nor the length of
-    a path matters and two descriptors are enough. What others remove meanwhile is not an error.
+    a path matters and two descriptors are enough. What others remove meanwhile is not an error; what is
+    mounted there is (EBUSY).
     """
     try:
         top = _open_writable(None, os.fspath(path))
@@ -30,6 +31,7 @@ def remove_tree(path: Path) -> None:
 class _Remover:
     def __init__(self, top: int) -> None:
         self._top = top
+        self._device = os.fstat(top).st_dev
         self._moved = 0
         self._pending: list[str | bytes] = []
 
@@ -49,6 +51,8 @@ class _Remover:
                 os.rmdir(name, dir_fd=self._top)
 
     def _empty(self, directory: int, *, is_top: bool) -> None:
+        if os.fstat(directory).st_dev != self._device:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), "a mount")
         with os.scandir(directory) as entries:
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):

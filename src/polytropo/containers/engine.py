@@ -229,6 +229,9 @@ def remove_files(state: State, files: Files) -> None:
     with storage_errors("remove the container", state.home), state.scratch("container") as scratch:
         # Gone at once for everybody else, and cleared later if this process is killed now.
         files.directory.rename(scratch.path / "container")
+        # A service may just then have carried out the last order of a command that was killed. From now on it
+        # finds that the place has moved.
+        mounts.detach_ours(scratch.path.resolve())
 
 
 def reap(state: State, container_id: str) -> None:

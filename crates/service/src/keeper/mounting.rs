@@ -177,6 +177,13 @@ pub fn open_mountpoint(place: &Path) -> Result<OwnedFd, Refusal> {
     Ok(opened)
 }
 
+/// Where an opened directory is now.
+pub fn path_of(place: &OwnedFd) -> rustix::io::Result<PathBuf> {
+    let link = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let path = rustix::fs::readlink(link, Vec::new())?;
+    Ok(OsStr::from_bytes(path.to_bytes()).into())
+}
+
 pub enum Detach {
     /// EBUSY while programs use it.
     WhenUnused,

@@ -1,7 +1,7 @@
 //! How the keeper mounts a stack: which worker serves it, through which door, where it is shown.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use log::info;
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use super::child::{Child, Watcher};
-use super::mounting::{self, Identity, Unattached};
+use super::mounting::{self, Detach, Identity, Unattached};
 use super::orders::{Keeper, Watching};
 use super::roots::{self, Obstacle, Root};
 use super::table::{self, Door};
@@ -27,13 +27,22 @@ const DOOR_THREADS_MAX: usize = 16;
 struct Target<'a> {
     mountpoint: &'a Path,
     place: OwnedFd,
+    /// Where that was when it was opened.
+    path: PathBuf,
     read_only: bool,
 }
 
 impl Target<'_> {
     fn show(&self, mount: Unattached) -> rustix::io::Result<Identity> {
         mount.set_read_only(self.read_only)?;
-        mount.attach(&self.place)
+        let identity = mount.attach(&self.place)?;
+        // Whoever gave the order may have been killed since, and another command may be removing the place.
+        let now = mounting::path_of(&self.place)?;
+        if now != self.path {
+            mounting::unmount(&now, Detach::Lazily)?;
+            return Err(Errno::NOENT);
+        }
+        Ok(identity)
     }
 }
 
@@ -98,10 +107,12 @@ impl Keeper {
         // Opened before the lock is taken: a slow filesystem holds up this order alone.
         let roots = roots::open_all(&document)?;
         let place = mounting::open_mountpoint(mountpoint)?;
+        let path = mounting::path_of(&place)
+            .map_err(|errno| Refusal::of(errno, format!("{} cannot be mounted", mountpoint.display())))?;
         let _turn = self.take_turn()?;
         let own: Vec<_> = self.table.lock().doors.values().map(|door| door.device).collect();
         roots::refuse_own(&roots, &own)?;
-        let target = Target { mountpoint, place, read_only };
+        let target = Target { mountpoint, place, path, read_only };
         let number = match self.mount_again(&text, &target)? {
             Some(number) => number,
             None => self.mount_anew(&document, text, &roots, &target)?,

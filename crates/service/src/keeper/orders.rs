@@ -176,6 +176,18 @@ impl Keeper {
         }
     }
 
+    /// Waits for the doors of what was unmounted just now; false if some stay.
+    fn wait_for_doors(&self) -> bool {
+        let deadline = Instant::now() + DOOR_END_TIMEOUT;
+        let mut table = self.table.lock();
+        while table.doors.values().any(|door| door.is_alive()) {
+            if self.door_ends.wait_until(&mut table, deadline).timed_out() {
+                return false;
+            }
+        }
+        true
+    }
+
     fn list(&self, stacks: bool) -> Answer {
         let table = self.table.lock();
         let mounts: Vec<_> = table
@@ -273,7 +285,7 @@ impl Keeper {
                 Err(errno) => return Err(in_use_or(errno, &mount.mountpoint)),
             }
         }
-        if !force && self.table.lock().doors.values().any(|door| door.is_alive()) {
+        if !force && !self.wait_for_doors() {
             let sentence = "a mount of this service is in use in another mount namespace, such as a container's; \
                             end what runs there, or use force";
             return Err(Refusal::with_errno(Errno::BUSY, sentence));
