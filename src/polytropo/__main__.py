@@ -1,5 +1,5 @@
 """`python -m polytropo`: the command line."""
 
-from polytropo.cli.main import main
+from polytropo.cli.entry import main
 
 main()

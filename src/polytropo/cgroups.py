@@ -8,10 +8,11 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from polytropo.errors import PolytropoError
 
@@ -22,8 +23,7 @@ _END_WAIT_S = 5.0
 _POLL_S = 0.02
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What a tenant may use; None is no limit. `cpus` is a list as the kernel writes it ("0-1")."""
 
     cpus: str | None = None
@@ -31,11 +31,10 @@ class Limits:
     pids_max: int | None = None
 
 
-@dataclass(frozen=True)
-class Hierarchies:
+class Hierarchies(NamedTuple):
     """Where this host mounts its control groups."""
 
-    v1: dict[str, Path] = field(default_factory=dict)
+    v1: Mapping[str, Path] = MappingProxyType({})
     """Mount point of each wanted controller of version 1."""
     v2: Path | None = None
     v2_controllers: frozenset[str] = frozenset()

@@ -1,7 +1,6 @@
 """Orders to a running service over its control socket."""
 
 import errno
-import json
 import os
 import socket
 import struct
@@ -92,10 +91,10 @@ class ServiceClient:
 
     def call(self, operation: str, **arguments: object) -> dict[str, Any]:
         """One order and its answer. Raises ServiceError for a refusal, ServiceGone if the service ended."""
-        line = json.dumps({"op": operation, **arguments}).encode() + b"\n"
+        line = msgspec.json.encode({"op": operation, **arguments}) + b"\n"
         try:
             self._socket.sendall(line)
-            answer = json.loads(self._read_line())
+            answer = msgspec.json.decode(self._read_line())
         except TimeoutError:
             raise ServiceError(
                 f"the service of the tenant {self.tenant} did not answer within {self._timeout_s:g} s;"
@@ -104,7 +103,7 @@ class ServiceClient:
             ) from None
         except (BrokenPipeError, ConnectionResetError):
             raise _gone(self.tenant) from None
-        except ValueError as error:
+        except (ValueError, msgspec.DecodeError) as error:
             raise ServiceError(
                 f"the service of the tenant {self.tenant} answered nonsense: {error}"
             ) from error

@@ -22,7 +22,6 @@ mounting does by itself) replaces them by the directories that they mean.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -228,7 +227,11 @@ class Stack(msgspec.Struct, frozen=True):
         >>> Stack.from_json('{"version":1,"root":{"kind":"image","name":"app"}}', names=True).root
         Image(name='app')
         """
-        value = _parse(text)
+        return cls.from_document(_parse(text), names=names)
+
+    @classmethod
+    def from_document(cls, value: Any, *, names: bool = False) -> Stack:
+        """As `from_json`, for a document that was read already."""
         _check_version(value)
         stack = cls(_convert(value).root)
         _check_layer(stack.root, "root", 0)
@@ -284,6 +287,8 @@ def _parse(text: str | bytes) -> Any:
     """The plain value of JSON text, as strict as the service: UTF-8, no field twice, nothing at the end."""
     try:
         value = msgspec.json.decode(text)
+        import json  # its parser alone tells of fields that are there twice
+
         json.loads(text, object_pairs_hook=_refuse_repetition)
     except (msgspec.DecodeError, UnicodeError) as error:
         raise StackError("document", str(error)) from error

@@ -134,7 +134,10 @@ def group_parent(state: State) -> str:
     home = os.path.realpath(state.home)
     if home == "/var/lib/polytropo":
         return "polytropo"
-    from hashlib import sha256  # loads OpenSSL, which takes longer than the rest of a command
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]  # hashlib loads all of OpenSSL
+    except ImportError:
+        from hashlib import sha256
 
     return f"polytropo-{sha256(home.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 

@@ -14,7 +14,9 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from polytropo.cli.main import COMPLETE_VARIABLE, PROGRAM, cli
+    from polytropo.cli.failures import PROGRAM
+    from polytropo.cli.main import cli
+    from polytropo.cli.quick import COMPLETE_VARIABLE
 
     kind = get_completion_class(shell)
     assert kind is not None

@@ -1,6 +1,6 @@
 """`polytropo exec`: one more program in a container that runs."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,33 +17,13 @@ from polytropo.cli.options import CONTAINER, PATH
 @click.argument("name", metavar="CONTAINER", type=CONTAINER)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
-def execute(
-    context: click.Context,
-    interactive: bool,
-    tty: bool,
-    user: str | None,
-    workdir: str | None,
-    environment: tuple[str, ...],
-    env_files: tuple[Path, ...],
-    name: str,
-    command: tuple[str, ...],
-) -> None:
+def execute(context: click.Context, /, **words: Any) -> None:
     """Run one more program in a container that runs; its status is ours.
 
     \b
     Example:
       polytropo exec -it db bash
     """
-    from polytropo.containers import execution, order, rootless
-    from polytropo.state import State
+    from polytropo.cli import programs
 
-    state = State.open()
-    wanted = execution.ExecOrder(
-        command=command,
-        environment=order.given_environment(environment, env_files),
-        user=user,
-        cwd=workdir,
-        terminal=tty,
-        stdin_open=interactive,
-    )
-    context.exit(execution.execute(state, rootless.find_inside(state, name), wanted))
+    context.exit(programs.execute(**words))

@@ -2,19 +2,13 @@
 
 import importlib
 import os
-import signal
-import sys
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from polytropo import __version__
-from polytropo.cli.output import printable
-from polytropo.errors import PolytropoError
-
-PROGRAM = "polytropo"
-COMPLETE_VARIABLE = "_POLYTROPO_COMPLETE"
+from polytropo.cli.failures import PROGRAM, RUN_FAMILY, RUN_FAMILY_STATUS, printable, status_of
+from polytropo.cli.quick import COMPLETE_VARIABLE
 
 # Where each command lives. Only the module of the command that was asked for is imported.
 COMMANDS = {
@@ -44,12 +38,6 @@ COMMANDS = {
     "wait": "polytropo.cli.container:wait",
 }
 ALIASES = frozenset({"umount"})  # work, but are not listed
-
-# Commands that answer with a program's status: failures of ours get one of their own, as with podman.
-_RUN_FAMILY = frozenset({"run", "exec", "on"})
-_RUN_FAMILY_STATUS = 125
-_INTERRUPTED_STATUS = 130
-_TERMINATED_STATUS = 143
 
 
 class LazyGroup(click.Group):
@@ -87,17 +75,6 @@ def cli(debug: bool) -> None:
     """
 
 
-def main() -> NoReturn:
-    """The entry point: runs the command line of this process and exits with its status."""
-    signal.signal(signal.SIGTERM, _terminated)
-    status = run(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_output()
-    sys.exit(status)
-
-
 def run(arguments: list[str]) -> int:
     """Runs one command line and returns the status for the shell; failures are told on stderr."""
     context_meta: dict[str, Any] = {}
@@ -111,17 +88,10 @@ def run(arguments: list[str]) -> int:
         return end.exit_code
     except click.ClickException as error:
         return _misuse(error, context_meta)
-    except (KeyboardInterrupt, click.Abort):
-        return _INTERRUPTED_STATUS
-    except BrokenPipeError:
-        _drop_output()
-        return 0
-    except PolytropoError as error:
-        return _failure(error, str(error), debug, context_meta)
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}".replace("\n", " ")
-        sentence = f"an error in polytropo itself, {what}; run it again with --debug and report what it shows"
-        return _failure(error, sentence, debug, context_meta)
+    except click.Abort:
+        return status_of(KeyboardInterrupt(), None)
+    except BaseException as error:
+        return status_of(error, context_meta.get("polytropo.command"), debug=debug)
 
 
 def _misuse(error: click.ClickException, meta: dict[str, Any]) -> int:
@@ -133,16 +103,7 @@ def _misuse(error: click.ClickException, meta: dict[str, Any]) -> int:
     where = context.command_path if context else PROGRAM
     message = printable(message[:1].lower() + message[1:])
     click.echo(f"{PROGRAM}: {message}; see `{where} --help`", err=True)
-    return _RUN_FAMILY_STATUS if meta.get("polytropo.command") in _RUN_FAMILY else error.exit_code
-
-
-def _failure(error: Exception, sentence: str, debug: bool, meta: dict[str, Any]) -> int:
-    if debug:
-        import traceback
-
-        traceback.print_exception(error)
-    click.echo(f"{PROGRAM}: {printable(sentence)}", err=True)
-    return _RUN_FAMILY_STATUS if meta.get("polytropo.command") in _RUN_FAMILY else 1
+    return RUN_FAMILY_STATUS if meta.get("polytropo.command") in RUN_FAMILY else error.exit_code
 
 
 def _debug_wanted(arguments: list[str]) -> bool:
@@ -158,15 +119,3 @@ def _completed(arguments: list[str]) -> list[str]:
 
         raise click.exceptions.Exit(shell_complete(cli, {}, PROGRAM, COMPLETE_VARIABLE, instruction))
     return arguments
-
-
-def _drop_output() -> None:
-    # Whoever read our output has gone; Python's own flush at exit must not complain about it.
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    os.close(devnull)
-
-
-def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
-    # Unwinds, so that temporary directories and locks are given back.
-    raise SystemExit(_TERMINATED_STATUS)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import click
+from polytropo.cli.failures import printable
 
 
 class Progress(Protocol):
@@ -18,7 +18,7 @@ def print_json(value: Any) -> None:
     """Prints a JSON array or object; msgspec structs are taken as they are."""
     import msgspec
 
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -30,14 +30,14 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     widths = [max(map(len, column)) for column in zip(headers, *texts, strict=True)]
     for row in ([header.upper() for header in headers], *texts):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo(line.rstrip())
+        print(line.rstrip())
 
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
     """Prints one thing's properties, a line each."""
     width = max((len(name) for name, _ in fields), default=0)
     for name, value in fields:
-        click.echo(f"{name.ljust(width)}  {printable(value)}")
+        print(f"{name.ljust(width)}  {printable(value)}")
 
 
 @contextmanager
@@ -76,9 +76,3 @@ def _print_rich(headers: Sequence[str], texts: list[list[str]]) -> None:
     for row in texts:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
-
-
-def printable(cell: object) -> str:
-    """Text that a terminal shows and does not obey: names may come from hostile archives."""
-    text = "" if cell is None else str(cell)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)

@@ -1,6 +1,6 @@
 """`polytropo run`: a program in a new container."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
@@ -37,28 +37,7 @@ from polytropo.cli.options import IMAGE, PATH, TENANT
 @click.argument("image", type=IMAGE)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def run(
-    context: click.Context,
-    tenant: str | None,
-    volumes: tuple[str, ...],
-    interactive: bool,
-    tty: bool,
-    detach: bool,
-    remove: bool,
-    name: str | None,
-    environment: tuple[str, ...],
-    env_files: tuple[Path, ...],
-    workdir: str | None,
-    user: str | None,
-    entrypoint: str | None,
-    hostname: str | None,
-    network: str,
-    read_only: bool,
-    cidfile: Path | None,
-    runtime: str,
-    image: str,
-    command: tuple[str, ...],
-) -> None:
+def run(context: click.Context, /, **words: Any) -> None:
     """Run a program in a new container; its status is ours.
 
     \b
@@ -66,33 +45,6 @@ def run(
       polytropo run --rm -it debian bash
       polytropo run -d --name db -v orders:/var/lib/db debian db-server
     """
-    from polytropo.containers.foreground import run as run_container
-    from polytropo.containers.order import Order
-    from polytropo.containers.runtime import StartError
-    from polytropo.state import State
+    from polytropo.cli import programs
 
-    order = Order(
-        image=image,
-        command=command,
-        tenant=tenant,
-        name=name,
-        volumes=volumes,
-        environment=environment,
-        env_files=env_files,
-        cwd=workdir,
-        user=user,
-        entrypoint=entrypoint,
-        hostname=hostname,
-        network="none" if network == "none" else "host",
-        read_only=read_only,
-        terminal=tty,
-        stdin_open=interactive,
-        remove_at_end=remove,
-        runtime=runtime,
-    )
-    try:
-        status = run_container(State.open(), order, detach=detach, cid_file=cidfile, tell=click.echo)
-    except StartError as error:
-        click.echo(f"polytropo: {error}", err=True)
-        status = error.status
-    context.exit(status)
+    context.exit(programs.run(**words))

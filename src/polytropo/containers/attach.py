@@ -5,8 +5,6 @@ import os
 import select
 import signal
 import socket
-import termios
-import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -141,6 +139,9 @@ def raw_terminal(wanted: bool) -> Iterator[None]:
     if not wanted or not os.isatty(0):
         yield
         return
+    import termios
+    import tty
+
     before = termios.tcgetattr(0)
     try:
         tty.setraw(0, termios.TCSADRAIN)  # keeps what was typed ahead

@@ -18,7 +18,6 @@ import msgspec
 from polytropo import mounts, service
 from polytropo.compose import Dir, Layer, Stack, Volume
 from polytropo.containers import records
-from polytropo.containers.committing import resume_abandoned
 from polytropo.containers.etc import write_etc
 from polytropo.containers.records import Container, Files, ProcessRecord, ResultRecord
 from polytropo.containers.rootless import is_outside
@@ -324,6 +323,8 @@ def _reap_abandoned(state: State, container: Container) -> bool:
     files = records.files_of(state, container.id)
     process = records.process_of(files)
     if files.paused.exists():
+        from polytropo.containers.committing import resume_abandoned
+
         with records.locked(state, container.id):
             resume_abandoned(container, files)
     if process is None and not container.remove_at_end and not _has_leftovers(container, files):
@@ -379,7 +380,7 @@ def _mount_all(state: State, container: Container, files: Files) -> list[Bind]:
 
 
 def _root_stack(container: Container) -> Stack:
-    return Stack.from_json(msgspec.json.encode(container.root))
+    return Stack.from_document(container.root)
 
 
 def _volume_layer(volume: records.VolumeMount) -> tuple[Layer, str]:

@@ -3,9 +3,8 @@
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -21,8 +20,7 @@ from polytropo.errors import PolytropoError, storage_errors
 from polytropo.state import State
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExecOrder:
+class ExecOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What `polytropo exec` was asked for; None is what the container has."""
 
     command: Sequence[str]
@@ -54,17 +52,28 @@ def execute(state: State, container: Container, order: ExecOrder) -> int:
     process = Process(order.command, environment, order.cwd or container.cwd, user, order.terminal)
     with (
         storage_errors(f"run a program in the container {container.name}", files.directory),
-        tempfile.NamedTemporaryFile(dir=files.directory, prefix="exec-") as document,
+        _document(files.directory, msgspec.json.encode(process_section(process))) as document,
     ):
-        document.write(msgspec.json.encode(process_section(process)))
-        document.flush()
-        return _run(container, files, order, document.name)
+        return _run(container, files, order, document)
 
 
-def _run(container: Container, files: Files, order: ExecOrder, document: str) -> int:
-    log = Path(f"{document}.log")
+@contextmanager
+def _document(directory: Path, content: bytes) -> Iterator[Path]:
+    """A file for the runtime to read, gone at the end."""
+    path = directory / f"exec-{os.urandom(8).hex()}"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _run(container: Container, files: Files, order: ExecOrder, document: Path) -> int:
+    log = document.with_name(f"{document.name}.log")
     runtime = Runtime(container, files, log=log)
-    command = runtime.command("exec", "--process", document, container.id)
+    command = runtime.command("exec", "--process", str(document), container.id)
     try:
         program = subprocess.Popen(
             command, stdin=None if order.stdin_open or order.terminal else subprocess.DEVNULL, cwd="/"

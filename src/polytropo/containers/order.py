@@ -217,13 +217,12 @@ def _hostname(order: Order, container_id: str) -> str:
 
 
 def _new_name(state: State) -> str:
-    import secrets
-
     from polytropo.containers.name_words import ADJECTIVES, NOUNS
 
     taken = {container.name for container in all_containers(state)}
     for _ in range(1000):
-        name = f"{secrets.choice(ADJECTIVES)}_{secrets.choice(NOUNS)}"
+        dice = int.from_bytes(os.urandom(8))
+        name = f"{ADJECTIVES[dice % len(ADJECTIVES)]}_{NOUNS[dice // len(ADJECTIVES) % len(NOUNS)]}"
         if name not in taken:
             return name
-    return f"container_{secrets.token_hex(8)}"
+    return f"container_{os.urandom(8).hex()}"

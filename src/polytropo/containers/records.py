@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -161,7 +160,7 @@ def files_of(state: State, container_id: str) -> Files:
 
 
 def new_id() -> str:
-    return secrets.token_hex(_ID_BYTES)
+    return os.urandom(_ID_BYTES).hex()
 
 
 @contextmanager

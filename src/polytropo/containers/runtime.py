@@ -6,7 +6,6 @@ the standard streams, and writes the exit status down, whatever happens to the c
 
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -301,10 +300,12 @@ def _processes_of(container_id: str) -> list[int]:
 
 def find_program(name: str) -> str:
     """The path of an installed program. Raises PolytropoError with what to install."""
-    path = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/bin:/sbin:/bin")
-    if path is None:
-        raise PolytropoError(f"the program {name} is missing; install Debian's package {name}")
-    return path
+    places = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/bin:/sbin:/bin"
+    for place in places.split(":"):
+        path = f"{place}/{name}"
+        if place.startswith("/") and os.access(path, os.X_OK) and os.path.isfile(path):  # noqa: PTH113
+            return path
+    raise PolytropoError(f"the program {name} is missing; install Debian's package {name}")
 
 
 def _start_error(runtime: str, operation: str, said: str) -> StartError:

@@ -24,11 +24,12 @@ from polytropo.images.diff import changes
 from polytropo.images.errors import ImageError, shown
 from polytropo.images.extract import unpack
 from polytropo.images.importing import root_config
-from polytropo.images.layers import LayerRecord, add_layer, layer_tree, use_layers
+from polytropo.images.layers import LayerRecord, layer_tree, use_layers
 from polytropo.images.progress import Meter, Progress, silent
 from polytropo.images.references import normalized
 from polytropo.images.store import Image, add_image
 from polytropo.images.streams import CHUNK_BYTES, DigestReader, Readable
+from polytropo.images.unpacking import add_layer
 from polytropo.images.walk import Tree
 from polytropo.state import State, write_atomically
 

@@ -12,11 +12,12 @@ from polytropo.errors import storage_errors
 from polytropo.images.config import LAYERS_MAX
 from polytropo.images.errors import ImageError, shown
 from polytropo.images.flatten import flattened
-from polytropo.images.layers import add_unknown_layer, use_layers
+from polytropo.images.layers import use_layers
 from polytropo.images.ownership import Ownership
 from polytropo.images.references import normalized
 from polytropo.images.store import Image, add_image
 from polytropo.images.streams import ChunkReader
+from polytropo.images.unpacking import add_unknown_layer
 from polytropo.images.walk import Tree
 from polytropo.state import State
 

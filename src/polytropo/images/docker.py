@@ -7,9 +7,9 @@ import msgspec
 from polytropo.images.blobs import Blobs, open_blob, read_document
 from polytropo.images.config import parse_config
 from polytropo.images.errors import ImageError, shown
-from polytropo.images.layers import add_layer
 from polytropo.images.progress import Meter
 from polytropo.images.store import Image, add_image
+from polytropo.images.unpacking import add_layer
 from polytropo.state import State
 
 MANIFEST = "manifest.json"

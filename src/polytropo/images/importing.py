@@ -12,12 +12,13 @@ from polytropo.images.archives import SpooledBlobs, TarFileBlobs, holds_images
 from polytropo.images.blobs import Blobs, DirectoryBlobs, FileReader, open_regular
 from polytropo.images.docker import MANIFEST, SavedImage, import_saved, read_manifest
 from polytropo.images.errors import ImageError, shown
-from polytropo.images.layers import LayerRecord, add_unknown_layer, use_layers
+from polytropo.images.layers import LayerRecord, use_layers
 from polytropo.images.oci import INDEX, LAYOUT, Descriptor, import_manifest, read_index
 from polytropo.images.progress import Meter, Progress, silent
 from polytropo.images.references import is_name, name_from_file, normalized
 from polytropo.images.store import Image, add_image
 from polytropo.images.streams import ChunkReader, DigestReader, Readable, compression_of, decompressed
+from polytropo.images.unpacking import add_unknown_layer
 from polytropo.state import State
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -7,9 +7,10 @@ import msgspec
 from polytropo.images.blobs import Blobs, blob_path, open_blob, read_document
 from polytropo.images.config import check_architecture, parse_config
 from polytropo.images.errors import ImageError, shown
-from polytropo.images.layers import add_layer, check_digest
+from polytropo.images.layers import check_digest
 from polytropo.images.progress import Meter
 from polytropo.images.store import Image, add_image
+from polytropo.images.unpacking import add_layer
 from polytropo.state import State
 
 LAYOUT = "oci-layout"

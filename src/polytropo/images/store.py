@@ -1,11 +1,11 @@
 """The images of a state directory: records, names, what they mean."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from polytropo.compose import Dir
 from polytropo.errors import PolytropoError, storage_errors
@@ -36,8 +36,7 @@ class ImageRecord(Record, kw_only=True):
     manifest_digest: str | None = None
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(msgspec.Struct, frozen=True):
     """An image in the store."""
 
     digest: str
@@ -156,6 +155,8 @@ def add_image(
     state: State, config_json: bytes, names: list[str], *, manifest_digest: str | None = None
 ) -> Image:
     """Records an image whose layers are in the store, and names it. The caller holds `use_layers`."""
+    import hashlib
+
     digest = f"sha256:{hashlib.sha256(config_json).hexdigest()}"
     parse_config(config_json)
     with state.lock("images"):
