@@ -22,7 +22,7 @@ build:
 	@tools/check-toolchain
 	cargo build --release --locked
 	@mkdir -p $(BIN)
-	@for program in polytropo-service; do \
+	@for program in polytropo-service polytropo-sites; do \
 	    if [ -f target/release/$$program ]; then install -m 0755 target/release/$$program $(BIN)/; fi; done
 	@tools/build-preload $(BIN)
 	@install -m 0755 target/release/libpolytropo_python.so src/polytropo/_native.abi3.so

@@ -1,8 +1,10 @@
 """Programs do with the preload library what they do without it, and it stays out where it must."""
 
 import os
+import random
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +192,41 @@ os.execv("/bin/cat", ["cat", "/etc/passwd"]) if refused == 0 else os._exit(77)
     assert done.returncode == 0 and done.stdout == Path("/etc/passwd").read_bytes(), done
     (line,) = preloaded.report()
     assert "stepped aside: the C library's code cannot be written" in line
+
+
+@pytest.fixture
+def with_sites(preloaded: Preloaded, tmp_path: Path) -> Preloaded:
+    """The library with the sites of this machine's C library beside it."""
+    library = shutil.copy(preloaded.library, tmp_path / "beside.so")
+    (libc,) = Path("/lib/x86_64-linux-gnu").glob("libc.so.6")
+    tool = preloaded.library.with_name("polytropo-sites")
+    subprocess.run([tool, tmp_path, libc], check=True, timeout=30)
+    return Preloaded(Path(library), tmp_path)
+
+
+def test_known_sites_are_those_found(preloaded: Preloaded, with_sites: Preloaded) -> None:
+    reports = []
+    for way in (preloaded, with_sites):
+        way.same("cat", "/etc/passwd")
+        (line,) = way.report()
+        reports.append(line[line.index("sites") : line.index("; start")])
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "other", "shifted", "noise"])
+def test_wrong_files_of_sites_are_not_believed(with_sites: Preloaded, tmp_path: Path, damage: str) -> None:
+    (file,) = tmp_path.glob("*.sites")
+    good = file.read_bytes()
+    header, sites = good[:72], good[72:]
+    shifted = (
+        struct.pack("<4I", *(a + 1, b + 1, c + 1, d)) for a, b, c, d in struct.iter_unpack("<4I", sites)
+    )
+    damaged = {
+        "empty": b"",
+        "cut": good[:-1],
+        "other": good[:12] + bytes(20) + good[32:],
+        "shifted": header + b"".join(shifted),
+        "noise": header + random.Random(1).randbytes(len(sites)),
+    }
+    file.write_bytes(damaged[damage])
+    with_sites.same("sh", "-c", "cat /etc/passwd | wc -l; exit 3")

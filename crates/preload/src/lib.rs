@@ -13,6 +13,7 @@ pub mod decode;
 pub mod elf;
 mod entry;
 mod hooks;
+pub mod known;
 pub mod maps;
 mod patch;
 pub mod scan;

@@ -4,7 +4,7 @@ use crate::elf::{Image, Part};
 use crate::maps::{self, Mapping};
 use crate::scan::{self, SITES_MAX, Site};
 use crate::trace::{self, Aside};
-use crate::{entry, patch, sys};
+use crate::{entry, known, patch, sys};
 
 const AT_PHDR: usize = 3;
 const AT_SECURE: usize = 23;
@@ -168,6 +168,53 @@ fn has_threads() -> Result<bool, Aside> {
     }
 }
 
+/// A path, with a slash at its end.
+#[derive(Clone, Copy)]
+struct Directory {
+    bytes: [u8; DIRECTORY_BYTES],
+    length: usize,
+}
+const DIRECTORY_BYTES: usize = 400;
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self { bytes: [0; DIRECTORY_BYTES], length: 0 }
+    }
+}
+
+impl Directory {
+    fn set(&mut self, mapping: &Mapping<'_>) {
+        let path = &mapping.path[..mapping.path.len() - mapping.name().len()];
+        if let Some(place) = self.bytes.get_mut(..path.len()) {
+            place.copy_from_slice(path);
+            self.length = path.len();
+        }
+    }
+
+    /// Reads the file of known sites of a library.
+    fn read_known(&self, image: &Image<'_>, buffer: &mut [u8]) -> Option<usize> {
+        let mut path = [0; DIRECTORY_BYTES + 128];
+        let mut length = 0;
+        let mut put = |bytes: &[u8]| {
+            if let Some(place) = path.get_mut(length..length + bytes.len()) {
+                place.copy_from_slice(bytes);
+            }
+            length += bytes.len();
+        };
+        (self.length > 0).then_some(())?;
+        put(&self.bytes[..self.length]);
+        known::write_name(image, &mut put)?;
+        let path = path.get(..length)?;
+        let descriptor = sys::open(path, 0, 0);
+        if descriptor < 0 {
+            return None;
+        }
+        let got = sys::read(descriptor as i32, buffer);
+        sys::close(descriptor as i32);
+        usize::try_from(got).ok()
+    }
+}
+
 /// What the mappings show.
 #[derive(Default)]
 struct Found {
@@ -175,6 +222,8 @@ struct Found {
     program_headers: usize,
     program: Library,
     sanitizer: bool,
+    /// Where our own library lies.
+    directory: Directory,
     libraries: [Library; LIBRARIES_MAX],
     count: usize,
     /// The range of the library seen last, while its mappings go on.
@@ -192,8 +241,8 @@ struct Library {
 }
 
 fn is_wanted(name: &[u8]) -> bool {
-    const PREFIXES: [&[u8]; 6] =
-        [b"libc.so", b"libc-2.", b"libpthread.so", b"libpthread-2.", b"ld-linux-x86-64.so", b"ld-2."];
+    // glibc's loader opens, maps and closes libraries: nothing is gained there, and patching it costs 40 us at each start.
+    const PREFIXES: [&[u8]; 4] = [b"libc.so", b"libc-2.", b"libpthread.so", b"libpthread-2."];
     name.starts_with(b"ld-musl-") || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
@@ -212,6 +261,9 @@ fn hash(path: &[u8]) -> u64 {
 impl Found {
     fn see(&mut self, mapping: &Mapping<'_>) {
         self.sanitizer |= is_sanitizer(mapping);
+        if (mapping.start..mapping.end).contains(&(start as *const () as usize)) {
+            self.directory.set(mapping);
+        }
         let path_hash = hash(mapping.path);
         if (mapping.start..mapping.end).contains(&self.program_headers) {
             self.program = Library { base: mapping.start, path_hash, ..Library::default() };
@@ -241,7 +293,7 @@ impl Found {
     fn redirect(&self) -> Result<(), Aside> {
         let mut any = Err(Aside::NoLibrary);
         for library in &self.libraries[..self.count] {
-            match library.redirect() {
+            match library.redirect(&self.directory) {
                 Ok(()) => any = Ok(()),
                 Err(why) if any.is_err() => any = Err(why),
                 Err(_) => {}
@@ -272,24 +324,31 @@ impl Library {
         run(&Image { parts: &parts[..self.part_count] })
     }
 
-    fn redirect(&self) -> Result<(), Aside> {
-        self.with_image(|image| self.redirect_image(image))
+    fn redirect(&self, directory: &Directory) -> Result<(), Aside> {
+        self.with_image(|image| self.redirect_image(image, directory))
     }
 
-    fn redirect_image(&self, image: &Image<'_>) -> Result<(), Aside> {
+    fn redirect_image(&self, image: &Image<'_>, directory: &Directory) -> Result<(), Aside> {
         if !image.is_library() {
             return Err(Aside::NoLibrary);
         }
         let (_, code) = image.code().ok_or(Aside::NoLibrary)?;
-        let scratch_bytes = scan::scratch_bytes(code.len()) + size_of::<[Site; SITES_MAX]>();
+        let scratch_bytes =
+            scan::scratch_bytes(code.len()).max(known::FILE_BYTES_MAX) + size_of::<[Site; SITES_MAX]>();
         let memory = sys::map(0, scratch_bytes).ok_or(Aside::NoRoom)?;
-        let done = self.scan_and_redirect(image, memory, scratch_bytes);
+        let done = self.find_and_redirect(image, directory, memory, scratch_bytes);
         // SAFETY: borrowed by that function only.
         unsafe { sys::unmap(memory, scratch_bytes) };
         done
     }
 
-    fn scan_and_redirect(&self, image: &Image<'_>, memory: usize, bytes: usize) -> Result<(), Aside> {
+    fn find_and_redirect(
+        &self,
+        image: &Image<'_>,
+        directory: &Directory,
+        memory: usize,
+        bytes: usize,
+    ) -> Result<(), Aside> {
         let sites_bytes = size_of::<[Site; SITES_MAX]>();
         // SAFETY: fresh zeroed memory of that size; a zeroed Site is a valid one.
         let sites = unsafe { core::slice::from_raw_parts_mut(memory as *mut Site, SITES_MAX) };
@@ -297,7 +356,16 @@ impl Library {
         let scratch = unsafe {
             core::slice::from_raw_parts_mut((memory + sites_bytes) as *mut u8, bytes - sites_bytes)
         };
-        let summary = scan::scan(image, scratch, sites).ok_or(Aside::NoLibrary)?;
+        let known = directory
+            .read_known(image, scratch)
+            .and_then(|got| known::read(scratch.get(..got)?, image, sites));
+        let summary = match known {
+            Some(summary) => summary,
+            None => {
+                scratch.fill(0);
+                scan::scan(image, scratch, sites).ok_or(Aside::NoLibrary)?
+            }
+        };
         if summary.leaving > 0 || summary.instructions < INSTRUCTIONS_MIN || summary.sites == 0 {
             return Err(Aside::AlreadyRewritten);
         }

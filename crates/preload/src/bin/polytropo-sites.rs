@@ -1,0 +1,93 @@
+//! `polytropo-sites DIRECTORY LIBRARY...`: scans C libraries once, so that the programs that use them need not.
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use polytropo_preload::elf::{Image, Part};
+use polytropo_preload::known;
+use polytropo_preload::scan::{SITES_MAX, Site, scan, scratch_bytes};
+
+/// C libraries have a few megabytes; what is larger is none.
+const LIBRARY_BYTES_MAX: usize = 64 << 20;
+const HEADER_BYTES: usize = 56;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let Some(directory) = arguments.next() else {
+        eprintln!("polytropo-sites: name a directory and libraries");
+        return ExitCode::from(2);
+    };
+    let mut status = ExitCode::SUCCESS;
+    for library in arguments {
+        if let Err(error) = record(Path::new(&directory), Path::new(&library)) {
+            eprintln!("polytropo-sites: {}: {error}", Path::new(&library).display());
+            status = ExitCode::FAILURE;
+        }
+    }
+    status
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn record(directory: &Path, library: &Path) -> io::Result<()> {
+    let file = std::fs::read(library)?;
+    let (memory, segments) = lay_out(&file).ok_or_else(|| invalid("is no ELF library"))?;
+    let parts: Vec<_> = segments
+        .iter()
+        .map(|(from, to, executable)| Part {
+            address: *from,
+            bytes: &memory[*from..*to],
+            executable: *executable,
+        })
+        .collect();
+    let image = Image { parts: &parts };
+    let (_, code) =
+        image.code().filter(|_| image.is_library()).ok_or_else(|| invalid("is no x86-64 library"))?;
+    let mut scratch = vec![0; scratch_bytes(code.len())];
+    let mut sites = vec![Site::default(); SITES_MAX];
+    let summary = scan(&image, &mut scratch, &mut sites).ok_or_else(|| invalid("cannot be scanned"))?;
+    let mut name = Vec::new();
+    known::write_name(&image, |bytes| name.extend_from_slice(bytes))
+        .ok_or_else(|| invalid("has no build id"))?;
+    name.pop();
+    let name = String::from_utf8(name).map_err(|_| invalid("has no build id"))?;
+    let mut bytes = Vec::new();
+    let written = known::write(&image, &summary, &sites[..summary.sites as usize], |piece| {
+        bytes.extend_from_slice(piece)
+    });
+    written.ok_or_else(|| invalid("cannot be described"))?;
+    let unfinished = directory.join(format!("{name}.{}", std::process::id()));
+    std::fs::write(&unfinished, bytes)?;
+    std::fs::rename(unfinished, directory.join(name))
+}
+
+/// From, to, and whether it is code.
+type Segment = (usize, usize, bool);
+
+/// The segments at their addresses, as the loader maps them.
+fn lay_out(file: &[u8]) -> Option<(Vec<u8>, Vec<Segment>)> {
+    let word =
+        |at: usize| Some(u64::from_le_bytes(file.get(at..at.checked_add(8)?)?.try_into().ok()?) as usize);
+    (file.get(..5)? == b"\x7fELF\x02").then_some(())?;
+    let table = word(32)?;
+    let count = usize::from(u16::from_le_bytes(file.get(56..58)?.try_into().ok()?));
+    let (mut memory, mut segments) = (Vec::new(), Vec::new());
+    for index in 0..count {
+        let header = table.checked_add(index * HEADER_BYTES)?;
+        if file.get(header..header.checked_add(4)?)? != [1, 0, 0, 0] {
+            continue;
+        }
+        let (offset, address) = (word(header + 8)?, word(header + 16)?);
+        let (in_file, in_memory) = (word(header + 32)?, word(header + 40)?);
+        let end =
+            address.checked_add(in_memory).filter(|end| *end <= LIBRARY_BYTES_MAX && in_file <= in_memory)?;
+        memory.resize(memory.len().max(end), 0);
+        let bytes = file.get(offset..offset.checked_add(in_file)?)?;
+        memory[address..address + in_file].copy_from_slice(bytes);
+        segments.push((address, end, file[header + 4] & 1 == 1));
+    }
+    Some((memory, segments))
+}
