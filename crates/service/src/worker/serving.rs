@@ -166,12 +166,20 @@ impl Doors {
     pub fn statistics(&self, number: Option<u64>) -> Value {
         let counted = match number {
             Some(number) => {
-                let door = self.open.lock().doors.get(&number).cloned();
-                door.map(|door| door.statistics())
+                let (door, channels) = {
+                    let opened = self.open.lock();
+                    (opened.doors.get(&number).cloned(), opened.channels.get(&number).cloned())
+                };
+                let told = door.and_then(|door| serde_json::to_value(door.statistics()).ok());
+                let channels = channels.and_then(|c| serde_json::to_value(c.statistics()).ok());
+                told.map(|mut told| {
+                    told["channels"] = channels.unwrap_or_default();
+                    told
+                })
             }
-            None => Some(self.open.lock().past.clone()),
+            None => serde_json::to_value(&self.open.lock().past).ok(),
         };
-        counted.and_then(|counted| serde_json::to_value(counted).ok()).unwrap_or_else(|| json!({}))
+        counted.unwrap_or_else(|| json!({}))
     }
 }
 

@@ -3,6 +3,7 @@
 //! The keeper looks at the mount table of the process that connects, so each test is a process of its own, in a mount namespace of its
 //! own: this program runs itself once for each.
 
+mod hostile;
 mod reading;
 mod support;
 
@@ -16,7 +17,7 @@ const TEST_TIME_MAX: Duration = Duration::from_secs(60);
 type Test = (&'static str, fn());
 
 fn tests() -> Vec<Test> {
-    [reading::TESTS].concat()
+    [reading::TESTS, hostile::TESTS].concat()
 }
 
 fn main() -> ExitCode {

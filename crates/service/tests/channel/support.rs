@@ -140,3 +140,36 @@ pub fn pattern(seed: u64, from: u64, count: usize) -> Vec<u8> {
         .map(|at| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8 ^ seed as u8)
         .collect()
 }
+
+/// A forked child of this process, which has one thread.
+pub struct Forked(rustix::process::Pid);
+
+impl Forked {
+    /// Whether it ended well.
+    pub fn wait(self) -> bool {
+        let status = rustix::process::waitpid(Some(self.0), rustix::process::WaitOptions::empty());
+        status.expect("wait for a child").is_some_and(|(_, status)| status.exit_status() == Some(0))
+    }
+
+    pub fn kill(&self) {
+        rustix::process::kill_process(self.0, rustix::process::Signal::KILL).expect("kill a child");
+    }
+}
+
+/// Runs `work` in a child; one that panics ends badly.
+pub fn fork_child(work: impl FnOnce()) -> Forked {
+    // SAFETY: this process has one thread, so the child finds no lock held.
+    match unsafe { libc::fork() } {
+        0 => {
+            let good = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_ok();
+            // SAFETY: ends the child at once: what it inherited (a keeper, a directory) is the parent's to take down.
+            unsafe { libc::_exit(i32::from(!good)) }
+        }
+        pid => Forked(rustix::process::Pid::from_raw(pid).expect("fork")),
+    }
+}
+
+/// Whether `work` ends well in a child.
+pub fn as_child(work: impl FnOnce()) -> bool {
+    fork_child(work).wait()
+}

@@ -186,7 +186,7 @@ impl Thread {
                     at += 1;
                 }
                 Err(why) => {
-                    log::warn!("channel of process {} is ended: {why}", client.peer.caller.pid);
+                    log::info!("channel of process {} is ended: {why}", client.peer.caller.pid);
                     self.end(key);
                 }
             }
