@@ -65,7 +65,7 @@ product-bootstrap:
 	@tools/bootstrap $(PACKAGES)
 
 # The long forms: many seeds, many rounds, many kills.
-soak: bootstrap build venv
+soak: bootstrap build venv aarch64
 	POLYTROPO_MODEL_CASES=10000 cargo test --release --locked -- --include-ignored
 	SHUTTLE_ROUNDS=20000 $(MAKE) loom
 	$(VENV)/bin/pytest -m soak
@@ -90,6 +90,17 @@ QUEUE_BENCH_PACKAGES := libboost-dev libconcurrentqueue-dev
 bench-queues: build venv
 	@tools/bootstrap $(QUEUE_BENCH_PACKAGES)
 	$(VENV)/bin/python -m benchmarks.queues $(BENCH_ARGUMENTS)
+
+# The crates that promise it, on AArch64 as QEMU plays it.
+AARCH64_PACKAGES := qemu-user-static gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+.PHONY: aarch64
+aarch64:
+	@tools/bootstrap $(AARCH64_PACKAGES)
+	@if rustup target add aarch64-unknown-linux-gnu >/dev/null 2>&1; then \
+	    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu" \
+	        cargo test --locked -p polytropo-copy --target aarch64-unknown-linux-gnu --target-dir target/aarch64; \
+	else echo "aarch64: skipped, its standard library is not to be had (rustup target add aarch64-unknown-linux-gnu)"; fi
 
 .PHONY: bench-copy
 bench-copy: build venv
