@@ -170,6 +170,11 @@ pub trait Libservice: Send + Sync {
         self.fsync(caller, node, handle, false)
     }
 
+    /// Begins what `order` waits for, so that other things can be done meanwhile. It need not do anything.
+    fn begin_order(&self, caller: &Caller, node: NodeId, handle: HandleId) -> Result<()> {
+        self.below().map_or(Ok(()), |below| below.begin_order(caller, node, handle))
+    }
+
     /// Ends an open file. Never fails: errors were reported by `flush` and `fsync`.
     fn release(&self, node: NodeId, handle: HandleId) {
         if let Some(below) = self.below() {

@@ -193,6 +193,11 @@ impl Dir {
         sys::write_out(&*file.host).attempt("write a file out")
     }
 
+    pub(super) fn begin_order_of_file(&self, handle: HandleId) -> Result<()> {
+        let file = self.files.get(handle)?;
+        sys::begin_to_write_out(&*file.host).attempt("begin to write a file out")
+    }
+
     pub(super) fn allocate(
         &self,
         caller: &Caller,

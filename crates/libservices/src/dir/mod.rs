@@ -358,6 +358,10 @@ impl Libservice for Dir {
         self.order_file(handle)
     }
 
+    fn begin_order(&self, _caller: &Caller, _node: NodeId, handle: HandleId) -> Result<()> {
+        self.begin_order_of_file(handle)
+    }
+
     fn release(&self, _node: NodeId, handle: HandleId) {
         drop(self.files.remove(handle));
     }

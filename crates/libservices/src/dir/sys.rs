@@ -129,10 +129,20 @@ pub fn by_proc_name<T>(fd: impl AsFd, operation: impl FnOnce(&str) -> Result<T>)
 
 /// Writes a file's bytes to the device and waits for them (sync_file_range(2)); its metadata is not made durable.
 pub fn write_out(fd: impl AsFd) -> Result<()> {
-    let whole =
-        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_file_range(
+        fd,
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER,
+    )
+}
+
+/// `write_out` without waiting.
+pub fn begin_to_write_out(fd: impl AsFd) -> Result<()> {
+    sync_file_range(fd, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+fn sync_file_range(fd: impl AsFd, how: libc::c_uint) -> Result<()> {
     // SAFETY: the call takes a descriptor, which `fd` keeps open, and numbers.
-    let done = unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, whole) };
+    let done = unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, how) };
     if done == 0 { Ok(()) } else { Err(last_errno()) }
 }
 

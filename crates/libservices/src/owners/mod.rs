@@ -130,6 +130,10 @@ impl Libservice for Owners {
         self.below.order(caller, node, handle)
     }
 
+    fn begin_order(&self, caller: &Caller, node: NodeId, handle: HandleId) -> Result<()> {
+        self.below.begin_order(caller, node, handle)
+    }
+
     fn lookup(&self, caller: &Caller, parent: NodeId, name: &Name) -> Result<Entry> {
         self.show_entry(caller, self.below.lookup(caller, parent, name)?)
     }

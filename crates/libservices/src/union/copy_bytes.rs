@@ -1,5 +1,7 @@
 //! Copying the bytes of one open file to another, holes left out.
 
+use std::cell::Cell;
+
 use rustix::fs::copy_file_range;
 
 use super::layers::OpenFile;
@@ -8,9 +10,19 @@ use crate::types::*;
 
 const BUFFER_SIZE_BYTES: usize = 256 * 1024;
 
-/// Copies the first `size_bytes` of `from` into the empty file `to`; holes stay holes.
-pub fn copy_bytes(caller: &Caller, from: &OpenFile, to: &OpenFile, size_bytes: u64) -> Result<()> {
-    copy_range(caller, from, to, (0, size_bytes), |_| Ok(())).map(drop)
+/// Copies the first `size_bytes` of `from` into the empty file `to`; holes stay holes. Says where the copied bytes end.
+pub fn copy_bytes(caller: &Caller, from: &OpenFile, to: &OpenFile, size_bytes: u64) -> Result<u64> {
+    let hole_at_end = Cell::new(None);
+    copy_range(caller, from, to, (0, size_bytes), |hole| {
+        hole_at_end.set(Some(hole));
+        Ok(())
+    })?;
+    Ok(hole_at_end.get().filter(|(_, end)| *end == size_bytes).map_or(size_bytes, |(start, _)| start))
+}
+
+/// `copy_bytes` of a file without holes.
+pub fn copy_dense(caller: &Caller, from: &OpenFile, to: &OpenFile, size_bytes: u64) -> Result<u64> {
+    copy_extent(caller, from, to, (0, size_bytes), &mut Vec::new())
 }
 
 /// Copies a range to the same place in `to`, whatever is there. EIO when `from` ends earlier.

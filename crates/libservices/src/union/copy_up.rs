@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::Union;
+use super::copy_bytes::{copy_bytes, copy_dense};
 use super::layers::{Held, OpenFile, Origin, marks};
 use super::nodes::{DEPTH_MAX, Node, Place};
 use super::partial::Partial;
@@ -18,6 +19,9 @@ use crate::capabilities::Capabilities;
 use crate::error::{Errno, Error, Result};
 use crate::name::Name;
 use crate::types::*;
+
+/// Files up to this size are not searched for holes when they seem to have none.
+const DENSE_MAX_BYTES: u64 = 256 << 10;
 
 /// What a file is copied up for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +43,16 @@ struct Copy {
     ino: u64,
     nlink: u32,
     partial: Option<Arc<Partial>>,
+}
+
+/// A copy being made.
+struct New<'a> {
+    held: &'a Held,
+    file: Option<&'a OpenFile>,
+    /// As it was right after it was made.
+    made: &'a Attr,
+    /// It gets so many of the lower's bytes.
+    size_bytes: u64,
 }
 
 impl Union {
@@ -114,29 +128,29 @@ impl Union {
         node.with_last_times(&mut attr);
         let nameless = node.place().is_none() && node.shown(attr.clone()).nlink == 0;
         let plan = if nameless { None } else { self.plan_to_leave(node, lower, &attr, purpose)? };
-        let (held, file) = self.make_like(work, lower, &attr, &name)?;
-        let size_bytes = if let Use::Cut(size_bytes) = purpose {
-            attr.size_bytes.min(size_bytes)
-        } else {
-            attr.size_bytes
+        let size_bytes = match purpose {
+            Use::Cut(size_bytes) => attr.size_bytes.min(size_bytes),
+            _ => attr.size_bytes,
         };
-        let filled =
-            self.fill(work, lower, &attr, (&held, file.as_ref()), (plan, size_bytes)).and_then(|partial| {
-                let marked = self.mark_origin(&held, node.origin, &attr)?;
-                self.dress(lower, &attr, &held)?;
-                match &file {
-                    // Without this a power cut could leave a short file where a whole one was.
-                    Some(file) if size_bytes > 0 && !nameless => {
-                        file.service().order(&self.own, held.node, file.handle)?;
-                    }
-                    _ => {}
-                }
-                Ok((marked, partial))
-            });
+        let (held, file, made) = self.make_like(work, lower, &attr, &name)?;
+        let copy = New { held: &held, file: file.as_ref(), made: &made, size_bytes };
+        let filled = self.fill(work, (lower, &attr), &copy, plan).and_then(|partial| {
+            // Without waiting, a power cut could leave a short file where a whole one was.
+            let ordered = copy.file.filter(|_| size_bytes > 0 && !nameless);
+            if let Some(file) = ordered {
+                file.service().begin_order(&self.own, held.node, file.handle)?;
+            }
+            let marked = self.mark_origin(&held, node.origin, &attr)?;
+            self.dress(lower, &attr, &copy)?;
+            if let Some(file) = ordered {
+                file.service().order(&self.own, held.node, file.handle)?;
+            }
+            Ok((marked, partial))
+        });
         match filled {
             Ok((marked, partial)) => {
-                let ino = held.attr(&self.own)?.ino;
-                Ok(Copy { held, name, marked, ino, nlink: attr.nlink, partial })
+                drop(file);
+                Ok(Copy { held, name, marked, ino: made.ino, nlink: attr.nlink, partial })
             }
             Err(e) => {
                 self.discard(work, attr.is_dir(), &name);
@@ -151,37 +165,40 @@ impl Union {
         lower: &Held,
         attr: &Attr,
         name: &Name,
-    ) -> Result<(Arc<Held>, Option<OpenFile>)> {
+    ) -> Result<(Arc<Held>, Option<OpenFile>, Attr)> {
         let (service, tmp, own) = (work.tmp.service(), work.tmp.node, &self.own);
+        // Nobody else comes into the work area; bits that a change of owner drops come later.
+        let mode = attr.mode & 0o777;
         let mut handle = None;
         let entry = match attr.file_type() {
-            libc::S_IFDIR => service.mkdir(own, tmp, name, 0o700)?,
+            libc::S_IFDIR => service.mkdir(own, tmp, name, mode)?,
             libc::S_IFLNK => {
                 let target = lower.service().readlink(own, lower.node)?;
                 service.symlink(own, tmp, name, &target)?
             }
             libc::S_IFREG => {
                 let flags = OpenFlags::WRITE | OpenFlags::EXCLUSIVE;
-                let (entry, opened) = service.create(own, tmp, name, libc::S_IFREG | 0o600, flags)?;
+                let (entry, opened) = service.create(own, tmp, name, libc::S_IFREG | mode, flags)?;
                 handle = Some(opened.handle);
                 entry
             }
-            special => service.mknod(own, tmp, name, special | 0o600, attr.rdev)?,
+            special => service.mknod(own, tmp, name, special | mode, attr.rdev)?,
         };
-        let held = Arc::new(work.tmp.take(entry).0);
+        let (held, made) = work.tmp.take(entry);
+        let held = Arc::new(held);
         let file = handle.map(|handle| OpenFile { held: held.clone(), handle });
-        Ok((held, file))
+        Ok((held, file, made))
     }
 
-    /// The bytes up to `size_bytes`, or a record of where they are.
+    /// The bytes, or a record of where they are.
     fn fill(
         &self,
         work: &Work,
-        lower: &Arc<Held>,
-        attr: &Attr,
-        (held, file): (&Held, Option<&OpenFile>),
-        (plan, size_bytes): (Option<Source>, u64),
+        (lower, attr): (&Arc<Held>, &Attr),
+        copy: &New<'_>,
+        plan: Option<Source>,
     ) -> Result<Option<Arc<Partial>>> {
+        let &New { held, file, size_bytes, .. } = copy;
         let Some(file) = file.filter(|_| size_bytes > 0) else { return Ok(None) };
         let size = SetAttr { size_bytes: Some(size_bytes), ..SetAttr::default() };
         let resize = || held.service().setattr(&self.own, held.node, Some(file.handle), &size);
@@ -196,9 +213,12 @@ impl Union {
             }
         }
         let (source, _) = OpenFile::open(&self.own, lower, OpenFlags::READ | OpenFlags::NOATIME)?;
-        super::copy_bytes::copy_bytes(&self.own, &source, file, size_bytes)?;
-        // A hole at the end.
-        resize()?;
+        let dense = size_bytes <= DENSE_MAX_BYTES && attr.blocks_512.saturating_mul(512) >= attr.size_bytes;
+        let copy = if dense { copy_dense } else { copy_bytes };
+        if copy(&self.own, &source, file, size_bytes)? < size_bytes {
+            // A hole at the end.
+            resize()?;
+        }
         Ok(None)
     }
 
@@ -242,15 +262,19 @@ impl Union {
     }
 
     /// Owner, extended attributes (a change of owner drops capabilities), mode, times.
-    fn dress(&self, lower: &Held, attr: &Attr, held: &Held) -> Result<()> {
-        let own = &self.own;
-        let owner = SetAttr { uid: Some(attr.uid), gid: Some(attr.gid), ..SetAttr::default() };
-        held.service().setattr(own, held.node, None, &owner)?;
-        copy_attributes(own, lower, held)?;
-        let mode = (attr.file_type() != libc::S_IFLNK).then_some(attr.mode & 0o7777);
+    fn dress(&self, lower: &Held, attr: &Attr, copy: &New<'_>) -> Result<()> {
+        let (own, New { held, made, .. }) = (&self.own, copy);
+        let handle = copy.file.map(|file| file.handle);
+        if (attr.uid, attr.gid) != (made.uid, made.gid) {
+            let owner = SetAttr { uid: Some(attr.uid), gid: Some(attr.gid), ..SetAttr::default() };
+            held.service().setattr(own, held.node, handle, &owner)?;
+        }
+        // An ACL changes the mode.
+        let changed = copy_attributes(own, lower, held)? || attr.mode != made.mode;
+        let mode = (changed && attr.file_type() != libc::S_IFLNK).then_some(attr.mode & 0o7777);
         let (atime, mtime) = (Some(SetTime::At(attr.atime)), Some(SetTime::At(attr.mtime)));
         let rest = SetAttr { mode, atime, mtime, ..SetAttr::default() };
-        held.service().setattr(own, held.node, None, &rest)?;
+        held.service().setattr(own, held.node, handle, &rest)?;
         Ok(())
     }
 
@@ -278,7 +302,10 @@ impl Union {
         };
         let _names = parent.entries.write();
         let lower_key = node.stack().top().key();
-        let stands = self.find(own, &parent, &name)?.is_some_and(|found| Arc::ptr_eq(&found.node, node));
+        // Where nobody else changes names, its place is known.
+        let is_there =
+            || Ok(self.find(own, &parent, &name)?.is_some_and(|found| Arc::ptr_eq(&found.node, node)));
+        let stands = if self.settled { node.is_at(&parent, &name) && !parent.is_dead() } else { is_there()? };
         if !stands || node.stack().top().key() != lower_key {
             if node.is_dir() {
                 return Err(Error::new(Errno::NOENT, "change a directory that was removed"));
@@ -373,12 +400,14 @@ pub fn restore_times(caller: &Caller, upper: &Held, attr: &Attr) -> Result<()> {
     upper.service().setattr(caller, upper.node, None, &times).map(drop)
 }
 
-fn copy_attributes(caller: &Caller, lower: &Held, held: &Held) -> Result<()> {
+/// Says whether there were any.
+fn copy_attributes(caller: &Caller, lower: &Held, held: &Held) -> Result<bool> {
     let listed = match lower.service().listxattr(caller, lower.node) {
         Ok(listed) => listed,
-        Err(e) if e.is(Errno::OPNOTSUPP) => return Ok(()),
+        Err(e) if e.is(Errno::OPNOTSUPP) => return Ok(false),
         Err(e) => return Err(e),
     };
+    let mut any = false;
     for name in listed.split(|byte| *byte == 0).filter(|name| !name.is_empty() && !marks::is_own(name)) {
         let value = match lower.service().getxattr(caller, lower.node, name) {
             Ok(value) => value,
@@ -386,13 +415,14 @@ fn copy_attributes(caller: &Caller, lower: &Held, held: &Held) -> Result<()> {
             Err(e) if e.is(Errno::NODATA) || e.is(Errno::OPNOTSUPP) => continue,
             Err(e) => return Err(e),
         };
+        any = true;
         match held.service().setxattr(caller, held.node, name, &value, XattrFlags::empty()) {
             Ok(()) => {}
             Err(e) if may_stay_behind(name, &e) => {}
             Err(e) => return Err(e),
         }
     }
-    Ok(())
+    Ok(any)
 }
 
 /// What grants or refuses access must come along; anything else only where the upper can hold it.

@@ -18,9 +18,9 @@ use crate::name::Name;
 use crate::types::*;
 
 /// How many times a file's blocks are brought up before the pieces double.
-const FILLS_A_DOUBLING: u32 = 8;
-/// Most doublings: pieces of 128 blocks.
-const DOUBLINGS_MAX: u32 = 7;
+const FILLS_A_DOUBLING: u32 = 64;
+/// Most doublings: pieces of 8 blocks, whose copy costs about what waiting for them does.
+const DOUBLINGS_MAX: u32 = 3;
 
 /// Sizes by which unions copy.
 #[derive(Clone, Copy, Debug)]
