@@ -11,6 +11,8 @@ from typing import Any
 from tests.conftest import Isolated
 
 KINDS = ("dir", "union")
+# A union of which the kernel reads the lowers itself, whatever their size.
+PASSING = "passing-union"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ def document(kind: str, below: Path) -> dict[str, Any]:
         {"kind": "dir", "path": str(path), "read_only": True, "coherence": "immutable"}
         for path in (low, lowest)
     ]
-    return {"version": 1, "root": {"kind": "union", "lowers": lowers, "upper": exclusive}}
+    stack = {"version": 1, "root": {"kind": "union", "lowers": lowers, "upper": exclusive}}
+    return {**stack, "passthrough": True, "passthrough_min_bytes": 0} if kind == PASSING else stack
 
 
 def write_stack(path: Path, root: Mapping[str, object]) -> Path:

@@ -178,21 +178,28 @@ Layer = Dir | Union | Fault | Image | Volume
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     root: Layer
+    passthrough: bool | None = None
+    passthrough_min_bytes: int | None = None
 
 
 class Stack(msgspec.Struct, frozen=True):
     """A whole stack.
+
+    With `passthrough` the kernel reads files of immutable layers itself, those of `passthrough_min_bytes`
+    at least: once for all mounts that show them, and at its own speed. Every open then takes a request,
+    and writes are not held back. By default that is so where nothing can be written.
 
     >>> Stack.from_json('{"version":1,"root":{"kind":"dir","path":"/srv"}}') == Stack(Dir("/srv"))
     True
     """
 
     root: Layer
+    passthrough: bool | None = None
+    passthrough_min_bytes: int | None = None
 
     def check(self) -> None:
         """Raises `StackError` for the first thing that is wrong. Images and volumes are not looked up."""
-        _convert(self._builtins())
-        _check_layer(self.root, "root", 0)
+        _check_document(_convert(self._builtins()))
 
     def resolve(self, state: State | None = None, tenant: str | None = None) -> Stack:
         """The same stack with every `Image` and `Volume` replaced by directories of `state`.
@@ -202,7 +209,7 @@ class Stack(msgspec.Struct, frozen=True):
         from polytropo.resolve import resolve
 
         self.check()
-        return Stack(resolve(self.root, state, tenant))
+        return msgspec.structs.replace(self, root=resolve(self.root, state, tenant))
 
     def to_document(self, state: State | None = None, tenant: str | None = None) -> dict[str, Any]:
         """The stack as the service's document, checked and resolved.
@@ -233,8 +240,9 @@ class Stack(msgspec.Struct, frozen=True):
     def from_document(cls, value: Any, *, names: bool = False) -> Stack:
         """As `from_json`, for a document that was read already."""
         _check_version(value)
-        stack = cls(_convert(value).root)
-        _check_layer(stack.root, "root", 0)
+        document = _convert(value)
+        _check_document(document)
+        stack = cls(document.root, document.passthrough, document.passthrough_min_bytes)
         place = None if names else _first_name(stack.root, "root")
         if place is not None:
             raise StackError(place, "names an image or volume; a document holds dir, union and fault only")
@@ -267,7 +275,9 @@ class Stack(msgspec.Struct, frozen=True):
             root = msgspec.to_builtins(self.root)
         except (TypeError, RecursionError) as error:
             raise StackError("root", f"is not made of layers: {error}") from error
-        return {"version": VERSION, "root": root}
+        settings = {"passthrough": self.passthrough, "passthrough_min_bytes": self.passthrough_min_bytes}
+        given = {name: value for name, value in settings.items() if value is not None}
+        return {"version": VERSION, "root": root, **given}
 
 
 def _convert(value: Any) -> _Document:
@@ -313,6 +323,12 @@ def _check_version(value: Any) -> None:
     if version != VERSION:
         advice = "; use a newer polytropo" if version > VERSION else ""
         raise StackError("version", f"is {version}, but this program reads version {VERSION}{advice}")
+
+
+def _check_document(document: _Document) -> None:
+    _check_layer(document.root, "root", 0)
+    if document.passthrough_min_bytes is not None:
+        _check_u64(document.passthrough_min_bytes, "passthrough_min_bytes")
 
 
 def _check_layer(layer: Layer, place: str, depth: int) -> None:

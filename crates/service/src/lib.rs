@@ -10,5 +10,6 @@ pub mod isolation;
 pub mod keeper;
 pub mod link;
 pub mod logging;
+pub mod passing;
 pub mod windows;
 pub mod worker;

@@ -23,9 +23,16 @@ pub const PACKET_DESCRIPTORS_MAX: usize = 200;
 pub enum Task {
     /// The id maps are written.
     Mapped {},
-    /// Serve a stack at a FUSE device. Descriptors: the document, the directory of windows, the same as programs see it,
-    /// the devices; the directories come in `Roots` packets after it.
-    Serve { request: u64, door: u64, document_bytes: usize, roots: usize, cache_bytes: u64 },
+    /// Serve a stack at a FUSE device. Descriptors: the document, the directory of windows, the same as programs see it, with
+    /// `passthrough` the door's end of the socket for it, the devices; the directories come in `Roots` packets after it.
+    Serve {
+        request: u64,
+        door: u64,
+        document_bytes: usize,
+        roots: usize,
+        cache_bytes: u64,
+        passthrough: bool,
+    },
     /// Open a channel for a program. Descriptors: its socket, the process, its mount table, what is mounted inside.
     Connect { request: u64, door: u64, newcomer: Newcomer },
     /// The next directories of the stack, in the document's order.

@@ -11,7 +11,7 @@ import click
 from polytropo.cli.options import MOUNTPOINT, PATH, STACK, is_path, tenant_option
 
 if TYPE_CHECKING:
-    from polytropo.compose import Layer, Stack
+    from polytropo.compose import Stack
 
 _NOT_FOUND_STATUS = 127
 _NOT_RUNNABLE_STATUS = 126
@@ -103,7 +103,8 @@ def _composed(text: str, upper: Path | None, read_only: bool) -> "Stack":
     from polytropo.errors import PolytropoError
     from polytropo.host import host_ownership
 
-    root = _named(text)
+    stack = _named(text)
+    root = stack.root
     if read_only and isinstance(root, Dir):
         root = Dir(root.path, read_only=True)
     elif read_only and not isinstance(root, Image):
@@ -116,30 +117,30 @@ def _composed(text: str, upper: Path | None, read_only: bool) -> "Stack":
         # Over a plain directory the owners are the user's own; an image has others, which have to be kept.
         ownership = "native" if isinstance(root, Dir) else host_ownership()
         root = Union([root], Dir(os.path.realpath(upper), coherence="exclusive", ownership=ownership))
-    stack = Stack(root)
+    stack = Stack(root, stack.passthrough, stack.passthrough_min_bytes)
     stack.check()
     return stack
 
 
-def _named(text: str) -> "Layer":
+def _named(text: str) -> "Stack":
     """What STACK names: a directory, a document, or an image."""
     from polytropo.compose import Dir, Image, Stack
     from polytropo.errors import PolytropoError
 
     path = Path(text)
     if text == "-":
-        return Stack.from_json(sys.stdin.buffer.read(_DOCUMENT_MAX_BYTES), names=True).root
+        return Stack.from_json(sys.stdin.buffer.read(_DOCUMENT_MAX_BYTES), names=True)
     if not is_path(text):
         if not text:
             raise PolytropoError("the stack's name is empty; name an image, a directory or a document")
-        return Image(text)
+        return Stack(Image(text))
     if path.is_dir():
-        return Dir(os.path.realpath(path))
+        return Stack(Dir(os.path.realpath(path)))
     try:
         document = path.read_bytes()
     except OSError as error:
         raise PolytropoError(f"the stack {path} cannot be read: {error.strerror}") from error
-    return Stack.from_json(document, names=True).root
+    return Stack.from_json(document, names=True)
 
 
 def _change_directory(directory: Path) -> None:

@@ -63,7 +63,9 @@ def make_container(state: State, order: Order, image: "Image") -> Container:
     settings = image.config
     container_id = new_id()
     upper = Dir(files_of(state, container_id).upper, coherence="exclusive", ownership=host_ownership())
-    root = Stack(Union(image.dirs, upper=upper)).to_document()
+    # A program that cannot write has no use for writes that are held back.
+    passthrough = True if order.read_only else None
+    root = Stack(Union(image.dirs, upper=upper), passthrough).to_document()
     args = _args(order, settings)
     environment = _environment(order, settings)
     check_words(args, environment)

@@ -14,6 +14,7 @@ use log::{error, info, warn};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use super::passing::Mounts;
 use super::windows::{WindowPlace, WindowStore};
 use crate::control::{Refusal, describe};
 use crate::isolation::ids::Ids;
@@ -49,6 +50,8 @@ pub struct Child {
     /// Its user namespace, by which directories are idmapped for it.
     namespace: OnceLock<OwnedFd>,
     link: Link,
+    /// Where files lie that may be passed through.
+    mounts: Mutex<Mounts>,
     /// Keeps the packets of one task together.
     sending: Mutex<()>,
     waiting: Mutex<HashMap<u64, SyncSender<Outcome>>>,
@@ -93,6 +96,7 @@ impl Child {
             windows: OnceLock::new(),
             namespace: OnceLock::new(),
             link: ours,
+            mounts: Mutex::default(),
             sending: Mutex::new(()),
             waiting: Mutex::default(),
             last_request: AtomicU64::new(0),
@@ -203,22 +207,30 @@ impl Child {
         watcher.worker_ended();
     }
 
-    /// Has the worker serve a stack at `devices`.
+    /// Looks at the mounts on which files lie that may be passed through.
+    pub fn may_pass<T>(&self, ask: impl FnOnce(&mut Mounts) -> T) -> T {
+        ask(&mut self.mounts.lock())
+    }
+
+    /// Has the worker serve a stack at `devices`; with `passing`, its way to have files passed through.
     pub fn serve(
         &self,
         door: u64,
-        document: (&OwnedFd, usize),
+        (document, document_bytes): (&OwnedFd, usize),
         windows: &WindowPlace,
+        passing: Option<&OwnedFd>,
         devices: &[OwnedFd],
         roots: &[OwnedFd],
     ) -> Result<(), Refusal> {
         let (request, answer) = self.expect();
-        let (document, document_bytes) = document;
-        let cache_bytes = windows.cache_bytes;
-        let task = Task::Serve { request, door, document_bytes, roots: roots.len(), cache_bytes };
+        let (cache_bytes, passthrough) = (windows.cache_bytes, passing.is_some());
+        let roots_count = roots.len();
+        let task =
+            Task::Serve { request, door, document_bytes, roots: roots_count, cache_bytes, passthrough };
         let sent = {
             let _together = self.sending.lock();
             let mut first = vec![document.as_fd(), windows.own.as_fd(), windows.shown.as_fd()];
+            first.extend(passing.map(AsFd::as_fd));
             first.extend(devices.iter().map(AsFd::as_fd));
             self.send(&task, &first).and_then(|()| {
                 roots.chunks(PACKET_DESCRIPTORS_MAX).try_for_each(|chunk| {
@@ -435,6 +447,7 @@ mod tests {
             windows: OnceLock::new(),
             namespace: OnceLock::new(),
             link: ours,
+            mounts: Mutex::default(),
             sending: Mutex::new(()),
             waiting: Mutex::default(),
             last_request: AtomicU64::new(0),

@@ -5,6 +5,7 @@ mod child;
 mod mounting;
 mod mounts;
 mod orders;
+mod passing;
 pub mod rootless;
 mod roots;
 mod table;

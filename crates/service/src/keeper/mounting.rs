@@ -92,7 +92,7 @@ impl Unattached {
     }
 }
 
-fn identity_of(mount: &OwnedFd) -> rustix::io::Result<Identity> {
+pub fn identity_of(mount: &OwnedFd) -> rustix::io::Result<Identity> {
     // Not synchronised: nobody may be there yet to answer a request.
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let stat = rustix::fs::statx(mount, "", flags, StatxFlags::MNT_ID)?;

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use log::info;
+use log::{info, warn};
 use polytropo_libservices::stack::{DirCoherence, Layer, StackDocument};
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::child::{Child, Watcher};
 use super::mounting::{self, Detach, Identity, Unattached};
 use super::orders::{Keeper, Watching};
+use super::passing;
 use super::roots::{self, Obstacle, Root};
 use super::table::{self, Door};
 use crate::control::{Answer, Refusal};
@@ -148,7 +149,7 @@ impl Keeper {
         // A stack that is still in use somewhere is served once more by the same worker, under the same locks.
         let same = self.table.lock().locks_of_same(&text);
         let locks = same.map_or_else(|| roots::lock_uppers(roots).map(Arc::new), Ok)?;
-        let (worker, roots) = self.worker_for(roots)?;
+        let (worker, copies) = self.worker_for(roots)?;
         let devices = self.devices()?;
         let shown = target.mountpoint.display();
         let cannot = |errno| Refusal::of(errno, format!("{shown} cannot be mounted"));
@@ -176,9 +177,15 @@ impl Keeper {
             table.doors.insert(door, made);
             door
         };
+        let passing = match self.passes_through(document) {
+            true => pass_through(door, &devices[0], &worker, roots.iter().zip(&copies)),
+            false => None,
+        };
         let attached = worker
             .window_place(door, self.config.cache_bytes)
-            .and_then(|windows| worker.serve(door, (&sealed, length), &windows, &devices, &roots))
+            .and_then(|windows| {
+                worker.serve(door, (&sealed, length), &windows, passing.as_ref(), &devices, &copies)
+            })
             .and_then(|()| target.show(superblock).map_err(cannot));
         let mut table = self.table.lock();
         match attached {
@@ -195,6 +202,13 @@ impl Keeper {
         }
     }
 
+    /// Whether the kernel is to read files of immutable layers itself. It then writes through, so a stack that can be written
+    /// has to ask for it.
+    fn passes_through(&self, document: &StackDocument) -> bool {
+        let wanted = document.passthrough.unwrap_or_else(|| document.dirs().iter().all(|dir| dir.read_only));
+        wanted && !self.config.rootless && passing::may_register()
+    }
+
     /// A FUSE device for a new mount, and more for the threads that serve it.
     fn devices(&self) -> Result<Vec<OwnedFd>, Refusal> {
         if let Some(given) = self.given_devices.lock().pop() {
@@ -202,6 +216,25 @@ impl Keeper {
         }
         (0..door_threads()).map(|_| mounting::open_device()).collect()
     }
+}
+
+/// The door's way to have files passed through. None where nothing lies in an immutable layer, or where it cannot be had; the
+/// door then does without.
+fn pass_through<'a>(
+    door: u64,
+    device: &OwnedFd,
+    worker: &Arc<Child>,
+    mut roots: impl Iterator<Item = (&'a Root, &'a OwnedFd)>,
+) -> Option<OwnedFd> {
+    let any = worker.may_pass(|mounts| {
+        let immutable = roots.by_ref().filter(|(root, _)| root.is_immutable());
+        immutable.fold(false, |any, (_, copy)| mounts.add(copy) || any)
+    });
+    if !any {
+        return None;
+    }
+    let started = device.try_clone().and_then(|device| passing::start(door, device, worker.clone()));
+    started.inspect_err(|error| warn!("door {door} passes no files through: {error}")).ok()
 }
 
 /// A directory that only this service changes, shown read-only, is the writable one seen through a read-only mount: were

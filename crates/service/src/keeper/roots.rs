@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use libc::{MOUNT_ATTR_IDMAP, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
-use polytropo_libservices::stack::{DirLayer, Layer, StackDocument};
+use polytropo_libservices::stack::{DirCoherence, DirLayer, Layer, StackDocument};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
@@ -17,6 +17,8 @@ pub struct Root {
     place: String,
     path: PathBuf,
     read_only: bool,
+    /// Nobody ever changes what lies in it.
+    immutable: bool,
     /// A union writes here and keeps its records here, so no second one may.
     upper: bool,
     device: (u32, u32),
@@ -103,10 +105,16 @@ fn open(found: Place<'_>) -> Result<Root, Refusal> {
         };
         Refusal::with_errno(errno, sentence)
     })?;
-    Ok(Root { place, path: layer.path.clone(), read_only: layer.read_only, upper, device, directory })
+    let immutable = layer.read_only && layer.coherence == DirCoherence::Immutable;
+    let (path, read_only) = (layer.path.clone(), layer.read_only);
+    Ok(Root { place, path, read_only, immutable, upper, device, directory })
 }
 
 impl Root {
+    pub fn is_immutable(&self) -> bool {
+        self.immutable
+    }
+
     fn hand_over(&self, namespace: Option<&OwnedFd>) -> Result<OwnedFd, Obstacle> {
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;

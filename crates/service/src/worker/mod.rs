@@ -9,7 +9,7 @@ use log::{error, info};
 
 use crate::isolation;
 use crate::link::{Link, Report, Task};
-use serving::Doors;
+use serving::{Doors, Given};
 
 /// Bound on the directories of one stack: 500 layers and some.
 const ROOTS_MAX: usize = 1024;
@@ -72,9 +72,10 @@ fn serve(link: &Arc<Link>) -> rustix::io::Result<()> {
     let mut doors = Doors::new(link.clone());
     while let Some((task, descriptors)) = link.receive::<Task>()? {
         match task {
-            Task::Serve { request, door, document_bytes, roots, cache_bytes } => {
+            Task::Serve { request, door, document_bytes, roots, cache_bytes, passthrough } => {
                 let roots = receive_roots(link, roots)?;
-                let problem = doors.serve(door, descriptors, (document_bytes, cache_bytes), roots).err();
+                let given = Given { descriptors, document_bytes, cache_bytes, passthrough };
+                let problem = doors.serve(door, given, roots).err();
                 link.send(&Report::Done { request, problem }, &[])?;
             }
             Task::Connect { request, door, newcomer } => {

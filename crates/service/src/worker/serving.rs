@@ -13,10 +13,11 @@ use polytropo_libservices::{Caller, DoorId, FsCapabilities, Interner, Libservice
 use serde_json::{Value, json};
 
 use crate::doors::channel::{ChannelDoor, ChannelOptions, Peer, WindowDirectories};
-use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions};
+use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions, Passthrough};
 use crate::doors::modes::Modes;
 use crate::isolation;
 use crate::link::{Link, Newcomer, Report};
+use crate::passing::{KeepersRegistrar, SIZE_MIN_BYTES};
 use crate::windows::Budget;
 
 /// The keeper refuses longer ones.
@@ -65,6 +66,16 @@ impl Stacks {
     }
 }
 
+/// What comes with the order to serve.
+pub struct Given {
+    /// The document, the directory of windows, the same as programs see it, with `passthrough` the way to the keeper for
+    /// it, the device, and one more device for each thread but the first.
+    pub descriptors: Vec<OwnedFd>,
+    pub document_bytes: usize,
+    pub cache_bytes: u64,
+    pub passthrough: bool,
+}
+
 /// What it takes to open a door.
 struct Plan {
     number: u64,
@@ -75,6 +86,8 @@ struct Plan {
     spare_devices: Vec<Arc<OwnedFd>>,
     windows: WindowDirectories,
     budget: Arc<Budget>,
+    /// The way to the keeper that registers files with the kernel.
+    passthrough: Option<OwnedFd>,
 }
 
 impl Doors {
@@ -82,28 +95,26 @@ impl Doors {
         Self { link, stacks: Arc::default(), open: Arc::default(), budget: None }
     }
 
-    /// Builds a stack and serves it at a FUSE device. `descriptors`: the document, the device, and one more device for each
-    /// thread but the first.
-    pub fn serve(
-        &mut self,
-        number: u64,
-        descriptors: Vec<OwnedFd>,
-        (document_bytes, cache_bytes): (usize, u64),
-        roots: Vec<OwnedFd>,
-    ) -> Result<(), String> {
-        let mut descriptors = descriptors.into_iter();
-        let (Some(document), Some(own), Some(shown), Some(device)) =
-            (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next())
+    /// Builds a stack and serves it at a FUSE device.
+    pub fn serve(&mut self, number: u64, given: Given, roots: Vec<OwnedFd>) -> Result<(), String> {
+        let mut descriptors = given.descriptors.into_iter();
+        let (Some(document), Some(own), Some(shown)) =
+            (descriptors.next(), descriptors.next(), descriptors.next())
         else {
-            return Err("the keeper sent no document, no room for windows or no device".into());
+            return Err("the keeper sent no document or no room for windows".into());
         };
-        let document = read_document(document, document_bytes)?;
+        let passthrough = if given.passthrough { descriptors.next() } else { None };
+        let Some(device) = descriptors.next() else {
+            return Err("the keeper sent no device".into());
+        };
+        let document = read_document(document, given.document_bytes)?;
         let id = door_id(number)?;
         let spare_devices = descriptors.map(Arc::new).collect();
+        let cache_bytes = given.cache_bytes;
         let windows = WindowDirectories { own, shown, usable: cache_bytes > 0 };
         // One budget for all doors.
         let budget = self.budget.get_or_insert_with(|| Budget::new(cache_bytes)).clone();
-        let plan = Plan { number, id, document, roots, device, spare_devices, windows, budget };
+        let plan = Plan { number, id, document, roots, device, spare_devices, windows, budget, passthrough };
         let (link, stacks, open) = (self.link.clone(), self.stacks.clone(), self.open.clone());
         let (tell, told) = sync_channel(1);
         // A thread of the door's own, since Landlock confines it, and all that it starts, to this stack.
@@ -191,9 +202,14 @@ impl Plan {
         isolation::landlock::allow_only(rules)
             .map_err(|error| format!("Landlock cannot be set up: {error}"))?;
         let stack = stacks.get(&self.document, self.roots)?;
+        let passthrough = self.passthrough.map(|socket| Passthrough {
+            registrar: Arc::new(KeepersRegistrar::new(socket)),
+            size_min_bytes: self.document.passthrough_min_bytes.unwrap_or(SIZE_MIN_BYTES),
+        });
         let options = FuseOptions {
             threads: 1 + self.spare_devices.len(),
             spare_devices: self.spare_devices,
+            passthrough,
             ..FuseOptions::default()
         };
         let channel_options = ChannelOptions {

@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 use super::registrar::Registrar;
 
 /// Registrations kept by one door, those in use included. The registrar has a bound of its own.
-pub const BACKINGS_MAX: usize = 1024;
+pub const BACKINGS_MAX: usize = 4096;
 
 struct Backing {
     id: u32,
