@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from polytropo.containers import engine, records
-from polytropo.containers.attach import forwarded_signals
+from polytropo.containers.attach import forwarded_signals, terminal_size
 from polytropo.containers.order import check_words
 from polytropo.containers.records import Container, Files
 from polytropo.containers.runtime import Runtime
@@ -49,7 +49,9 @@ def execute(state: State, container: Container, order: ExecOrder) -> int:
     environment = terminal_environment(
         container.environment | dict(order.environment), user, container.hostname, order.terminal
     )
-    process = Process(order.command, environment, order.cwd or container.cwd, user, order.terminal)
+    # Also told by the runtime itself, but only some time after the program has begun.
+    size = terminal_size() if order.terminal else None
+    process = Process(order.command, environment, order.cwd or container.cwd, user, order.terminal, size)
     with (
         storage_errors(f"run a program in the container {container.name}", files.directory),
         _document(files.directory, msgspec.json.encode(process_section(process))) as document,
