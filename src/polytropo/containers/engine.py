@@ -27,7 +27,7 @@ from polytropo.containers.users import resolve_user
 from polytropo.errors import PolytropoError, storage_errors
 from polytropo.host import is_rootless
 from polytropo.state import State, read_record
-from polytropo.tenants import tenant_group
+from polytropo.tenants import get_tenant, tenant_group
 
 _EXIT_FILE_TIMEOUT_S = 10.0
 _KILL_TIMEOUT_S = 10.0
@@ -54,9 +54,10 @@ def start(
     try:
         with storage_errors(f"start the container {container.name}", state.home):
             _forget_last_run(container, files, runtime)
-            binds = _mount_all(state, container, files)
-            _write_bundle(state, container, files, binds, size)
-            pid = runtime.create(_monitor_group_files(state, container))
+            with runtime.monitor(_monitor_group_files(state, container)) as monitor:
+                binds = _mount_all(state, container, files)
+                _write_bundle(state, container, files, binds, size)
+                pid = monitor.create()
             process = _record_process(files, pid)
             if before_start is not None:
                 before_start(process)
@@ -426,8 +427,12 @@ def _write_bundle(
 def _monitor_group_files(state: State, container: Container) -> list[Path]:
     """Where monitors live: with the tenant, apart from the containers that they watch."""
     group = tenant_group(state, container.tenant)
-    if is_rootless() or not group.exists():  # the service, which makes it, could not
+    if is_rootless():
         return []
+    if not group.exists():
+        service.start_or_reach(state, get_tenant(state, container.tenant)).close()  # makes it, where it can
+        if not group.exists():
+            return []
     leaf = group.child(MONITORS_GROUP)
     try:
         if not leaf.exists():

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -144,18 +145,19 @@ class Runtime:
             if command is not None:
                 self._finish("delete", command)
 
-    def create(self, monitor_groups: list[Path]) -> int:
-        """Creates the container under a monitor in `monitor_groups`; returns the id of its first process.
+    @contextmanager
+    def monitor(self, groups: list[Path]) -> Iterator["Monitor"]:
+        """Starts the container's monitor in `groups`; it does nothing before `Monitor.create`.
 
-        The program waits for `start`. Raises StartError.
+        Raises StartError.
         """
         self._log.unlink(missing_ok=True)
-        with ExitStack() as pipes:
-            told, tell = _pipe(pipes)
-            gate, opened = _pipe(pipes)
+        with ExitStack() as until_end:
+            told, tell = _pipe(until_end)
+            gate, opened = _pipe(until_end)
             try:
                 with (self._files.directory / "monitor.log").open("wb") as log:
-                    monitor = subprocess.Popen(
+                    process = subprocess.Popen(
                         self._monitor_command(),
                         stdin=subprocess.DEVNULL,
                         stdout=log,
@@ -169,16 +171,27 @@ class Runtime:
                 raise StartError(f"the monitor cannot be started: {error.strerror}") from error
             tell.close()
             gate.close()
+            monitor = Monitor(self, process, told, opened, groups)
             try:
-                for procs in monitor_groups:
-                    procs.write_text(str(monitor.pid))
-                opened.write(b"go")  # until then it has neither forked nor called the runtime
-                opened.close()
-                answer = _read_answer(told)
+                yield monitor
             finally:
-                opened.close()
-                monitor.wait()  # it goes on in a process of its own
-        return self._created_pid(answer)
+                monitor.dismiss()
+
+    def created_pid(self, answer: bytes) -> int:
+        """The id of the container's first process in what the monitor answered. Raises StartError."""
+        import msgspec
+
+        for line in answer.splitlines():
+            try:
+                value: Any = msgspec.json.decode(line)
+            except msgspec.DecodeError:
+                continue
+            if isinstance(value, dict):
+                pid = value.get("data", value.get("pid"))
+                if isinstance(pid, int) and pid > 0:
+                    return pid
+                raise self.failure("create", str(value.get("message", "")))
+        raise self.failure("create", self._monitor_words())
 
     def failure(self, operation: str, otherwise: str) -> StartError:
         """The sentence and status for the runtime's last error; `otherwise` where its log has none."""
@@ -225,21 +238,6 @@ class Runtime:
             command += ["--exit-command-arg", argument]
         return command
 
-    def _created_pid(self, answer: bytes) -> int:
-        import msgspec
-
-        for line in answer.splitlines():
-            try:
-                value: Any = msgspec.json.decode(line)
-            except msgspec.DecodeError:
-                continue
-            if isinstance(value, dict):
-                pid = value.get("data", value.get("pid"))
-                if isinstance(pid, int) and pid > 0:
-                    return pid
-                raise self.failure("create", str(value.get("message", "")))
-        raise self.failure("create", self._monitor_words())
-
     def _monitor_words(self) -> str:
         try:
             said = (self._files.directory / "monitor.log").read_text(errors="replace").strip()
@@ -264,6 +262,58 @@ class Runtime:
             if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
                 return str(entry.get("msg", ""))
         return ""
+
+
+class Monitor:
+    """A monitor that has neither forked nor called the runtime yet."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        process: "subprocess.Popen[bytes]",
+        told: BinaryIO,
+        opened: BinaryIO,
+        groups: list[Path],
+    ) -> None:
+        self._runtime = runtime
+        self._process = process
+        self._told = told
+        self._opened = opened
+        self._groups = groups
+        self._refusal: OSError | None = None
+        # The kernel takes some 10 ms to move a process, and there is work to be done meanwhile.
+        self._joining = threading.Thread(target=self._join)
+        self._joining.start()
+
+    def create(self) -> int:
+        """Creates the container; returns the id of its first process, which waits for `Runtime.start`.
+
+        Raises StartError.
+        """
+        self._joining.join()
+        if self._refusal is not None:
+            raise self._refusal
+        self._opened.write(b"go")
+        self._opened.close()
+        try:
+            answer = _read_answer(self._told)
+        finally:
+            self._process.wait()  # it goes on in a process of its own
+        return self._runtime.created_pid(answer)
+
+    def dismiss(self) -> None:
+        """Ends it if it was not to create anything after all."""
+        self._joining.join()
+        if not self._opened.closed:
+            self._process.kill()
+            self._process.wait()
+
+    def _join(self) -> None:
+        try:
+            for procs in self._groups:
+                procs.write_text(str(self._process.pid))
+        except OSError as error:
+            self._refusal = error
 
 
 def end_monitor(container_id: str) -> None:
