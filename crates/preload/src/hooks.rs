@@ -1,7 +1,8 @@
 //! From registers to operations and back: no thinking here.
 
 use crate::entry::Call;
-use crate::{sys, trace};
+use crate::operations;
+use crate::trace::{self, Counter};
 
 /// The length of a `syscall` instruction.
 const SYSCALL_BYTES: usize = 2;
@@ -10,29 +11,25 @@ const SYSCALL_BYTES: usize = 2;
 pub enum Answer {
     /// The kernel is asked, by the program's own instruction.
     Pass(trace::Why),
-    /// This is the result, or a negated errno.
-    #[expect(dead_code, reason = "nothing is answered here yet")]
+    /// The kernel was asked here: its answer.
+    Asked(isize),
+    /// Answered without the kernel: a result, or a negated errno.
     Done(isize),
 }
 
 /// Called by the entry for every call that the table does not pass on unseen.
 pub extern "C" fn dispatch(call: &mut Call) {
-    match answer(call) {
-        Answer::Pass(why) => trace::count(trace::Counter::Kernel(why)),
+    let result = match operations::answer(call.rax, &call.arguments) {
+        Answer::Pass(why) => return trace::count(Counter::Kernel(why)),
+        Answer::Asked(result) => {
+            trace::count(Counter::Kernel(trace::Why::Asked));
+            result
+        }
         Answer::Done(result) => {
-            trace::count(trace::Counter::Process);
-            call.rax = result as usize;
-            call.resume_at += SYSCALL_BYTES;
+            trace::count(Counter::Process);
+            result
         }
-    }
-}
-
-fn answer(call: &Call) -> Answer {
-    match call.rax {
-        sys::nr::EXIT_GROUP => {
-            trace::report();
-            Answer::Pass(trace::Why::EndOfProcess)
-        }
-        _ => Answer::Pass(trace::Why::NotOurs),
-    }
+    };
+    call.rax = result as usize;
+    call.resume_at += SYSCALL_BYTES;
 }

@@ -15,6 +15,7 @@ mod entry;
 mod hooks;
 pub mod known;
 pub mod maps;
+mod operations;
 mod patch;
 pub mod scan;
 mod start;

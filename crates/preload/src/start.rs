@@ -2,6 +2,7 @@
 
 use crate::elf::{Image, Part};
 use crate::maps::{self, Mapping};
+use crate::operations::{self, Setting};
 use crate::scan::{self, SITES_MAX, Site};
 use crate::trace::{self, Aside};
 use crate::{entry, known, patch, sys};
@@ -32,7 +33,8 @@ fn run() -> Result<(), Aside> {
     if auxiliary(AT_SECURE).ok_or(Aside::NoProc)? != 0 {
         return Err(Aside::Secure);
     }
-    if environment()? {
+    let variables = environment()?;
+    if variables.off {
         return Err(Aside::TurnedOff);
     }
     if has_shadow_stack() {
@@ -49,7 +51,15 @@ fn run() -> Result<(), Aside> {
     if found.sanitizer || found.program.with_image(|image| image.has_early_constructors()) {
         return Err(Aside::Sanitizer);
     }
-    found.redirect()
+    let setting = variables.setting(!found.is_musl());
+    if setting.is_none() && !variables.trace {
+        return Err(Aside::NoService);
+    }
+    found.redirect()?;
+    if let Some(setting) = setting {
+        operations::begin(setting);
+    }
+    Ok(())
 }
 
 fn now_ns() -> u64 {
@@ -74,8 +84,8 @@ fn auxiliary(wanted: usize) -> Option<usize> {
     Some(pair.map_or(0, |pair| word(&pair[8..])))
 }
 
-/// Reads our variables. True if we are to stay out.
-fn environment() -> Result<bool, Aside> {
+/// Reads our variables.
+fn environment() -> Result<Variables, Aside> {
     let descriptor = sys::open(b"/proc/self/environ\0", 0, 0);
     if descriptor < 0 {
         return Err(Aside::NoProc);
@@ -96,9 +106,11 @@ fn environment() -> Result<bool, Aside> {
     if variables.trace {
         trace::enable(variables.file.get(..variables.file_length));
     }
-    Ok(variables.off)
+    Ok(variables)
 }
 
+/// Where containers have their service's socket.
+const CHANNEL: &[u8] = b"/run/.polytropo/channel.sock";
 const NAME: &[u8] = b"POLYTROPO_";
 const VARIABLE_BYTES: usize = 512;
 
@@ -110,16 +122,37 @@ struct Variables {
     off: bool,
     file: [u8; VARIABLE_BYTES],
     file_length: usize,
+    channel: [u8; VARIABLE_BYTES],
+    channel_length: usize,
+    mount: [u8; VARIABLE_BYTES],
+    mount_length: usize,
 }
 
 impl Default for Variables {
     fn default() -> Self {
         let zeros = [0; VARIABLE_BYTES];
-        Self { current: zeros, length: 0, trace: false, off: false, file: zeros, file_length: 0 }
+        Self {
+            current: zeros,
+            length: 0,
+            trace: false,
+            off: false,
+            file: zeros,
+            file_length: 0,
+            channel: zeros,
+            channel_length: 0,
+            mount: zeros,
+            mount_length: 0,
+        }
     }
 }
 
 impl Variables {
+    fn setting(&self, opens: bool) -> Option<Setting> {
+        let channel = &self.channel[..self.channel_length];
+        let channel = if channel.is_empty() { CHANNEL } else { channel };
+        Setting::new(channel, &self.mount[..self.mount_length], opens)
+    }
+
     fn feed(&mut self, byte: u8) {
         if byte == 0 {
             self.end();
@@ -144,6 +177,12 @@ impl Variables {
         } else if let Some(value) = variable.strip_prefix(b"TRACE_FILE=") {
             self.file[..value.len()].copy_from_slice(value);
             self.file_length = value.len();
+        } else if let Some(value) = variable.strip_prefix(b"CHANNEL=") {
+            self.channel[..value.len()].copy_from_slice(value);
+            self.channel_length = value.len();
+        } else if let Some(value) = variable.strip_prefix(b"MOUNT=") {
+            self.mount[..value.len()].copy_from_slice(value);
+            self.mount_length = value.len();
         }
     }
 }
@@ -238,6 +277,7 @@ struct Library {
     parts: [(usize, usize, bool); PARTS_MAX],
     part_count: usize,
     path_hash: u64,
+    is_musl: bool,
 }
 
 fn is_wanted(name: &[u8]) -> bool {
@@ -284,10 +324,18 @@ impl Found {
                 self.open = false;
                 return;
             };
-            *library = Library { base: mapping.start, path_hash, ..Library::default() };
+            let is_musl = !mapping.name().starts_with(b"libc.so.6")
+                && !mapping.name().starts_with(b"libc-2.")
+                && !mapping.name().starts_with(b"libpthread");
+            *library = Library { base: mapping.start, path_hash, is_musl, ..Library::default() };
             library.add(mapping);
             self.count += 1;
         }
+    }
+
+    /// musl, and glibc from 2.41 on, cancel a thread only at their own instruction.
+    fn is_musl(&self) -> bool {
+        self.libraries[..self.count].iter().any(|library| library.is_musl)
     }
 
     fn redirect(&self) -> Result<(), Aside> {

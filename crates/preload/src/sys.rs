@@ -8,15 +8,44 @@ pub const AT_FDCWD: usize = -100_isize as usize;
 pub mod nr {
     pub const READ: usize = 0;
     pub const WRITE: usize = 1;
+    pub const OPEN: usize = 2;
     pub const CLOSE: usize = 3;
+    pub const FSTAT: usize = 5;
+    pub const LSEEK: usize = 8;
     pub const MMAP: usize = 9;
     pub const MPROTECT: usize = 10;
     pub const MUNMAP: usize = 11;
+    pub const PREAD64: usize = 17;
+    pub const MADVISE: usize = 28;
+    pub const DUP2: usize = 33;
     pub const GETPID: usize = 39;
+    pub const SENDMSG: usize = 46;
+    pub const CLONE: usize = 56;
+    pub const FORK: usize = 57;
+    pub const VFORK: usize = 58;
+    pub const EXECVE: usize = 59;
+    pub const FCNTL: usize = 72;
+    pub const FLOCK: usize = 73;
+    pub const FSYNC: usize = 74;
+    pub const FSTATFS: usize = 138;
     pub const ARCH_PRCTL: usize = 158;
+    pub const GETTID: usize = 186;
+    pub const READAHEAD: usize = 187;
+    pub const FGETXATTR: usize = 193;
+    pub const FADVISE64: usize = 221;
     pub const EXIT_GROUP: usize = 231;
     pub const OPENAT: usize = 257;
     pub const NEWFSTATAT: usize = 262;
+    pub const READLINKAT: usize = 267;
+    pub const FACCESSAT: usize = 269;
+    pub const UNSHARE: usize = 272;
+    pub const DUP3: usize = 292;
+    pub const SENDMMSG: usize = 307;
+    pub const EXECVEAT: usize = 322;
+    pub const STATX: usize = 332;
+    pub const IO_URING_SETUP: usize = 425;
+    pub const CLONE3: usize = 435;
+    pub const CLOSE_RANGE: usize = 436;
 }
 
 pub const PROT_READ: usize = 1;
@@ -28,6 +57,8 @@ pub const MAP_FIXED_NOREPLACE: usize = 0x10_0000;
 pub const O_WRONLY: usize = 1;
 pub const O_CREAT: usize = 0o100;
 pub const O_APPEND: usize = 0o2000;
+pub const O_DIRECTORY: usize = 0o200_000;
+pub const O_PATH: usize = 0o10_000_000;
 pub const O_CLOEXEC: usize = 0o2_000_000;
 
 /// The result is a value or a negated errno.
@@ -125,4 +156,88 @@ pub unsafe fn unmap(address: usize, length: usize) {
 pub unsafe fn protect(address: usize, length: usize, rights: usize) -> bool {
     // SAFETY: as the caller promised.
     unsafe { call(nr::MPROTECT, [address, length, rights, 0, 0, 0]) == 0 }
+}
+
+/// Fills the range with zeros in forked children.
+///
+/// # Safety
+/// The range must be private anonymous memory that may be zeroed there.
+pub unsafe fn wipe_on_fork(address: usize, length: usize) -> bool {
+    const MADV_WIPEONFORK: usize = 18;
+    // SAFETY: as the caller promised.
+    unsafe { call(nr::MADVISE, [address, length, MADV_WIPEONFORK, 0, 0, 0]) == 0 }
+}
+
+pub fn process() -> u32 {
+    // SAFETY: concerns no memory.
+    unsafe { call(nr::GETPID, [0; 6]) as u32 }
+}
+
+pub fn thread() -> u32 {
+    // SAFETY: concerns no memory.
+    unsafe { call(nr::GETTID, [0; 6]) as u32 }
+}
+
+/// Some of `struct stat`.
+pub struct Status {
+    pub device: u64,
+    pub inode: u64,
+    mode: u32,
+    pub size_bytes: u64,
+    pub mtime_s: i64,
+    pub mtime_ns: u64,
+}
+
+impl Status {
+    pub fn is_regular(&self) -> bool {
+        self.mode & 0o170_000 == 0o100_000
+    }
+
+    fn from_words(words: &[u64; 18]) -> Self {
+        Self {
+            device: words[0],
+            inode: words[1],
+            mode: words[3] as u32,
+            size_bytes: words[6],
+            mtime_s: words[11] as i64,
+            mtime_ns: words[12],
+        }
+    }
+}
+
+pub fn status(descriptor: usize) -> Option<Status> {
+    let mut words = [0; 18];
+    // SAFETY: the kernel writes the 144 bytes of its structure.
+    let done = unsafe { call(nr::FSTAT, [descriptor, words.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    (done == 0).then(|| Status::from_words(&words))
+}
+
+/// Of a path with a zero byte somewhere.
+pub fn status_at(path: &[u8]) -> Option<Status> {
+    path.contains(&0).then_some(())?;
+    let mut words = [0; 18];
+    let arguments = [AT_FDCWD, path.as_ptr() as usize, words.as_mut_ptr() as usize, 0, 0, 0];
+    // SAFETY: the kernel reads up to the zero byte, and writes the 144 bytes of its structure.
+    let done = unsafe { call(nr::NEWFSTATAT, arguments) };
+    (done == 0).then(|| Status::from_words(&words))
+}
+
+/// Opened for reading and nothing else, and not for direct I/O.
+pub fn is_for_reading_only(descriptor: usize) -> bool {
+    const F_GETFL: usize = 3;
+    const O_DIRECT: isize = 0o40_000;
+    // SAFETY: concerns no memory.
+    let flags = unsafe { call(nr::FCNTL, [descriptor, F_GETFL, 0, 0, 0, 0]) };
+    flags >= 0 && flags & (3 | O_DIRECT | O_PATH as isize) == 0
+}
+
+/// Where the kernel says that a descriptor's file is.
+pub fn path_of(descriptor: usize, buffer: &mut [u8]) -> Option<&[u8]> {
+    let mut link = crate::text::Text::<40>::default();
+    link.push(b"/proc/self/fd/").number(descriptor as u64).push(&[0]);
+    let arguments =
+        [AT_FDCWD, link.bytes().as_ptr() as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0];
+    // SAFETY: the kernel reads up to the zero byte and writes into the buffer, within its length.
+    let got = unsafe { call(nr::READLINKAT, arguments) };
+    buffer.get(..usize::try_from(got).ok()?).filter(|path| path.len() < buffer.len())
 }

@@ -13,16 +13,33 @@ pub enum Why {
     /// It names nothing of ours.
     NotOurs,
     EndOfProcess,
+    /// Not opened at the service, or not to be read there now.
+    NotShared,
+    /// Its offset is the kernel's.
+    NotHeld,
+    /// Others will share the open files.
+    Shares,
+    /// What comes cannot be seen from here.
+    Unseen,
+    /// Made here on behalf of the program, to learn its result.
+    Asked,
 }
 
-const WHYS: [(Why, &[u8]); 2] = [(Why::NotOurs, b"not ours"), (Why::EndOfProcess, b"end of process")];
+const WHYS: [(Why, &[u8]); 7] = [
+    (Why::NotOurs, b"not ours"),
+    (Why::EndOfProcess, b"end of process"),
+    (Why::NotShared, b"not shared"),
+    (Why::NotHeld, b"offset not held"),
+    (Why::Shares, b"shares files"),
+    (Why::Unseen, b"unseen"),
+    (Why::Asked, b"asked"),
+];
 
 #[derive(Clone, Copy, Debug)]
 pub enum Counter {
     /// Answered in the process.
     Process,
     /// Answered by a request to the service.
-    #[expect(dead_code, reason = "no requests are made yet")]
     Request,
     Kernel(Why),
 }
@@ -41,9 +58,10 @@ pub enum Aside {
     NoRoom,
     NotWritable,
     TurnedOff,
+    NoService,
 }
 
-const ASIDES: [(Aside, &[u8]); 10] = [
+const ASIDES: [(Aside, &[u8]); 11] = [
     (Aside::NoProc, b"/proc cannot be read"),
     (Aside::Secure, b"the program runs with rights that its caller does not have"),
     (Aside::Sanitizer, b"a sanitizer is at work"),
@@ -54,6 +72,7 @@ const ASIDES: [(Aside, &[u8]); 10] = [
     (Aside::NoRoom, b"no room for trampolines near the C library"),
     (Aside::NotWritable, b"the C library's code cannot be written"),
     (Aside::TurnedOff, b"POLYTROPO_PRELOAD=off"),
+    (Aside::NoService, b"no service to go to"),
 ];
 
 const WHY_COUNT: usize = WHYS.len();
@@ -100,6 +119,13 @@ pub fn count(counter: Counter) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+/// A child counts for itself.
+pub fn reset() {
+    for counter in KERNEL.iter().chain([&PROCESS, &REQUEST]) {
+        counter.store(0, Ordering::Relaxed);
+    }
+}
+
 /// Notes what was found in one library.
 pub fn found(summary: &Summary) {
     INSTRUCTIONS.fetch_add(summary.instructions, Ordering::Relaxed);
@@ -119,7 +145,11 @@ pub fn step_aside(why: Aside) {
     }
     let reason = ASIDES.iter().find(|(aside, _)| *aside == why).map_or(&b"unknown"[..], |(_, text)| text);
     let mut text = Text::<256>::default();
-    text.push(b"polytropo: process ").number(process()).push(b" stepped aside: ").push(reason).push(b"\n");
+    text.push(b"polytropo: process ")
+        .number(sys::process().into())
+        .push(b" stepped aside: ")
+        .push(reason)
+        .push(b"\n");
     write(text.bytes());
 }
 
@@ -129,7 +159,7 @@ pub fn report() {
         return;
     }
     let mut text = Text::<2048>::default();
-    text.push(b"polytropo: process ").number(process());
+    text.push(b"polytropo: process ").number(sys::process().into());
     text.push(b": sites ").number(u64::from(SITES.load(Ordering::Relaxed)));
     text.push(b" of ").number(u64::from(INSTRUCTIONS.load(Ordering::Relaxed)));
     text.push(b", never ours ").number(u64::from(PASSED.load(Ordering::Relaxed)));
@@ -149,11 +179,6 @@ pub fn report() {
     }
     text.push(if separator == b", " { b")\n" } else { b"\n" });
     write(text.bytes());
-}
-
-fn process() -> u64 {
-    // SAFETY: concerns no memory.
-    unsafe { sys::call(sys::nr::GETPID, [0; 6]) as u64 }
 }
 
 fn write(text: &[u8]) {

@@ -1,0 +1,199 @@
+//! Which operation a call is, and what every call does to what is known.
+
+use super::process::{self, LINK, table};
+use super::reading::{self, close_shared};
+use super::table::Table;
+use crate::hooks::Answer;
+use crate::sys::{self, nr};
+use crate::trace::{self, Why};
+
+const CLONE_VM: usize = 0x100;
+const CLONE_FILES: usize = 0x400;
+const CLONE_VFORK: usize = 0x4000;
+const CLONE_THREAD: usize = 0x1_0000;
+/// New namespaces: CLONE_NEW*.
+const CLONE_NAMESPACES: usize = 0x7e02_0080;
+const O_ACCMODE_ETC: usize = 3 | 0o100 | 0o1000 | 0o200_000 | 0o10_000_000 | 0o40_000;
+const CLOSE_RANGE_UNSHARE: usize = 2;
+const EBADF: isize = -9;
+const EBUSY: isize = -16;
+
+/// Decides one call.
+pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
+    if matches!(number, nr::EXIT_GROUP) {
+        trace::report();
+        return Answer::Pass(Why::EndOfProcess);
+    }
+    let Some(table) = table() else { return Answer::Pass(Why::NotOurs) };
+    match number {
+        nr::READ => reading::read(table, arguments),
+        nr::PREAD64 => reading::pread(table, arguments),
+        nr::LSEEK => reading::seek(table, arguments),
+        nr::OPEN => open(table, number, arguments, arguments[1]),
+        nr::OPENAT => open(table, number, arguments, arguments[2]),
+        nr::CLOSE => close(table, arguments),
+        nr::DUP2 | nr::DUP3 => replace(table, number, arguments),
+        nr::CLOSE_RANGE => close_range(table, arguments),
+        nr::FORK | nr::VFORK | nr::CLONE | nr::CLONE3 => child(table, number, arguments),
+        nr::EXECVE | nr::EXECVEAT | nr::SENDMSG | nr::SENDMMSG => {
+            table.release_all();
+            Answer::Pass(Why::Shares)
+        }
+        nr::UNSHARE if arguments[0] & CLONE_FILES == 0 => Answer::Pass(Why::NotOurs),
+        nr::IO_URING_SETUP | nr::UNSHARE => {
+            process::turn_off();
+            Answer::Pass(Why::Unseen)
+        }
+        _ => {
+            hand_over(table, number, arguments);
+            Answer::Pass(Why::NotOurs)
+        }
+    }
+}
+
+/// A call that the kernel does, and that may see the offset of a file that it names.
+fn hand_over(table: &Table, number: usize, arguments: &[usize; 6]) {
+    // These do not look at offsets.
+    const BLIND: [usize; 12] = [
+        nr::FSTAT,
+        nr::NEWFSTATAT,
+        nr::STATX,
+        nr::MMAP,
+        nr::FADVISE64,
+        nr::FLOCK,
+        nr::FSYNC,
+        nr::FSTATFS,
+        nr::FGETXATTR,
+        nr::READAHEAD,
+        nr::READLINKAT,
+        nr::FACCESSAT,
+    ];
+    if BLIND.contains(&number) || (number == nr::FCNTL && matches!(arguments[1], 1..=3)) {
+        return;
+    }
+    let Some(row) = crate::table::find(number) else { return };
+    for at in row.descriptors {
+        let descriptor = arguments[usize::from(*at)];
+        if let Some(entry) = table.entry(descriptor) {
+            entry.release(descriptor);
+        }
+    }
+}
+
+/// open(2): what is opened for reading only, and by this process alone, is held from its beginning.
+fn open(table: &Table, number: usize, arguments: &[usize; 6], flags: usize) -> Answer {
+    if flags & O_ACCMODE_ETC != 0 || !process::setting().opens() {
+        return Answer::Pass(Why::NotHeld);
+    }
+    // SAFETY: the program's own call.
+    let opened = unsafe { sys::call(number, *arguments) };
+    if opened >= 0 {
+        if let Some(entry) = table.entry(opened as usize) {
+            close_shared(entry.clear());
+        }
+        table.hold(opened as usize);
+    }
+    Answer::Asked(opened)
+}
+
+fn is_our_own(descriptor: usize) -> bool {
+    LINK.get().is_some_and(|channel| channel.descriptors().contains(&(descriptor as i32)))
+}
+
+/// close(2). Nothing may be learnt of the old file after it is gone: so it is forgotten before and after.
+fn close(table: &Table, arguments: &[usize; 6]) -> Answer {
+    let descriptor = arguments[0];
+    if is_our_own(descriptor) {
+        // The program has opened no such descriptor.
+        return Answer::Done(EBADF);
+    }
+    let Some(entry) = table.entry(descriptor) else { return Answer::Pass(Why::NotOurs) };
+    close_shared(entry.clear());
+    // SAFETY: the program's own call.
+    let closed = unsafe { sys::call(nr::CLOSE, *arguments) };
+    Answer::Asked(closed)
+}
+
+/// dup2(2), dup3(2): the first is shared from now on, the second ends.
+fn replace(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
+    let [from, to, ..] = *arguments;
+    if is_our_own(to) {
+        return Answer::Done(EBUSY);
+    }
+    if let Some(entry) = table.entry(from) {
+        entry.release(from);
+    }
+    let Some(entry) = table.entry(to).filter(|_| from as u32 != to as u32) else {
+        return Answer::Pass(Why::NotOurs);
+    };
+    entry.release(to);
+    // SAFETY: the program's own call.
+    let done = unsafe { sys::call(number, *arguments) };
+    if done >= 0 {
+        close_shared(entry.clear());
+    }
+    Answer::Asked(done)
+}
+
+/// close_range(2), around our own descriptors.
+fn close_range(table: &Table, arguments: &[usize; 6]) -> Answer {
+    let [first, last, flags, ..] = *arguments;
+    let (first, last) = (first as u32, last as u32);
+    if flags & CLOSE_RANGE_UNSHARE != 0 || first > last {
+        process::turn_off();
+        return Answer::Pass(Why::Unseen);
+    }
+    if flags != 0 {
+        return Answer::Pass(Why::NotOurs);
+    }
+    let mut own = LINK.get().map_or([i32::MAX; 3], |channel| channel.descriptors());
+    own.sort_unstable();
+    let forget = || {
+        for descriptor in first..=last.min(super::table::DESCRIPTORS_MAX as u32) {
+            if let Some(entry) = table.entry(descriptor as usize) {
+                close_shared(entry.clear());
+            }
+        }
+    };
+    forget();
+    let mut from = first;
+    let mut result = 0;
+    for stop in own.into_iter().map(|own| own as u32).filter(|own| (first..=last).contains(own)) {
+        if from < stop {
+            // SAFETY: the program's own call, in parts.
+            result = unsafe { sys::call(nr::CLOSE_RANGE, [from as usize, stop as usize - 1, 0, 0, 0, 0]) };
+        }
+        from = stop + 1;
+    }
+    if from <= last {
+        // SAFETY: as above.
+        result = unsafe { sys::call(nr::CLOSE_RANGE, [from as usize, last as usize, 0, 0, 0, 0]) };
+    }
+    forget();
+    Answer::Asked(result)
+}
+
+/// A child or a thread.
+fn child(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
+    let flags = match number {
+        nr::FORK => 0,
+        nr::VFORK => CLONE_VM | CLONE_VFORK,
+        nr::CLONE => arguments[0],
+        // SAFETY: the C library's structure begins with the flags; null is refused by the kernel.
+        _ => unsafe { (arguments[0] as *const usize).as_ref() }.copied().unwrap_or(0),
+    };
+    if flags & CLONE_THREAD != 0 {
+        return Answer::Pass(Why::NotOurs);
+    }
+    table.release_all();
+    let memory = flags & CLONE_VM != 0;
+    let strange = match (memory, flags & CLONE_VFORK != 0) {
+        (true, true) => flags & CLONE_NAMESPACES != 0 || !process::lend(),
+        (true, false) => true,
+        (false, _) => false,
+    };
+    if strange || flags & CLONE_FILES != 0 {
+        process::turn_off();
+    }
+    Answer::Pass(Why::Shares)
+}

@@ -1,0 +1,10 @@
+//! What becomes of the calls that are looked at. No registers, no ABI here: that is `hooks`' business.
+
+mod calls;
+mod link;
+mod process;
+mod reading;
+mod table;
+
+pub use calls::answer;
+pub use process::{Setting, begin};

@@ -1,0 +1,179 @@
+//! What the process as a whole is like: whether there is a service to go to, whether this is still the process that it was.
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32};
+
+use super::link::Link;
+use super::table::Table;
+use crate::sys;
+
+pub const PATH_BYTES_MAX: usize = 512;
+
+/// Where the service is and what it serves.
+#[derive(Clone, Copy)]
+pub struct Setting {
+    socket: [u8; PATH_BYTES_MAX],
+    socket_length: usize,
+    /// Without a slash at its end: nothing for the root directory.
+    mount: [u8; PATH_BYTES_MAX],
+    mount_length: usize,
+    /// `st_dev` of the mount.
+    device: u64,
+    /// open(2) may be made here: its thread can be cancelled at any place, not at the C library's own instruction only.
+    opens: bool,
+}
+
+impl Setting {
+    pub const fn none() -> Self {
+        Self {
+            socket: [0; PATH_BYTES_MAX],
+            socket_length: 0,
+            mount: [0; PATH_BYTES_MAX],
+            mount_length: 0,
+            device: 0,
+            opens: false,
+        }
+    }
+
+    /// `None` if there is no such socket or mount.
+    pub fn new(socket: &[u8], mount: &[u8], opens: bool) -> Option<Self> {
+        let mut setting = Self { opens, ..Self::none() };
+        let mount = mount.strip_suffix(b"/").unwrap_or(mount);
+        setting.socket.get_mut(..socket.len())?.copy_from_slice(socket);
+        setting.mount.get_mut(..mount.len())?.copy_from_slice(mount);
+        (setting.socket_length, setting.mount_length) = (socket.len(), mount.len());
+        (!socket.is_empty() && socket.len() < PATH_BYTES_MAX && mount.len() + 2 < PATH_BYTES_MAX)
+            .then_some(())?;
+        sys::status_at(&setting.socket)?;
+        setting.device = sys::status_at(&setting.root_path())?.device;
+        Some(setting)
+    }
+
+    /// With a zero byte at its end.
+    fn root_path(&self) -> [u8; PATH_BYTES_MAX] {
+        let mut path = self.mount;
+        if self.mount_length == 0 {
+            path[0] = b'/';
+        }
+        path
+    }
+
+    /// What is below our mount, relative to it.
+    pub fn inside<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
+        path.strip_prefix(&self.mount[..self.mount_length])?
+            .strip_prefix(b"/")
+            .filter(|rest| !rest.is_empty())
+    }
+
+    pub fn device(&self) -> u64 {
+        self.device
+    }
+
+    pub fn opens(&self) -> bool {
+        self.opens
+    }
+
+    pub fn connect(&self) -> Option<polytropo_client::Channel> {
+        let root = sys::open(&self.root_path(), sys::O_PATH | sys::O_DIRECTORY, 0);
+        let root = i32::try_from(root).ok().filter(|root| *root >= 0)?;
+        let channel = polytropo_client::Channel::connect(&self.socket[..self.socket_length], root).ok();
+        sys::close(root);
+        channel
+    }
+}
+
+struct Once(UnsafeCell<Setting>);
+// SAFETY: written before the program has threads and before anything reads it.
+unsafe impl Sync for Once {}
+
+static SETTING: Once = Once(UnsafeCell::new(Setting::none()));
+static TABLE: AtomicPtr<Table> = AtomicPtr::new(core::ptr::null_mut());
+static PROCESS: AtomicU32 = AtomicU32::new(0);
+/// Something happened after which nothing is known any more.
+static OFF: AtomicBool = AtomicBool::new(false);
+pub static LINK: Link = Link::new();
+
+/// Threads that wait in vfork(2) while a child uses their memory.
+const BORROWED_MAX: usize = 8;
+static BORROWED: [AtomicU32; BORROWED_MAX] = [const { AtomicU32::new(0) }; BORROWED_MAX];
+static BORROWED_COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// To be called before there are threads.
+pub fn begin(setting: Setting) {
+    let Some(memory) = sys::map(0, size_of::<Table>()) else { return };
+    // SAFETY: the mapping was made just now.
+    if !unsafe { sys::wipe_on_fork(memory, size_of::<Table>()) } {
+        return;
+    }
+    // SAFETY: see `Once`.
+    unsafe { *SETTING.0.get() = setting };
+    let table = memory as *mut Table;
+    // SAFETY: zeroed memory of that size, page-aligned; a zeroed table is one.
+    unsafe { (*table).alive.store(1, Relaxed) };
+    PROCESS.store(sys::process(), Relaxed);
+    TABLE.store(table, Release);
+}
+
+pub fn setting() -> &'static Setting {
+    // SAFETY: never written after `begin`.
+    unsafe { &*SETTING.0.get() }
+}
+
+/// From now on everything is the kernel's.
+pub fn turn_off() {
+    if let Some(table) = table() {
+        table.release_all();
+    }
+    OFF.store(true, Release);
+}
+
+/// The table, if it may be used now.
+#[inline]
+pub fn table() -> Option<&'static Table> {
+    // SAFETY: null, or the mapping of `begin`, which is never unmapped.
+    let table = unsafe { TABLE.load(Acquire).as_ref() }?;
+    if table.alive.load(Acquire) == 0 {
+        begin_in_child(table);
+    }
+    if OFF.load(Acquire) || (BORROWED_COUNT.load(Acquire) != 0 && is_borrower()) {
+        return None;
+    }
+    Some(table)
+}
+
+#[cold]
+fn begin_in_child(table: &Table) {
+    // The child has one thread; a signal handler may come in between, and does without.
+    LINK.forget();
+    BORROWED.iter().for_each(|thread| thread.store(0, Relaxed));
+    BORROWED_COUNT.store(0, Relaxed);
+    PROCESS.store(sys::process(), Relaxed);
+    crate::trace::reset();
+    table.alive.store(1, Release);
+}
+
+/// The calling thread is about to lend the process's memory to a child. False if too many do.
+pub fn lend() -> bool {
+    let thread = sys::thread();
+    let free = BORROWED.iter().any(|place| place.compare_exchange(0, thread, AcqRel, Relaxed).is_ok());
+    if free {
+        BORROWED_COUNT.fetch_add(1, AcqRel);
+    }
+    free
+}
+
+/// Whether this is a child in borrowed memory; if it is the lender, who is back, the loan is over.
+#[cold]
+fn is_borrower() -> bool {
+    if sys::process() != PROCESS.load(Relaxed) {
+        return true;
+    }
+    let thread = sys::thread();
+    for place in &BORROWED {
+        if place.compare_exchange(thread, 0, AcqRel, Relaxed).is_ok() {
+            BORROWED_COUNT.fetch_sub(1, AcqRel);
+        }
+    }
+    false
+}

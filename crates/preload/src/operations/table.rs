@@ -1,0 +1,166 @@
+//! What is known of the program's descriptors.
+//!
+//! Each is a real one of the kernel's; what we keep beside it only tells where its bytes may be read without a call. So whatever
+//! we do not know is done by the kernel, rightly. The one thing that the kernel may not know is the offset of a file that this process has opened
+//! and nobody shares (*held*): it is handed over before anything but read(2) and lseek(2) can see it, and never taken again.
+//!
+//! The table is wiped in a forked child, where it begins anew.
+
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+
+use crate::sys;
+
+/// Descriptors with higher numbers are the kernel's alone.
+pub const DESCRIPTORS_MAX: usize = 4096;
+
+/// What a descriptor is, as far as we looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    Unknown = 0,
+    /// A regular file of our mount.
+    Ours = 1,
+    /// Anything else, or one that cannot be read here.
+    Foreign = 2,
+}
+
+const KIND_BITS: u32 = 8;
+const HELD: u64 = 1 << 63;
+const OFFSET_BITS: u32 = 48;
+const OFFSET_MASK: u64 = (1 << OFFSET_BITS) - 1;
+
+/// One descriptor's. Zeroed: unknown.
+#[repr(C)]
+pub struct Entry {
+    /// Kind below, generation above: it changes with each end of the descriptor.
+    kind: AtomicU32,
+    reads: AtomicU32,
+    /// [`HELD`], some of the generation, the offset.
+    offset: AtomicU64,
+    /// The client's number of the open file; 0 without one.
+    file: AtomicU64,
+}
+
+/// An offset that is held: as it was when it was looked at.
+#[derive(Clone, Copy)]
+pub struct Held(u64);
+
+impl Held {
+    pub fn offset(self) -> u64 {
+        self.0 & OFFSET_MASK
+    }
+}
+
+impl Entry {
+    pub fn generation(&self) -> u32 {
+        self.kind.load(Acquire) >> KIND_BITS
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self.kind.load(Acquire) & ((1 << KIND_BITS) - 1) {
+            1 => Kind::Ours,
+            2 => Kind::Foreign,
+            _ => Kind::Unknown,
+        }
+    }
+
+    /// Notes what the descriptor is, unless it has ended since.
+    pub fn set_kind(&self, generation: u32, kind: Kind) {
+        let _ = self.kind.fetch_update(AcqRel, Relaxed, |word| {
+            (word >> KIND_BITS == generation).then_some(generation << KIND_BITS | kind as u32)
+        });
+    }
+
+    /// The descriptor is about to end, or just has: nothing that is known counts. The file that was open for it.
+    pub fn clear(&self) -> u64 {
+        let _ = self
+            .kind
+            .fetch_update(AcqRel, Relaxed, |word| Some((word >> KIND_BITS).wrapping_add(1) << KIND_BITS));
+        self.offset.store(0, Release);
+        self.reads.store(0, Relaxed);
+        self.file.swap(0, AcqRel)
+    }
+
+    /// The descriptor was opened just now, by this process alone, at its beginning.
+    pub fn hold(&self) {
+        let generation = u64::from(self.generation()) << OFFSET_BITS;
+        self.offset.store(HELD | (generation & !HELD & !OFFSET_MASK), Release);
+    }
+
+    pub fn held(&self) -> Option<Held> {
+        let word = self.offset.load(Acquire);
+        (word & HELD != 0).then_some(Held(word))
+    }
+
+    /// Moves a held offset; false if somebody else did, or it is held no longer.
+    pub fn advance(&self, from: Held, to: u64) -> bool {
+        let word = from.0 & !OFFSET_MASK | to;
+        to <= OFFSET_MASK && self.offset.compare_exchange(from.0, word, AcqRel, Relaxed).is_ok()
+    }
+
+    /// Gives a held offset to the kernel, for good.
+    pub fn release(&self, descriptor: usize) {
+        while let Some(held) = self.held() {
+            // Nobody uses the kernel's offset while this one is held.
+            // SAFETY: concerns no memory.
+            unsafe { sys::call(sys::nr::LSEEK, [descriptor, held.offset() as usize, 0, 0, 0, 0]) };
+            if self.offset.compare_exchange(held.0, 0, AcqRel, Relaxed).is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Counts a read.
+    pub fn count_read(&self) -> u32 {
+        self.reads.fetch_add(1, Relaxed)
+    }
+
+    pub fn file(&self) -> Option<u64> {
+        Some(self.file.load(Acquire)).filter(|file| *file != 0)
+    }
+
+    /// Keeps a file for the descriptor; false if it has ended since, or another thread was faster.
+    pub fn keep_file(&self, generation: u32, file: u64) -> bool {
+        if self.file.compare_exchange(0, file, AcqRel, Relaxed).is_err() {
+            return false;
+        }
+        if self.generation() == generation {
+            return true;
+        }
+        // Ended meanwhile: whoever swaps it out closes it.
+        self.file.compare_exchange(file, 0, AcqRel, Relaxed).is_err()
+    }
+}
+
+/// In memory that is wiped in a forked child.
+#[repr(C)]
+pub struct Table {
+    /// 0 in a child that has not looked at it yet.
+    pub alive: AtomicU32,
+    /// One more than the highest descriptor that was ever held.
+    highest: AtomicUsize,
+    entries: [Entry; DESCRIPTORS_MAX],
+}
+
+impl Table {
+    pub fn entry(&self, descriptor: usize) -> Option<&Entry> {
+        // Of a descriptor only the low 32 bits count.
+        self.entries.get(descriptor as u32 as usize)
+    }
+
+    pub fn hold(&self, descriptor: usize) {
+        if let Some(entry) = self.entry(descriptor) {
+            entry.hold();
+            self.highest.fetch_max(descriptor + 1, AcqRel);
+        }
+    }
+
+    /// Gives all held offsets to the kernel: others are about to share open files.
+    pub fn release_all(&self) {
+        let highest = self.highest.load(Acquire).min(DESCRIPTORS_MAX);
+        for (descriptor, entry) in self.entries[..highest].iter().enumerate() {
+            entry.release(descriptor);
+        }
+    }
+}
