@@ -52,6 +52,18 @@ def test_full_and_empty_are_the_standard_ones(queue: Queue) -> None:
     assert [queue.get() for _ in range(8)] == [b"%d" % number for number in range(8)]
 
 
+def test_arguments_are_those_of_the_standard_queues(queue: Queue) -> None:
+    assert queue.empty() and not queue.full()
+    for _ in range(8):
+        queue.put(b"x", True, 1)
+    assert queue.full() and queue.qsize() == 8
+    with pytest.raises(Full):
+        queue.put(b"x", False)
+    assert [queue.get(True, 1.0) for _ in range(8)] == [b"x"] * 8
+    with pytest.raises(Empty):
+        queue.get(False, WAIT_S)
+
+
 def test_wrong_arguments_are_refused(queue: Queue) -> None:
     with pytest.raises(ValueError, match="larger than the queue's items"):
         queue.put(b"x" * 65)
@@ -63,6 +75,8 @@ def test_wrong_arguments_are_refused(queue: Queue) -> None:
         queue.put("text")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="timeout"):
         queue.get(timeout=float("inf"))
+    with pytest.raises(ValueError, match="timeout"):
+        queue.put(b"x", timeout=-1)
     with Path(os.devnull).open("rb") as other, pytest.raises((ValueError, OSError)):
         Queue.from_descriptor(other.fileno())
     with pytest.raises(FileNotFoundError):

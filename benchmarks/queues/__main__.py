@@ -20,6 +20,7 @@ from benchmarks.queues import python_queues
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MEASURES = ("items_per_s", "cpu_ns_per_item")
+WAITS = ("sleeps_per_item", "wakes_per_item", "vain_spins_per_item")
 TIMES = ("put", "get", "transfer")
 
 
@@ -27,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench-queues", description=__doc__)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--run-ms", type=int, default=150)
+    parser.add_argument("--run-ms", type=int, default=120)
     parser.add_argument("--threads", default="1,2,4,8,16,32,64")
     parser.add_argument("--sizes", default="8,64,4096")
     parser.add_argument("--python-items", type=int, default=20_000)
@@ -75,7 +76,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 def _summary(measured: dict[str, Any]) -> dict[str, Any]:
     runs = measured["runs"]
     summary = {name: value for name, value in measured.items() if name != "runs"}
-    for measure in MEASURES:
+    for measure in (*MEASURES, *(name for name in WAITS if name in runs[0])):
         summary[measure] = _spread([run[measure] for run in runs])
     for kind in TIMES:
         if kind in runs[0]:

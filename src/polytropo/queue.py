@@ -55,11 +55,18 @@ class Stats(NamedTuple):
 
 
 class Queue:
-    """A queue of at most `capacity` items (a power of two) of at most `item_size` bytes.
+    """A queue of at most `capacity` items (a power of two from 2 to 2**20) of at most `item_size` bytes each.
 
-    Without a name it reaches other processes as an argument of `multiprocessing.Process`, or by its
-    descriptor (`fileno`, `Queue.from_descriptor`). With a name, `Queue.attach(name)` finds it, until its
-    maker releases it.
+    Items are bytes: `put` takes whatever has a buffer, `get` gives `bytes`. Without a name the queue reaches
+    other processes as an argument of `multiprocessing.Process`, or by its descriptor (`fileno`,
+    `Queue.from_descriptor`). With a name, of 1 to 200 letters, digits, dots, underscores and hyphens,
+    `Queue.attach(name)` finds it, for processes of the same user, until its maker releases it.
+
+    Used with `with`, the maker closes the queue for all at the end, and everyone releases it. Threads may
+    share a `Queue`; a child of `fork` becomes a participant of its own at the first use.
+
+    Raises ValueError if a number or the name is out of its range, FileExistsError if the name is taken, and
+    MemoryError or OSError if the memory is not to be had.
     """
 
     def __init__(self, capacity: int, item_size: int, *, name: str | None = None) -> None:
@@ -69,7 +76,11 @@ class Queue:
 
     @classmethod
     def attach(cls, name: str) -> Self:
-        """Takes part in the queue of that name."""
+        """Takes part in the queue of that name.
+
+        Raises FileNotFoundError if there is none, and ValueError if what is there is no queue, or another
+        version's.
+        """
         return cls._of(_native.Queue.attach(name), name)
 
     @classmethod
@@ -86,41 +97,60 @@ class Queue:
         queue._native, queue._name, queue._maker = native, name, None
         return queue
 
-    def put(self, item: "Buffer", *, timeout: float | None = None) -> None:
-        """Puts `item` in; raises Full if there is no room for `timeout` seconds (None: waits)."""
+    def put(self, item: "Buffer", block: bool = True, timeout: float | None = None) -> None:
+        """Puts `item` in, and waits for room, for ever or for `timeout` seconds.
+
+        Raises Full if there was no room in that time, or now if `block` is false; Closed if the queue is
+        closed, also while it waits; ValueError if the item has more than `item_size` bytes; Damaged.
+        """
         try:
-            self._native.put(item, timeout)
+            self._native.put(item, _patience(block, timeout))
         except _native.Full:
             raise Full from None
         except (_native.Closed, _native.Damaged) as error:
             raise _translated(error) from None
 
     def put_nowait(self, item: "Buffer") -> None:
-        """Puts `item` in, or raises Full."""
-        self.put(item, timeout=0.0)
+        """Puts `item` in, or raises Full; otherwise as `put`."""
+        self.put(item, False)
 
-    def get(self, *, timeout: float | None = None) -> bytes:
-        """Takes an item; raises Empty if there is none for `timeout` seconds (None: waits).
+    def get(self, block: bool = True, timeout: float | None = None) -> bytes:
+        """Takes the next item, and waits for one, for ever or for `timeout` seconds.
 
-        Raises Closed if the queue is closed and nothing is left.
+        Raises Empty if there was none in that time, or now if `block` is false; Closed if the queue is closed
+        and nothing is left; Damaged.
         """
         try:
-            return self._native.get(timeout)
+            return self._native.get(_patience(block, timeout))
         except _native.Empty:
             raise Empty from None
         except (_native.Closed, _native.Damaged) as error:
             raise _translated(error) from None
 
     def get_nowait(self) -> bytes:
-        """Takes an item, or raises Empty."""
-        return self.get(timeout=0.0)
+        """Takes the next item, or raises Empty; otherwise as `get`."""
+        return self.get(False)
+
+    def qsize(self) -> int:
+        """How many items were there a moment ago, as `len`."""
+        return len(self._native)
+
+    def empty(self) -> bool:
+        """Whether nothing was there a moment ago."""
+        return self.qsize() == 0
+
+    def full(self) -> bool:
+        """Whether there was no room a moment ago."""
+        return self.qsize() >= self.capacity
 
     def close(self) -> None:
-        """Ends the queue for all: nothing goes in any more, what is in it can still be taken."""
+        """Ends the queue for all: nothing goes in any more, what is in it can still be taken. Wakes who
+        waits."""
         self._native.close()
 
     def release(self) -> None:
-        """Ends this process's part in the queue. The maker's release also takes the name away."""
+        """Ends this process's part in the queue, whose further use raises Closed. The maker's also takes the
+        name away."""
         maker, self._maker = self._maker, None
         if maker == os.getpid() and self._name is not None:
             _native.Queue.unlink(self._name)
@@ -131,10 +161,11 @@ class Queue:
         return self._native.reap()[0]
 
     def stats(self) -> Stats:
+        """What was done with the queue so far, by all processes."""
         return Stats(*self._native.stats())
 
     def fileno(self) -> int:
-        """The descriptor of the queue's memory."""
+        """The descriptor of the queue's memory; it stays the queue's."""
         return self._native.fileno()
 
     def __len__(self) -> int:
@@ -145,18 +176,22 @@ class Queue:
 
     @property
     def closed(self) -> bool:
+        """Whether someone has closed the queue."""
         return self._native.is_closed()
 
     @property
     def name(self) -> str | None:
+        """What others attach by, if anything."""
         return self._name
 
     @property
     def capacity(self) -> int:
+        """How many items the queue holds."""
         return self._native.capacity
 
     @property
     def item_size(self) -> int:
+        """Bytes of the largest item."""
         return self._native.item_size
 
     def __enter__(self) -> Self:
@@ -187,6 +222,14 @@ class Queue:
             return self.fileno()
         except _native.Closed:
             return None
+
+
+def _patience(block: bool, timeout_s: float | None) -> float | None:
+    if not block:
+        return 0.0
+    if timeout_s is not None and timeout_s < 0:
+        raise ValueError(f"a timeout is not negative, but this one is {timeout_s} s")
+    return timeout_s
 
 
 class _Duplicate(Protocol):

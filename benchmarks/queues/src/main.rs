@@ -17,7 +17,7 @@ struct Arguments {
     #[arg(long)]
     output: std::path::PathBuf,
     /// Milliseconds of one run.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 120)]
     run_ms: u64,
     /// Runs of every combination; the rivals take turns.
     #[arg(long, default_value_t = 5)]
@@ -77,9 +77,8 @@ fn queues(size: usize) -> Vec<(&'static str, Run)> {
                 ("RCQS", run::<[u64; 1], ours::Single<2>> as Run),
                 ("RCQS, free lanes", run::<[u64; 1], ours::Single<2, { ours::FREE }>>),
                 ("RCQS, one lane", run::<[u64; 1], ours::Single<1>>),
-                ("RCQS, spread", run::<[u64; 1], ours::Single<2, 64, false>>),
-                ("RCQS, free lanes, spread", run::<[u64; 1], ours::Single<2, { ours::FREE }, false>>),
-                ("RCQS, one lane, spread", run::<[u64; 1], ours::Single<1, 64, false>>),
+                ("RCQS, skew 64", run::<[u64; 1], ours::Single<2, 64>>),
+                ("RCQS, one lane, own lines", run::<[u64; 1], ours::Single<1, 1, false>>),
                 ("RCQD", run::<[u64; 1], ours::Double<2>>),
                 ("RCQD, one lane", run::<[u64; 1], ours::Double<1>>),
             ]);
@@ -130,11 +129,13 @@ fn show(queue: &str, method: Method, threads: usize, size: usize, runs: &[Outcom
         values.get(values.len() / 2).copied().unwrap_or(0.0)
     };
     eprintln!(
-        "{size:5} B {method:?} {threads:3} threads {queue:22} {:7.3} M/s {:8.1} cpu ns/item; median ns: put {:7.1} get {:7.1} transfer {:9.1}",
+        "{size:5} B {method:?} {threads:3} threads {queue:22} {:7.3} M/s {:8.1} cpu ns/item; median ns: put {:7.1} get {:7.1} transfer {:9.1}; sleeps {:.4} wakes {:.4}",
         median(|outcome| outcome.items_per_s) / 1e6,
         median(|outcome| outcome.cpu_ns_per_item),
         median(|outcome| outcome.put.median_ns),
         median(|outcome| outcome.get.median_ns),
         median(|outcome| outcome.transfer.median_ns),
+        median(|outcome| outcome.sleeps_per_item),
+        median(|outcome| outcome.wakes_per_item),
     );
 }

@@ -26,6 +26,9 @@ pub struct Percentiles {
 pub struct Outcome {
     pub items_per_s: f64,
     pub cpu_ns_per_item: f64,
+    pub sleeps_per_item: f64,
+    pub wakes_per_item: f64,
+    pub vain_spins_per_item: f64,
     pub put: Percentiles,
     pub get: Percentiles,
     /// From the call that puts to the return of the call that takes.
@@ -270,9 +273,13 @@ pub fn run<T: Item, Q: Queue<T>>(
         let gather = |of: fn(&mut Samples) -> &mut Vec<u32>, all: &mut Vec<Samples>| {
             percentiles(all.iter_mut().flat_map(|samples| std::mem::take(of(samples))).collect(), machine)
         };
+        let [sleeps, wakes, spins] = queue.waits().map(|count| count as f64 / items.max(1) as f64);
         Outcome {
             items_per_s: items as f64 / seconds,
             cpu_ns_per_item: cpu_ns as f64 / items.max(1) as f64,
+            sleeps_per_item: sleeps,
+            wakes_per_item: wakes,
+            vain_spins_per_item: spins,
             put: gather(|samples| &mut samples.put, &mut all),
             get: gather(|samples| &mut samples.get, &mut all),
             transfer: gather(|samples| &mut samples.transfer, &mut all),

@@ -46,6 +46,11 @@ impl<T: Item, Q: Tries<T>> Queue<T> for Waited<Q> {
         let inner = self.queue.handle(thread);
         WaitedHandle { shared: self, inner, spin: Spin::default(), operations: OPERATIONS_PER_LOOK, cpu: 0 }
     }
+
+    fn waits(&self) -> [u64; 3] {
+        let statistics = &self.statistics;
+        [&statistics.sleeps, &statistics.wakes, &statistics.spins_in_vain].map(|count| count.load(Relaxed))
+    }
 }
 
 pub struct WaitedHandle<'a, Q, H> {

@@ -204,10 +204,9 @@ impl Queue {
     fn get<'py>(&self, py: Python<'py>, timeout_s: Option<f64>) -> PyResult<Bound<'py, PyBytes>> {
         self.with_part(|part| {
             let mut handle = part.handle();
-            // SAFETY: while the item is read it is at that address and that long; others that scribble there change bytes only.
-            let bytes = |item: *const u8, length| unsafe {
-                PyBytes::new(py, std::slice::from_raw_parts(item, length))
-            };
+            // SAFETY: while the item is read it is at that address and that long; others that scribble there change bytes only, of
+            // which no reference is made.
+            let bytes = |item: *const u8, length| unsafe { PyBytes::from_ptr(py, item, length) };
             match handle.try_get_with(bytes) {
                 Err(Error::Empty) if timeout_s != Some(0.0) => {}
                 outcome => {

@@ -77,9 +77,41 @@ impl<'a, C: Cell> Lanes<'a, C> {
         }
     }
 
+    /// Most often the lane is merely too far ahead of the others, and one of them does.
     #[cold]
     #[inline(never)]
     fn search<O: Operation<C>>(&self, choice: &mut Choice, operation: &mut O) -> Result<O::Output, Refusal> {
+        if let Some(lead) = self.lead(choice.lane, 0, O::end) {
+            match self.follow(lead, choice, operation) {
+                Err(refusal) if refusal != Refusal::Corrupt => {}
+                outcome => return outcome,
+            }
+        }
+        self.search_all(choice, operation)
+    }
+
+    /// Runs the operation where `lead` says, and stays there if that did.
+    #[inline(always)]
+    fn follow<O: Operation<C>>(
+        &self,
+        lead: Lead,
+        choice: &mut Choice,
+        operation: &mut O,
+    ) -> Result<O::Output, Refusal> {
+        let from = if lead.lane == choice.lane { choice.bounds.from } else { 0 };
+        let mut bounds = Bounds { from, limit: lead.limit };
+        let result = operation.run(&self.lane(lead.lane), &mut bounds)?;
+        *choice = Choice { lane: lead.lane, bounds: Bounds { limit: lead.limit_of_all, ..bounds } };
+        Ok(result)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn search_all<O: Operation<C>>(
+        &self,
+        choice: &mut Choice,
+        operation: &mut O,
+    ) -> Result<O::Output, Refusal> {
         let mut refusals = [(Refusal::Beyond, 0); LANES_MAX];
         let mut refused = 0u64;
         for _ in 0..SEARCHES_MAX {

@@ -62,7 +62,8 @@ pub struct Config {
     pub participants: usize,
 }
 
-pub const DEFAULT_SKEW: u32 = 64;
+/// Measured: 64 costs 2-3 % more processor time in pairs, none at all (`u32::MAX`, no bound) 2-4 % less.
+pub const DEFAULT_SKEW: u32 = 256;
 
 impl Config {
     /// One lane: strict order.

@@ -40,6 +40,8 @@ pub trait Queue<T: Item>: Sync + Sized {
         Self: 'a;
     fn new(threads: usize) -> Self;
     fn handle(&self, thread: usize) -> Self::Handle<'_>;
+    /// How often somebody slept, woke others, and spun in vain.
+    fn waits(&self) -> [u64; 3];
 }
 
 pub trait Handle<T> {

@@ -3,7 +3,8 @@
 use super::{CAPACITY, Handle, Item, Queue};
 use polytropo_queue::bytes::BytesHandle;
 use polytropo_queue::cell::{DoubleCell, SingleCell};
-use polytropo_queue::{Config, Deadline, Heap, Rcqb, Rcqd, Rcqs};
+use polytropo_queue::layout::DEFAULT_SKEW;
+use polytropo_queue::{Config, Deadline, Heap, Rcqb, Rcqd, Rcqs, Stats};
 
 /// No bound: each CPU keeps to its own lane while that has room (items).
 pub const FREE: u32 = u32::MAX;
@@ -12,9 +13,15 @@ fn config<const LANES: usize>(item_size: usize, skew: u32, packed: bool) -> Conf
     Config { lanes: LANES, item_size, skew, packed, ..Config::strict(CAPACITY) }
 }
 
+fn waits(stats: Stats) -> [u64; 3] {
+    [stats.sleeps, stats.wakes, stats.spins_in_vain]
+}
+
 macro_rules! words {
     ($name:ident, $queue:ty, $cell:ty) => {
-        pub struct $name<const LANES: usize, const SKEW: u32 = 64, const PACKED: bool = true>($queue);
+        pub struct $name<const LANES: usize, const SKEW: u32 = DEFAULT_SKEW, const PACKED: bool = true>(
+            $queue,
+        );
 
         impl<const LANES: usize, const SKEW: u32, const PACKED: bool> Queue<[u64; 1]>
             for $name<LANES, SKEW, PACKED>
@@ -26,14 +33,17 @@ macro_rules! words {
             fn handle(&self, _: usize) -> Self::Handle<'_> {
                 self.0.handle()
             }
+            fn waits(&self) -> [u64; 3] {
+                waits(self.0.stats())
+            }
         }
 
         impl Handle<[u64; 1]> for polytropo_queue::Handle<'_, $cell> {
-            #[inline]
+            #[inline(always)]
             fn put(&mut self, item: [u64; 1]) {
                 self.enqueue(item[0], Deadline::Never).expect("the queue is open");
             }
-            #[inline]
+            #[inline(always)]
             fn get(&mut self) -> [u64; 1] {
                 [self.dequeue(Deadline::Never).expect("the queue is open")]
             }
@@ -48,10 +58,13 @@ pub struct Bytes<const LANES: usize, const PACKED: bool = true>(Rcqb<Heap>);
 impl<const N: usize, const LANES: usize, const PACKED: bool> Queue<[u64; N]> for Bytes<LANES, PACKED> {
     type Handle<'a> = BytesHandle<'a>;
     fn new(_: usize) -> Self {
-        Self(Rcqb::new(&config::<LANES>(N * 8, 64, PACKED)).expect("the configuration is right"))
+        Self(Rcqb::new(&config::<LANES>(N * 8, DEFAULT_SKEW, PACKED)).expect("the configuration is right"))
     }
     fn handle(&self, _: usize) -> Self::Handle<'_> {
         self.0.handle()
+    }
+    fn waits(&self) -> [u64; 3] {
+        waits(self.0.stats())
     }
 }
 
