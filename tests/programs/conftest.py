@@ -68,16 +68,17 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
 
 @pytest.fixture(params=["dir-ordinary", "union-root"])
 def desk(request: pytest.FixtureRequest, isolated: Isolated) -> Iterator[Desk]:
-    yield from _desk(isolated, str(request.param))
+    yield from desk_named(isolated, str(request.param))
 
 
 @pytest.fixture(params=["dir-root", "union-ordinary"])
 def other_desk(request: pytest.FixtureRequest, isolated: Isolated) -> Iterator[Desk]:
     """The other half of kinds and users."""
-    yield from _desk(isolated, str(request.param))
+    yield from desk_named(isolated, str(request.param))
 
 
-def _desk(isolated: Isolated, name: str) -> Iterator[Desk]:
+def desk_named(isolated: Isolated, name: str) -> Iterator[Desk]:
+    """A desk on the stack and for the user in its name: "union-ordinary"."""
     kind, _, user = name.partition("-")
     mounted = mount(isolated, kind)
     directory = mounted.at / "desk"
