@@ -9,6 +9,7 @@
 #![no_std]
 
 mod arena;
+mod changes;
 mod channel;
 mod connect;
 mod files;
@@ -16,6 +17,7 @@ mod operations;
 pub mod sys;
 mod windows;
 
+pub use changes::Time;
 pub use channel::{Channel, Counters};
 pub use connect::Refused;
 pub use files::File;

@@ -20,7 +20,7 @@ pub enum At {
 }
 
 impl At {
-    fn word(self) -> u64 {
+    pub(crate) fn word(self) -> u64 {
         match self {
             Self::Root => 0,
             Self::File(file) => file.0,
@@ -45,12 +45,12 @@ impl Reply {
     }
 
     /// A count that is at most `limit`.
-    fn count(&self, limit: usize) -> Result<usize> {
+    pub(crate) fn count(&self, limit: usize) -> Result<usize> {
         usize::try_from(self.words[0]).ok().filter(|count| *count <= limit).ok_or(Error::Errno(EPROTO))
     }
 }
 
-fn put_path(claim: &Claim<'_>, at: usize, path: &[u8]) -> Result<u64> {
+pub(crate) fn put_path(claim: &Claim<'_>, at: usize, path: &[u8]) -> Result<u64> {
     if path.len() > PATH_BYTES_MAX {
         return Err(Error::Errno(ENAMETOOLONG));
     }

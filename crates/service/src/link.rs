@@ -32,6 +32,7 @@ pub enum Task {
         roots: usize,
         cache_bytes: u64,
         passthrough: bool,
+        channel_writes: bool,
     },
     /// Open a channel for a program. Descriptors: its socket, the process, its mount table, what is mounted inside.
     Connect { request: u64, door: u64, newcomer: Newcomer },

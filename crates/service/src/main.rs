@@ -61,6 +61,9 @@ struct KeeperArguments {
     /// How much memory cached bytes may take that programs share with the service.
     #[arg(long, default_value_t = 256 << 20)]
     cache_bytes: u64,
+    /// Let programs write through shared memory. Then the kernel holds back no writes of other programs.
+    #[arg(long)]
+    channel_writes: bool,
     /// The tenant's name, for mount tables and logs.
     #[arg(long)]
     tenant: Option<String>,
@@ -110,6 +113,7 @@ fn run_keeper(arguments: KeeperArguments) -> ExitCode {
         tenant: arguments.tenant,
         rootless: arguments.rootless,
         cache_bytes: arguments.cache_bytes,
+        channel_writes: arguments.channel_writes,
         devices,
     };
     match keeper::run(config) {

@@ -63,7 +63,7 @@ operations! {
     Truncate = 9,
     /// file, 1 for data only
     Sync = 10,
-    /// file, position (0: from the beginning) -> bytes, next position; entries in the area as getdents64(2) writes them
+    /// file, position (0: from the beginning), room -> bytes, next position; entries in the area as getdents64(2) writes them
     ReadDirectory = 11,
     /// at, path bytes, mode, umask
     MakeDirectory = 12,

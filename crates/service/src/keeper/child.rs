@@ -225,8 +225,15 @@ impl Child {
         let (request, answer) = self.expect();
         let (cache_bytes, passthrough) = (windows.cache_bytes, passing.is_some());
         let roots_count = roots.len();
-        let task =
-            Task::Serve { request, door, document_bytes, roots: roots_count, cache_bytes, passthrough };
+        let task = Task::Serve {
+            request,
+            door,
+            document_bytes,
+            roots: roots_count,
+            cache_bytes,
+            passthrough,
+            channel_writes: windows.channel_writes,
+        };
         let sent = {
             let _together = self.sending.lock();
             let mut first = vec![document.as_fd(), windows.own.as_fd(), windows.shown.as_fd()];
@@ -321,13 +328,19 @@ impl Child {
     }
 
     /// A place for the windows of one door.
-    pub fn window_place(&self, door: u64, cache_bytes: u64) -> Result<WindowPlace, Refusal> {
+    pub fn window_place(
+        &self,
+        door: u64,
+        cache_bytes: u64,
+        channel_writes: bool,
+    ) -> Result<WindowPlace, Refusal> {
         let cannot = |errno| Refusal::of(errno, "memory for cached bytes cannot be mounted");
         if self.windows.get().is_none() {
             let _ = self.windows.set(WindowStore::make(self.ids).map_err(cannot)?);
         }
         let store = self.windows.get().ok_or(Errno::AGAIN).map_err(cannot)?;
-        store.place(door, cache_bytes).map_err(cannot)
+        let place = store.place(door, cache_bytes).map_err(cannot)?;
+        Ok(WindowPlace { channel_writes, ..place })
     }
 
     pub fn namespace(&self) -> Option<&OwnedFd> {

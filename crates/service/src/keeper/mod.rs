@@ -35,6 +35,8 @@ pub struct Config {
     pub rootless: bool,
     /// How much memory windows may take.
     pub cache_bytes: u64,
+    /// Programs may write through channels; the kernel then holds back no writes and asks for each open.
+    pub channel_writes: bool,
     /// Opened `/dev/fuse`s for the first mounts.
     pub devices: Vec<OwnedFd>,
 }

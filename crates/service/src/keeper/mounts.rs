@@ -182,7 +182,7 @@ impl Keeper {
             false => None,
         };
         let attached = worker
-            .window_place(door, self.config.cache_bytes)
+            .window_place(door, self.config.cache_bytes, self.config.channel_writes)
             .and_then(|windows| {
                 worker.serve(door, (&sealed, length), &windows, passing.as_ref(), &devices, &copies)
             })

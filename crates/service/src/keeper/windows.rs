@@ -23,6 +23,8 @@ pub struct WindowPlace {
     pub shown: OwnedFd,
     /// 0: programs cannot see windows.
     pub cache_bytes: u64,
+    /// Programs may write through channels.
+    pub channel_writes: bool,
 }
 
 impl WindowStore {
@@ -46,11 +48,11 @@ impl WindowStore {
         rustix::fs::chownat(&own, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
         rustix::fs::fchmod(&own, Mode::from_raw_mode(0o711))?;
         match read_only_view(&own) {
-            Ok(shown) => Ok(WindowPlace { own, shown, cache_bytes }),
+            Ok(shown) => Ok(WindowPlace { own, shown, cache_bytes, channel_writes: false }),
             Err(errno) => {
                 // Before Linux 6.15 a mount that is nowhere cannot be copied.
                 log::info!("programs get cached bytes by request only: {errno}");
-                Ok(WindowPlace { own, shown: mount_tmpfs(false)?, cache_bytes: 0 })
+                Ok(WindowPlace { own, shown: mount_tmpfs(false)?, cache_bytes: 0, channel_writes: false })
             }
         }
     }

@@ -72,9 +72,17 @@ fn serve(link: &Arc<Link>) -> rustix::io::Result<()> {
     let mut doors = Doors::new(link.clone());
     while let Some((task, descriptors)) = link.receive::<Task>()? {
         match task {
-            Task::Serve { request, door, document_bytes, roots, cache_bytes, passthrough } => {
+            Task::Serve {
+                request,
+                door,
+                document_bytes,
+                roots,
+                cache_bytes,
+                passthrough,
+                channel_writes,
+            } => {
                 let roots = receive_roots(link, roots)?;
-                let given = Given { descriptors, document_bytes, cache_bytes, passthrough };
+                let given = Given { descriptors, document_bytes, cache_bytes, passthrough, channel_writes };
                 let problem = doors.serve(door, given, roots).err();
                 link.send(&Report::Done { request, problem }, &[])?;
             }

@@ -74,6 +74,8 @@ pub struct Given {
     pub document_bytes: usize,
     pub cache_bytes: u64,
     pub passthrough: bool,
+    /// Programs may write through channels.
+    pub channel_writes: bool,
 }
 
 /// What it takes to open a door.
@@ -88,6 +90,7 @@ struct Plan {
     budget: Arc<Budget>,
     /// The way to the keeper that registers files with the kernel.
     passthrough: Option<OwnedFd>,
+    channel_writes: bool,
 }
 
 impl Doors {
@@ -114,7 +117,19 @@ impl Doors {
         let windows = WindowDirectories { own, shown, usable: cache_bytes > 0 };
         // One budget for all doors.
         let budget = self.budget.get_or_insert_with(|| Budget::new(cache_bytes)).clone();
-        let plan = Plan { number, id, document, roots, device, spare_devices, windows, budget, passthrough };
+        let channel_writes = given.channel_writes;
+        let plan = Plan {
+            number,
+            id,
+            document,
+            roots,
+            device,
+            spare_devices,
+            windows,
+            budget,
+            passthrough,
+            channel_writes,
+        };
         let (link, stacks, open) = (self.link.clone(), self.stacks.clone(), self.open.clone());
         let (tell, told) = sync_channel(1);
         // A thread of the door's own, since Landlock confines it, and all that it starts, to this stack.
@@ -206,22 +221,28 @@ impl Plan {
             registrar: Arc::new(KeepersRegistrar::new(socket)),
             size_min_bytes: self.document.passthrough_min_bytes.unwrap_or(SIZE_MIN_BYTES),
         });
+        let modes = Modes::new();
         let options = FuseOptions {
             threads: 1 + self.spare_devices.len(),
             spare_devices: self.spare_devices,
             passthrough,
+            // What the kernel holds back no channel would see, nor would the kernel see what channels write.
+            writeback_cache: !self.channel_writes,
+            stateless_open: !self.channel_writes,
+            modes: Some(modes.clone()),
             ..FuseOptions::default()
         };
+        let door = FuseDoor::start(self.device, stack.clone(), options, self.id)
+            .map_err(|error| format!("the FUSE door {} cannot be opened: {error}", self.number))?;
         let channel_options = ChannelOptions {
-            modes: Modes::new(),
-            kernel_tells: false,
+            modes,
+            kernel_tells: self.channel_writes,
             windows: Some(self.windows),
             budget: self.budget,
+            settle: Some(door.settle()),
         };
-        let channels = ChannelDoor::start(stack.clone(), channel_options, channel_door(self.id))
+        let channels = ChannelDoor::start(stack, channel_options, channel_door(self.id))
             .map_err(|error| format!("the channel door {} cannot be opened: {error}", self.number))?;
-        let door = FuseDoor::start(self.device, stack, options, self.id)
-            .map_err(|error| format!("the FUSE door {} cannot be opened: {error}", self.number))?;
         Ok((Arc::new(door), channels))
     }
 }

@@ -6,6 +6,7 @@
 mod hostile;
 mod reading;
 mod support;
+mod writing;
 
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ const TEST_TIME_MAX: Duration = Duration::from_secs(60);
 type Test = (&'static str, fn());
 
 fn tests() -> Vec<Test> {
-    [reading::TESTS, hostile::TESTS].concat()
+    [reading::TESTS, writing::TESTS, hostile::TESTS].concat()
 }
 
 fn main() -> ExitCode {

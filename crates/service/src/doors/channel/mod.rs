@@ -3,9 +3,11 @@
 //! A program connects at the keeper, which checks who it is; the worker makes its channel ([`memory`]) and serves it ([`driver`]).
 //! A request is copied out of the channel, done ([`operations`]; paths by [`walk`], rights by [`permissions`]) and answered there.
 
+mod changes;
 mod client;
 mod driver;
 mod memory;
+mod names;
 mod operations;
 mod permissions;
 mod walk;
@@ -35,7 +37,11 @@ pub struct ChannelOptions {
     /// Where windows are made, and where programs find them.
     pub windows: Option<WindowDirectories>,
     pub budget: Arc<Budget>,
+    /// Waits until the kernel was told of all changes so far.
+    pub settle: Option<Settle>,
 }
+
+pub type Settle = Box<dyn Fn() + Send + Sync>;
 
 pub struct WindowDirectories {
     pub own: OwnedFd,
@@ -57,9 +63,22 @@ pub struct Shared {
     /// Files are asked for by requests each time, since others change them.
     pub others_change: bool,
     kernel_tells: bool,
+    settle: Option<Settle>,
 }
 
 impl Shared {
+    /// Whether files may be made here: their bytes can be written by nobody whom the door does not hear of.
+    pub fn makes_files(&self) -> bool {
+        self.others_change || self.kernel_tells
+    }
+
+    /// After a change: returns when what the kernel cached of it is gone.
+    pub fn settle(&self) {
+        if let Some(settle) = &self.settle {
+            settle();
+        }
+    }
+
     /// Counts one more open file of `node`, if the kernel has not got it.
     pub fn enter(&self, node: NodeId, wanted: u32) -> Result<Ticket, Failure> {
         self.may_serve(node)?;
@@ -88,12 +107,12 @@ impl Shared {
 }
 
 /// Hears of changes through other doors. Holds the door weakly, because stacks outlive doors.
-struct Listener(Weak<Shared>, DoorId);
+struct Listener(Weak<Shared>);
 
 impl Observer for Listener {
-    fn changed(&self, change: Change<'_>, origin: DoorId) {
-        let Some(shared) = self.0.upgrade() else { return };
-        if let (Change::Inode { node }, false) = (change, origin == self.1) {
+    fn changed(&self, change: Change<'_>, _origin: DoorId) {
+        // What this door changed itself is no exception: told before it is acknowledged.
+        if let (Change::Inode { node }, Some(shared)) = (change, self.0.upgrade()) {
             shared.windows.changed(node);
         }
     }
@@ -133,11 +152,12 @@ impl ChannelDoor {
             read_only: !stack.capabilities().contains(Capabilities::WRITE),
             others_change: coherence == Coherence::Shared,
             kernel_tells: options.kernel_tells,
+            settle: options.settle,
             modes: options.modes,
             stack,
             id,
         });
-        shared.stack.observe(Arc::new(Listener(Arc::downgrade(&shared), id)));
+        shared.stack.observe(Arc::new(Listener(Arc::downgrade(&shared))));
         let watcher: Weak<Shared> = Arc::downgrade(&shared);
         if !shared.modes.watch(watcher) {
             log::debug!("channel door {}: another door of the stack watches its modes", id.0);

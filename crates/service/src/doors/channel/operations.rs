@@ -36,11 +36,11 @@ pub struct Work<'a> {
     pub reply: [u64; REPLY_WORDS],
 }
 
-type Done = Result<(), Failure>;
+pub(super) type Done = Result<(), Failure>;
 type Way = (Kind, OpenFlags, Option<Ticket>);
 
-const FOLLOW: Last = Last { follow: true };
-const NO_FOLLOW: Last = Last { follow: false };
+pub(super) const FOLLOW: Last = Last { follow: true };
+pub(super) const NO_FOLLOW: Last = Last { follow: false };
 
 impl Work<'_> {
     pub fn run(&mut self) -> Done {
@@ -57,6 +57,19 @@ impl Work<'_> {
             Operation::Access => self.access(),
             Operation::ReadLink => self.read_link(),
             Operation::Window => self.window(),
+            Operation::Write => self.write(),
+            Operation::Truncate => self.truncate(),
+            Operation::Sync => self.sync(),
+            Operation::ReadDirectory => self.read_directory(),
+            Operation::MakeDirectory => self.make_directory(),
+            Operation::Unlink => self.unlink(),
+            Operation::Rename => self.rename(),
+            Operation::SymbolicLink => self.symbolic_link(),
+            Operation::Link => self.link(),
+            Operation::ChangeMode => self.change_mode(),
+            Operation::ChangeOwner => self.change_owner(),
+            Operation::ChangeTimes => self.change_times(),
+            Operation::TruncatePath => self.truncate_path(),
             _ => Err(Failure::Kernel),
         }
     }
@@ -103,14 +116,29 @@ impl Work<'_> {
 
     fn open(&mut self) -> Done {
         let flags = self.word32(2)? as i32;
-        if flags & libc::O_CREAT != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE {
+        // A file without a name is nothing that this door makes.
+        if flags & libc::O_TMPFILE == libc::O_TMPFILE {
             return Err(Failure::Kernel);
         }
-        let last = if flags & libc::O_NOFOLLOW != 0 { NO_FOLLOW } else { FOLLOW };
+        let creates = flags & libc::O_CREAT != 0 && flags & libc::O_PATH == 0;
+        let exclusive = creates && flags & libc::O_EXCL != 0;
+        let last = if flags & libc::O_NOFOLLOW != 0 || exclusive { NO_FOLLOW } else { FOLLOW };
         let mut target = self.walk(0, 0, last)?;
+        if creates {
+            if target.found.is_none() && target.name.is_some() {
+                let made = self.create(&target, flags)?;
+                drop(target);
+                return self.finish_create(made, flags);
+            }
+            self.check_present(&target, exclusive)?;
+        }
         let (node, attr) = target.existing()?;
-        let attr = attr.clone();
+        let mut attr = attr.clone();
         let (kind, open_flags, ticket) = self.open_node(node, &attr, flags)?;
+        if flags & libc::O_TRUNC != 0 && matches!(kind, Kind::File(_)) {
+            attr.size_bytes = 0;
+            attr.blocks_512 = 0;
+        }
         let looked_up = match target.found.take() {
             Some(found) => found.into_node().0,
             // The start or a directory on the way: looked up once more for the open file.
@@ -163,12 +191,15 @@ impl Work<'_> {
         if wanted & WRITE != 0 && client.peer.read_only {
             return fail(Errno::ROFS, "write through a read-only mount");
         }
-        if wanted & WRITE != 0 {
-            return Err(Failure::Kernel);
-        }
         let ticket = self.door.enter(node, wanted)?;
-        match client.door.stack.open(self.caller(), node, open_flags) {
-            Ok(opened) => Ok((Kind::File(opened.handle), open_flags, Some(ticket))),
+        let how = if truncates { open_flags | OpenFlags::TRUNCATE } else { open_flags };
+        match client.door.stack.open(self.caller(), node, how) {
+            Ok(opened) => {
+                if truncates {
+                    self.door.settle();
+                }
+                Ok((Kind::File(opened.handle), open_flags, Some(ticket)))
+            }
             Err(error) => {
                 self.door.modes.release(node, ticket);
                 Err(error.into())
@@ -176,7 +207,7 @@ impl Work<'_> {
         }
     }
 
-    fn finish_open(&mut self, file: Arc<OpenFile>, attr: Attr) -> Done {
+    pub(super) fn finish_open(&mut self, file: Arc<OpenFile>, attr: Attr) -> Done {
         let mut flags = 0;
         if self.door.immutable {
             flags |= opened_flags::IMMUTABLE;
@@ -298,13 +329,20 @@ impl Work<'_> {
 }
 
 /// What access(2) calls the access, and how the layers are to open.
-fn access_of(flags: i32) -> (u32, OpenFlags) {
+pub(super) fn access_of(flags: i32) -> (u32, OpenFlags) {
     let (wanted, mut open) = match flags & libc::O_ACCMODE {
         libc::O_RDONLY => (READ, OpenFlags::READ),
         libc::O_WRONLY => (WRITE, OpenFlags::WRITE),
         _ => (READ | WRITE, OpenFlags::READ | OpenFlags::WRITE),
     };
-    open.set(OpenFlags::NOATIME, flags & libc::O_NOATIME != 0);
+    for (bits, flag) in [
+        (libc::O_NOATIME, OpenFlags::NOATIME),
+        (libc::O_APPEND, OpenFlags::APPEND),
+        (libc::O_SYNC, OpenFlags::SYNC),
+        (libc::O_DSYNC, OpenFlags::DSYNC),
+    ] {
+        open.set(flag, flags & bits == bits);
+    }
     (wanted, open)
 }
 

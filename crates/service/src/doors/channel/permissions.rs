@@ -85,6 +85,19 @@ pub fn is_owner(caller: &Caller, attr: &Attr) -> bool {
     caller.uid == attr.uid || has(caller, FsCapabilities::FOWNER)
 }
 
+/// Removing or renaming `victim` in a sticky directory takes being the owner of either.
+pub fn check_sticky(caller: &Caller, directory: &Attr, victim: &Attr) -> Result<(), Failure> {
+    let sticky = directory.mode & libc::S_ISVTX != 0;
+    if !sticky
+        || caller.uid == victim.uid
+        || caller.uid == directory.uid
+        || has(caller, FsCapabilities::FOWNER)
+    {
+        return Ok(());
+    }
+    Err(Error::new(Errno::PERM, "change a name in a sticky directory").into())
+}
+
 fn denied() -> Failure {
     Error::new(Errno::ACCESS, "use a file without permission").into()
 }
@@ -152,5 +165,15 @@ mod tests {
         assert!(may(&searcher, &file(0), READ) && !may(&searcher, &file(0), WRITE));
         assert!(may(&searcher, &directory, READ | EXECUTE) && !may(&searcher, &directory, WRITE));
         assert!(!may(&caller(0, FsCapabilities::empty()), &file(0), READ));
+    }
+
+    #[test]
+    fn sticky_directories_protect_names() {
+        let tmp = attr(libc::S_IFDIR | 0o1777, 0, 0);
+        let theirs = attr(libc::S_IFREG, 7, 7);
+        let other = caller(8, FsCapabilities::empty());
+        assert!(check_sticky(&other, &tmp, &theirs).is_err());
+        assert!(check_sticky(&caller(7, FsCapabilities::empty()), &tmp, &theirs).is_ok());
+        assert!(check_sticky(&caller(8, FsCapabilities::FOWNER), &tmp, &theirs).is_ok());
     }
 }

@@ -94,12 +94,25 @@ impl<'a> Target<'a> {
         }
     }
 
+    /// Whether the path goes through `node` on the way to its last component.
+    pub fn passes(&self, node: NodeId) -> bool {
+        self.start.0 == node || self.trail.iter().any(|held| held.node == node)
+    }
+
     /// The node itself; ENOENT when there is none.
     pub fn existing(&self) -> Result<(NodeId, &Attr), Failure> {
         match (&self.found, &self.name) {
             (Some(found), _) => Ok((found.node, &found.attr)),
             (None, None) => Ok(self.parent()),
             (None, Some(_)) => fail(Errno::NOENT, "find a name"),
+        }
+    }
+
+    /// The last component, for those who make or remove it; `why` when there is none.
+    pub fn last_name(&self, why: Errno) -> Result<&Name, Failure> {
+        match &self.name {
+            Some(name) => Ok(name),
+            None => fail(why, "change the directory that a path ends in"),
         }
     }
 }

@@ -28,6 +28,9 @@ struct Pending {
     names: FxHashSet<(u64, Box<Name>)>,
     all_names: bool,
     ended: bool,
+    /// Batches that were taken to be sent, and of those that were.
+    taken: u64,
+    sent: u64,
 }
 
 impl Pending {
@@ -57,12 +60,24 @@ impl Pending {
 pub struct Queue {
     pending: Mutex<Pending>,
     more: Condvar,
+    /// A batch was sent.
+    sent: Condvar,
 }
 
 impl Queue {
     fn add(&self, change: Change<'_>) {
         self.pending.lock().add(change);
         self.more.notify_one();
+    }
+
+    /// Returns when all that waits now was sent. Not for threads that answer requests: notices may wait for them.
+    pub fn wait_sent(&self) {
+        let mut pending = self.pending.lock();
+        // What waits goes with the next batch, what does not with the last that was taken.
+        let batch = pending.taken + u64::from(!pending.is_empty());
+        while pending.sent < batch && !pending.ended {
+            self.sent.wait(&mut pending);
+        }
     }
 }
 
@@ -110,10 +125,15 @@ impl Notifier {
         Ok(Self { queue, thread: Some(thread) })
     }
 
+    pub fn queue(&self) -> Weak<Queue> {
+        Arc::downgrade(&self.queue)
+    }
+
     /// Ends the thread. The threads that answer requests must still run: a notice that is under way may wait for them.
     pub fn end(&mut self) {
         self.queue.pending.lock().ended = true;
         self.queue.more.notify_one();
+        self.queue.sent.notify_all();
         if let Some(thread) = self.thread.take() {
             // A panic was logged by the panic hook already.
             let _ = thread.join();
@@ -138,9 +158,13 @@ impl Sender {
                 if pending.ended {
                     return;
                 }
-                std::mem::take(&mut *pending)
+                let taken = pending.taken + 1;
+                let next = Pending { taken, sent: pending.sent, ..Pending::default() };
+                std::mem::replace(&mut *pending, next)
             };
             self.send(batch);
+            self.queue.pending.lock().sent += 1;
+            self.queue.sent.notify_all();
         }
     }
 

@@ -168,6 +168,16 @@ impl FuseDoor {
         self.threads.lock().end();
     }
 
+    /// Something that waits until the kernel was told of all changes so far.
+    pub fn settle(&self) -> Box<dyn Fn() + Send + Sync> {
+        let queue = self.notifier.lock().queue();
+        Box::new(move || {
+            if let Some(queue) = queue.upgrade() {
+                queue.wait_sent();
+            }
+        })
+    }
+
     pub fn statistics(&self) -> DoorStatistics {
         self.counters.sum()
     }

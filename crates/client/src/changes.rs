@@ -1,0 +1,162 @@
+//! What programs change, and listings.
+
+use polytropo_wire::message::{Operation, PATH_BYTES_MAX};
+
+use crate::channel::Channel;
+use crate::files::File;
+use crate::operations::{At, put_path};
+use crate::{EINVAL, ENAMETOOLONG, Error, Result};
+
+/// A time for [`Channel::change_times`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Time {
+    pub seconds: i64,
+    /// Or UTIME_NOW, UTIME_OMIT.
+    pub nanoseconds: i64,
+}
+
+impl Channel {
+    /// pwrite(2), or an append if the file was opened so.
+    pub fn pwrite(&self, file: File, bytes: &[u8], offset: u64) -> Result<usize> {
+        // SAFETY: a slice is readable.
+        unsafe { self.pwrite_raw(file, bytes.as_ptr(), bytes.len(), offset) }
+    }
+
+    /// pwrite(2).
+    ///
+    /// # Safety
+    /// `from` must be readable for `count` bytes, as far as the caller wants to answer for faults.
+    pub unsafe fn pwrite_raw(&self, file: File, from: *const u8, count: usize, offset: u64) -> Result<usize> {
+        let _used = self.enter(file)?;
+        let claim = self.claim()?;
+        let mut done = 0;
+        loop {
+            let part = (count - done).min(claim.capacity());
+            let at = offset.checked_add(done as u64).ok_or(Error::Errno(EINVAL))?;
+            // SAFETY: within the caller's bytes.
+            unsafe { claim.put_raw(0, from.add(done), part) }?;
+            let reply = claim.ask(Operation::Write, &[file.0, at, part as u64]);
+            match reply.and_then(|reply| reply.count(part)) {
+                Ok(written) => done += written,
+                // What was written before it counts.
+                Err(Error::Errno(_)) if done > 0 => return Ok(done),
+                Err(error) => return Err(error),
+            }
+            if done >= count || done % claim.capacity() != 0 {
+                return Ok(done);
+            }
+        }
+    }
+
+    /// ftruncate(2).
+    pub fn ftruncate(&self, file: File, size_bytes: u64) -> Result<()> {
+        let _used = self.enter(file)?;
+        self.claim()?.ask(Operation::Truncate, &[file.0, size_bytes]).map(drop)
+    }
+
+    /// fsync(2), or fdatasync(2).
+    pub fn fsync(&self, file: File, data_only: bool) -> Result<()> {
+        let _used = self.enter(file)?;
+        self.claim()?.ask(Operation::Sync, &[file.0, data_only.into()]).map(drop)
+    }
+
+    /// getdents64(2): entries from `position` (0: from the beginning, read anew) on. Tells how many bytes, and where it goes on.
+    /// EINVAL for a buffer of fewer bytes than one entry may take.
+    pub fn read_directory(&self, directory: File, buffer: &mut [u8], position: u64) -> Result<(usize, u64)> {
+        let _used = self.enter(directory)?;
+        let claim = self.claim()?;
+        let room = buffer.len().min(claim.capacity());
+        let reply = claim.ask(Operation::ReadDirectory, &[directory.0, position, room as u64])?;
+        let count = reply.count(room)?;
+        // SAFETY: the slice holds that many bytes.
+        unsafe { claim.take_raw(buffer.as_mut_ptr(), count) }?;
+        Ok((count, reply.words[1]))
+    }
+
+    /// readlinkat(2).
+    pub fn read_link(&self, at: At, path: &[u8], buffer: &mut [u8]) -> Result<usize> {
+        let claim = self.claim()?;
+        let path_bytes = put_path(&claim, 0, path)?;
+        let reply = claim.ask(Operation::ReadLink, &[at.word(), path_bytes])?;
+        let count = reply.count(PATH_BYTES_MAX + 1)?.min(buffer.len());
+        // SAFETY: the slice holds that many bytes.
+        unsafe { claim.take_raw(buffer.as_mut_ptr(), count) }?;
+        Ok(count)
+    }
+
+    /// faccessat2(2) with effective ids.
+    pub fn access(&self, at: At, path: &[u8], mode: u32, flags: u32) -> Result<()> {
+        self.on_path(Operation::Access, at, path, &[mode.into(), flags.into()])
+    }
+
+    pub fn mkdir(&self, at: At, path: &[u8], mode: u32, umask: u32) -> Result<()> {
+        self.on_path(Operation::MakeDirectory, at, path, &[mode.into(), umask.into()])
+    }
+
+    /// unlinkat(2).
+    pub fn unlink(&self, at: At, path: &[u8], flags: u32) -> Result<()> {
+        self.on_path(Operation::Unlink, at, path, &[flags.into()])
+    }
+
+    /// fchmodat2(2).
+    pub fn chmod(&self, at: At, path: &[u8], mode: u32, flags: u32) -> Result<()> {
+        self.on_path(Operation::ChangeMode, at, path, &[mode.into(), flags.into()])
+    }
+
+    /// fchownat(2).
+    pub fn chown(&self, at: At, path: &[u8], uid: u32, gid: u32, flags: u32) -> Result<()> {
+        self.on_path(Operation::ChangeOwner, at, path, &[uid.into(), gid.into(), flags.into()])
+    }
+
+    /// utimensat(2).
+    pub fn change_times(&self, at: At, path: &[u8], atime: Time, mtime: Time, flags: u32) -> Result<()> {
+        let times = [atime, mtime].map(|time| [time.seconds as u64, time.nanoseconds as u64]);
+        let words = [times[0][0], times[0][1], times[1][0], times[1][1], flags.into()];
+        self.on_path(Operation::ChangeTimes, at, path, &words)
+    }
+
+    pub fn truncate(&self, at: At, path: &[u8], size_bytes: u64) -> Result<()> {
+        self.on_path(Operation::TruncatePath, at, path, &[size_bytes])
+    }
+
+    /// renameat2(2).
+    pub fn rename(&self, at: At, path: &[u8], new_at: At, new_path: &[u8], flags: u32) -> Result<()> {
+        self.on_paths(Operation::Rename, (at, path), (new_at, new_path), flags)
+    }
+
+    /// linkat(2).
+    pub fn link(&self, at: At, path: &[u8], new_at: At, new_path: &[u8], flags: u32) -> Result<()> {
+        self.on_paths(Operation::Link, (at, path), (new_at, new_path), flags)
+    }
+
+    /// symlinkat(2): `path` gets to lead to `target`.
+    pub fn symlink(&self, target: &[u8], at: At, path: &[u8]) -> Result<()> {
+        if target.len() > PATH_BYTES_MAX {
+            return Err(Error::Errno(ENAMETOOLONG));
+        }
+        let claim = self.claim()?;
+        claim.put(0, target)?;
+        let path_bytes = put_path(&claim, target.len(), path)?;
+        let words = [at.word(), path_bytes, target.len() as u64];
+        claim.ask(Operation::SymbolicLink, &words).map(drop)
+    }
+
+    fn on_path(&self, operation: Operation, at: At, path: &[u8], more: &[u64]) -> Result<()> {
+        let claim = self.claim()?;
+        let mut words = [0; 8];
+        words[0] = at.word();
+        words[1] = put_path(&claim, 0, path)?;
+        for (place, word) in words.iter_mut().skip(2).zip(more) {
+            *place = *word;
+        }
+        claim.ask(operation, &words).map(drop)
+    }
+
+    fn on_paths(&self, operation: Operation, one: (At, &[u8]), two: (At, &[u8]), flags: u32) -> Result<()> {
+        let claim = self.claim()?;
+        let first_bytes = put_path(&claim, 0, one.1)?;
+        let second_bytes = put_path(&claim, one.1.len(), two.1)?;
+        let words = [one.0.word(), first_bytes, two.0.word(), second_bytes, flags.into()];
+        claim.ask(operation, &words).map(drop)
+    }
+}
