@@ -19,8 +19,8 @@ TIMEOUT_S = 600
 class Side(Protocol):
     name: str
 
-    def mount(self, lowers: list[Path], upper: Path, at: Path) -> None:
-        """Mounts the union of `lowers` (topmost first) and `upper` at `at`."""
+    def mount(self, lowers: list[Path], upper: Path | None, at: Path) -> None:
+        """Mounts the union of `lowers` (topmost first) and `upper` at `at`; without one, for reading only."""
 
     def unmount(self, at: Path) -> None: ...
 
@@ -41,10 +41,8 @@ def command(*words: str | Path, timeout_s: float = TIMEOUT_S) -> str:
 class KernelOverlay:
     name = "overlayfs"
 
-    def mount(self, lowers: list[Path], upper: Path, at: Path) -> None:
-        work = upper.with_name(upper.name + ".work")
-        work.mkdir()
-        command("mount", "-t", "overlay", "overlay", "-o", _options(lowers, upper, work), at)
+    def mount(self, lowers: list[Path], upper: Path | None, at: Path) -> None:
+        command("mount", "-t", "overlay", "overlay", "-o", _options(lowers, upper), at)
 
     def unmount(self, at: Path) -> None:
         command("umount", at)
@@ -57,34 +55,35 @@ class FuseOverlayfs:
     name = "fuse-overlayfs"
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: dict[Path, subprocess.Popen[bytes]] = {}
 
-    def mount(self, lowers: list[Path], upper: Path, at: Path) -> None:
-        work = upper.with_name(upper.name + ".work")
-        work.mkdir()
-        words = ["fuse-overlayfs", "-f", "-o", _options(lowers, upper, work), str(at)]
-        self._process = subprocess.Popen(words)
+    def mount(self, lowers: list[Path], upper: Path | None, at: Path) -> None:
+        words = ["fuse-overlayfs", "-f", "-o", _options(lowers, upper), str(at)]
+        self._processes[at] = subprocess.Popen(words)
         _wait_for_mount(at)
 
     def unmount(self, at: Path) -> None:
         command("umount", at)
-        if self._process is not None:
-            self._process.wait(TIMEOUT_S)
-            self._process = None
+        self._processes.pop(at).wait(TIMEOUT_S)
 
     def processes(self) -> list[int]:
-        return [] if self._process is None else [self._process.pid]
+        return [process.pid for process in self._processes.values()]
 
 
 class Polytropo:
     name = OURS
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, passthrough: bool | None = None) -> None:
         self._state = state
+        self._passthrough = passthrough
 
-    def mount(self, lowers: list[Path], upper: Path, at: Path) -> None:
+    def with_passthrough(self, passthrough: bool) -> "Polytropo":
+        return Polytropo(self._state, passthrough)
+
+    def mount(self, lowers: list[Path], upper: Path | None, at: Path) -> None:
         layers = [Dir(lower, read_only=True, coherence="immutable") for lower in lowers]
-        stack = Stack(Union(layers, upper=Dir(upper, coherence="exclusive")))
+        writable = None if upper is None else Dir(upper, coherence="exclusive")
+        stack = Stack(Union(layers, upper=writable), self._passthrough)
         service.mount(self._state, None, stack, at)
 
     def unmount(self, at: Path) -> None:
@@ -118,6 +117,19 @@ def mounted(side: Side, lowers: list[Path], scratch: Path, upper: Path | None = 
         at.rmdir()
 
 
+@contextmanager
+def mounted_read_only(side: Side, lowers: list[Path], scratch: Path, name: str) -> Iterator[Path]:
+    """A mount that nobody can write to, gone at the end."""
+    at = scratch / name
+    at.mkdir()
+    side.mount(lowers, None, at)
+    try:
+        yield at
+    finally:
+        side.unmount(at)
+        at.rmdir()
+
+
 def resident_bytes(processes: list[int]) -> int:
     """The processes' share of memory (Pss: shared pages counted by the part that is theirs)."""
     total = 0
@@ -128,13 +140,26 @@ def resident_bytes(processes: list[int]) -> int:
     return total
 
 
+def page_cache_bytes() -> int:
+    """What the machine holds of files in memory, other programs' included."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Cached:"):
+            return int(line.split()[1]) << 10
+    raise SystemExit("/proc/meminfo does not tell what is cached")
+
+
 def drop_caches() -> None:
     command("sync")
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
-def _options(lowers: list[Path], upper: Path, work: Path) -> str:
-    return f"lowerdir={':'.join(map(str, lowers))},upperdir={upper},workdir={work}"
+def _options(lowers: list[Path], upper: Path | None) -> str:
+    lowerdir = f"lowerdir={':'.join(map(str, lowers))}"
+    if upper is None:
+        return lowerdir
+    work = upper.with_name(upper.name + ".work")
+    work.mkdir()
+    return f"{lowerdir},upperdir={upper},workdir={work}"
 
 
 def _wait_for_mount(at: Path) -> None:

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common.report import Report
-from benchmarks.fuse.sides import Side, command, drop_caches, mounted, resident_bytes
+from benchmarks.fuse.sides import (
+    Polytropo,
+    Side,
+    command,
+    drop_caches,
+    mounted,
+    mounted_read_only,
+    page_cache_bytes,
+    resident_bytes,
+)
 
 MIB = 1 << 20
 BIG = "srv/big"
@@ -80,6 +89,46 @@ def lower_file(place: Place, side: Side, report: Report) -> None:
         report.add("sequential read hot, per MiB", side.name, per_unit(figure, MIB))
         figure = probe(place, "read-random", big, "--count", "100000")["read_random_calls"]
         report.add("random read 4 KiB hot", side.name, per_unit(figure))
+
+
+def read_only_image(place: Place, side: Side, report: Report) -> None:
+    """An image that nobody can write to, with and without passthrough; what a second mount of it takes."""
+    if isinstance(side, Polytropo):
+        _read_only(place, side.with_passthrough(True), report, "")
+        _read_only(place, side.with_passthrough(False), report, ", passthrough off")
+    else:
+        _read_only(place, side, report, "")
+        _read_only(place, side, report, ", passthrough off")
+
+
+def _read_only(place: Place, side: Side, report: Report, name: str) -> None:
+    # The second mount has one layer more, or ours would be the first one seen twice.
+    more = place.scratch / "more"
+    more.mkdir()
+    second = [more, *place.lowers]
+    try:
+        with (
+            mounted_read_only(side, place.lowers, place.scratch, "one") as one,
+            mounted_read_only(side, second, place.scratch, "two") as two,
+        ):
+            if place.cold:
+                drop_caches()
+            probe(place, "read-tree", one / "usr")
+            figure = probe(place, "read-tree", one / "usr")["read_tree_bytes"]
+            report.add(f"read-only tree hot, per MiB{name}", side.name, per_unit(figure, MIB))
+            probe(place, "read-sequential", one / BIG)
+            figure = probe(place, "read-sequential", one / BIG, "--rounds", "8")["read_sequential_bytes"]
+            report.add(f"read-only sequential hot, per MiB{name}", side.name, per_unit(figure, MIB))
+            words = ("chroot", one, "/usr/bin/python3", "-Sc", "import json")
+            started = min(elapsed_ns(*words) for _ in range(5))
+            report.add(f"read-only: start python3 hot{name}", side.name, started)
+            before = page_cache_bytes()
+            probe(place, "read-tree", two / "usr")
+            probe(place, "read-sequential", two / BIG)
+            taken = max(0, page_cache_bytes() - before)
+            report.add(f"memory for a second mount of the image{name}", side.name, taken, "bytes")
+    finally:
+        more.rmdir()
 
 
 def upper_file(place: Place, side: Side, report: Report) -> None:
@@ -207,4 +256,15 @@ def elapsed_ns(*words: str | Path) -> int:
     return elapsed
 
 
-ALL = (image_tree, lower_file, upper_file, small_files, untar, copy_up, copy_up_huge, memory, runc_start)
+ALL = (
+    image_tree,
+    lower_file,
+    read_only_image,
+    upper_file,
+    small_files,
+    untar,
+    copy_up,
+    copy_up_huge,
+    memory,
+    runc_start,
+)
