@@ -15,6 +15,10 @@ from typing import Any
 ACTOR = Path(__file__).with_name("actor.py")
 NAMES = ("a", "b", "c", "d", "\udcff\udcfe", "long" * 40)
 XATTRS = ("user.one", "user.two")
+# Not (-1, -1): the kernel does not pass it on to FUSE, so that setuid bits stay, as POSIX allows.
+OWNERS = ((-1, 0), (-1, 1000), (0, -1), (1000, -1), (0, 0), (0, 1000), (1000, 0), (1000, 1000))
+# Links may lead nowhere, but not to one file of the host for both sides, which `open` could even make.
+TARGETS = (".", "./a", "/no/such/place", "x" * 900)
 SLOTS = range(4)
 LENGTHS = (0, 1, 100, 4095, 4096, 4097, 70_000, 300_000)
 
@@ -94,14 +98,14 @@ class Chooser:
             (4, "unlink", [self.path()]),
             (6, "rename", [self.path(), self.path(), r.choice((0, 0, 0, 1, 2))]),
             (3, "link", [self.path(), self.path()]),
-            (2, "symlink", [r.choice((self.path(), ".", "./a", "/nowhere", "x" * 900)), self.path()]),
+            (2, "symlink", [r.choice((self.path(), *TARGETS)), self.path()]),
             (1, "mkfifo", [self.path()]),
             (3, "listdir", [r.choice((".", self.path()))]),
             (2, "scandir", [r.choice((".", self.path()))]),
             (4, "stat", [self.path()]),
             (2, "stat_follow", [self.path()]),
             (2, "chmod", [self.path(), r.choice((0o644, 0o600, 0o4755, 0o2755, 0o000))]),
-            (2, "chown", [self.path(), r.choice((-1, 0, 1000)), r.choice((-1, 0, 1000))]),
+            (2, "chown", [self.path(), *r.choice(OWNERS)]),
             (2, "utime", [self.path(), r.randrange(1 << 60), r.randrange(1 << 60)]),
             (1, "access", [self.path(), r.choice((os.F_OK, os.R_OK, os.W_OK, os.X_OK))]),
             (2, "setxattr", [self.path(), r.choice(XATTRS), r.choice((0, 10, 900)), r.choice((0, 0, 1, 2))]),
