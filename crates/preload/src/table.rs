@@ -54,8 +54,21 @@ const fn seen() -> [u8; NUMBERS] {
     seen
 }
 
+/// Which row a number has, plus one; 0 for none.
+static PLACES: [u16; NUMBERS] = places();
+
+const fn places() -> [u16; NUMBERS] {
+    let mut places = [0; NUMBERS];
+    let mut index = 0;
+    while index < ROWS.len() {
+        places[ROWS[index].number as usize] = index as u16 + 1;
+        index += 1;
+    }
+    places
+}
+
 pub fn find(number: usize) -> Option<&'static Row> {
-    ROWS.binary_search_by_key(&number, |row| usize::from(row.number)).ok().map(|index| &ROWS[index])
+    ROWS.get(usize::from(*PLACES.get(number)?).checked_sub(1)?)
 }
 
 #[rustfmt::skip]

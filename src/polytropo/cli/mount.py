@@ -12,6 +12,7 @@ from polytropo.cli.options import MOUNTPOINT, PATH, STACK, is_path, tenant_optio
 
 if TYPE_CHECKING:
     from polytropo.compose import Stack
+    from polytropo.state import State
 
 _NOT_FOUND_STATUS = 127
 _NOT_RUNNABLE_STATUS = 126
@@ -66,9 +67,14 @@ def unmount(mountpoints: tuple[Path, ...], lazy: bool) -> None:
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("-w", "--workdir", type=PATH, metavar="DIRECTORY", help="Start here instead of at MOUNTPOINT.")
+@click.option(
+    "--preload/--no-preload",
+    default=False,
+    help="Let it read files of immutable layers through shared memory, without the kernel.",
+)
 @click.argument("mountpoint", type=MOUNTPOINT)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def on(workdir: Path | None, mountpoint: Path, command: tuple[str, ...]) -> NoReturn:
+def on(workdir: Path | None, preload: bool, mountpoint: Path, command: tuple[str, ...]) -> NoReturn:
     """Run a program of the host on a mounted stack; its status is returned.
 
     MOUNTPOINT, or a directory below it, is the program's working directory. What an ordinary user mounted
@@ -90,11 +96,25 @@ def on(workdir: Path | None, mountpoint: Path, command: tuple[str, ...]) -> NoRe
     if not words:
         raise click.MissingParameter(param_hint="'COMMAND...'", param_type="argument")
     directory = start if workdir is None else workdir.absolute()
+    if preload:
+        _preload(state, tenant, start, words[0])
     if is_rootless():
         words = enter_command(state, tenant, directory, words)
     else:
         _change_directory(directory)
     _become(words)
+
+
+def _preload(state: "State", tenant: str, start: Path, program: str) -> None:
+    """Sets what the program needs to use the preload library. Why it does without is told to who debugs."""
+    from polytropo.errors import PolytropoError
+    from polytropo.preload import environment_on
+
+    try:
+        os.environ.update(environment_on(state, tenant, start, program))
+    except PolytropoError as reason:
+        if "POLYTROPO_DEBUG" in os.environ:
+            click.echo(f"polytropo: {reason}", err=True)
 
 
 def _composed(text: str, upper: Path | None, read_only: bool) -> "Stack":

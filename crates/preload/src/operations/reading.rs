@@ -47,7 +47,11 @@ fn read_shared(descriptor: usize, entry: &Entry, to: usize, count: usize, offset
             LINK.give_up();
             None
         }
-        Err(_) => None,
+        Err(_) => {
+            // The kernel has it now, for instance since somebody writes it: not asked again for this descriptor.
+            close_shared(entry.take_file());
+            None
+        }
     }
 }
 

@@ -79,7 +79,7 @@ impl Entry {
             .fetch_update(AcqRel, Relaxed, |word| Some((word >> KIND_BITS).wrapping_add(1) << KIND_BITS));
         self.offset.store(0, Release);
         self.reads.store(0, Relaxed);
-        self.file.swap(0, AcqRel)
+        self.take_file()
     }
 
     /// The descriptor was opened just now, by this process alone, at its beginning.
@@ -118,6 +118,11 @@ impl Entry {
 
     pub fn file(&self) -> Option<u64> {
         Some(self.file.load(Acquire)).filter(|file| *file != 0)
+    }
+
+    /// Takes the file away; 0 without one.
+    pub fn take_file(&self) -> u64 {
+        self.file.swap(0, AcqRel)
     }
 
     /// Keeps a file for the descriptor; false if it has ended since, or another thread was faster.
