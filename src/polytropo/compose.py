@@ -211,6 +211,15 @@ class Stack(msgspec.Struct, frozen=True):
         self.check()
         return msgspec.structs.replace(self, root=resolve(self.root, state, tenant))
 
+    @property
+    def has_names(self) -> bool:
+        """Whether images or volumes stand in it by name.
+
+        >>> Stack(Image("app")).has_names
+        True
+        """
+        return _has_names(self.root)
+
     def to_document(self, state: State | None = None, tenant: str | None = None) -> dict[str, Any]:
         """The stack as the service's document, checked and resolved.
 

@@ -5,7 +5,7 @@ import os
 import select
 import signal
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,8 +87,13 @@ def mount(state: State, tenant_name: str | None, stack: "Stack", mountpoint: Pat
     Returns the mountpoint as the service knows it. Raises PolytropoError.
     """
     tenant = get_tenant(state, tenant_name)
+    # What was looked up by name must not be cleared before it is mounted.
+    with state.lock("layers", shared=True) if stack.has_names else nullcontext():
+        return _mount(state, tenant, stack, _checked_mountpoint(mountpoint))
+
+
+def _mount(state: State, tenant: Tenant, stack: "Stack", mountpoint: Path) -> Path:
     document = stack.to_document(state, tenant.name)
-    mountpoint = _checked_mountpoint(mountpoint)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             with start_or_reach(state, tenant) as client:

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from polytropo import service
+from polytropo.compose import Image, Stack
+from polytropo.errors import PolytropoError
+from polytropo.state import State
 from tests.conftest import POLYTROPO, Isolated
 from tests.images.archives import Layout, config_of
 from tests.images.test_import import BASE, TOP
@@ -29,6 +33,11 @@ def test_from_import_to_rm(isolated: Isolated, layout: Path, tmp_path: Path) -> 
     table = isolated.polytropo("image", "list").stdout.splitlines()
     assert table[0].split() == ["NAME", "ID", "LAYERS", "SIZE", "IMPORTED"]
     assert [line.split()[0] for line in table[1:]] == ["app:1.0", "other:latest"]
+    [usage] = isolated.json("system", "df", "--verbose")["images"]
+    assert (
+        usage["names"] == ["app:1.0", "other:latest"] and usage["shared_bytes"] == 0 < usage["unique_bytes"]
+    )
+    assert "other:latest" in isolated.polytropo("system", "df", "-v").stdout
     isolated.polytropo("image", "save", "other", "-o", tmp_path / "saved.tar")
     assert isolated.polytropo("image", "rm", "app:1.0").stdout == "app:1.0\n"
     assert isolated.polytropo("image", "rm", "other").stdout == f"{shown['digest']}\n"
@@ -54,6 +63,18 @@ def test_layers_of_a_mounted_image_stay_until_it_is_unmounted(
     isolated.polytropo("unmount", at)
     isolated.polytropo("system", "prune")
     assert list(isolated.state.layers.glob("sha256/*")) == []
+
+
+def test_layers_stay_between_look_up_and_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = State.open(tmp_path / "home")
+
+    def mounting(*_: object) -> Path:
+        with pytest.raises(PolytropoError, match="held the lock layers"):
+            state.lock("layers", timeout_s=0)  # as whoever clears layers does
+        return tmp_path
+
+    monkeypatch.setattr(service, "_mount", mounting)
+    assert service.mount(state, None, Stack(Image("app")), tmp_path) == tmp_path
 
 
 @pytest.mark.timeout(120)

@@ -19,24 +19,36 @@ def system() -> None:
 
 
 @system.command()
+@click.option("-v", "--verbose", is_flag=True, help="Also image by image, alone and shared with others.")
 @json_option
-def df(as_json: bool) -> None:
+def df(verbose: bool, as_json: bool) -> None:
     """Show how much disk space is used for what.
 
     \b
     Example:
-      polytropo system df --json
+      polytropo system df --verbose
     """
+    from polytropo import images
     from polytropo.cli.output import print_json, print_table
     from polytropo.maintenance import usage
     from polytropo.state import State
     from polytropo.units import format_size
 
-    shown = usage(State.open())
+    state = State.open()
+    shown = usage(state)
+    each = images.df(state).images if verbose else []
     if as_json:
-        print_json(shown)
-    else:
-        print_table(("kind", "count", "size"), [(u.kind, u.count, format_size(u.size_bytes)) for u in shown])
+        print_json({"kinds": shown, "images": each} if verbose else shown)
+        return
+    print_table(("kind", "count", "size"), [(u.kind, u.count, format_size(u.size_bytes)) for u in shown])
+    if verbose:
+        print()
+        rows = [
+            (name, image.digest[7:19], format_size(image.unique_bytes), format_size(image.shared_bytes))
+            for image in each
+            for name in image.names or ["-"]
+        ]
+        print_table(("image", "image id", "unique", "shared"), rows)
 
 
 @system.command()
