@@ -133,7 +133,8 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     place = on_mount("immutable")
     done = place.run(sys.executable, "-c", script)
     assert (done.returncode, done.stdout) == (0, "0\n"), done
-    assert place.in_process() > 1500
+    # Those that come while a channel is being made are the kernel's.
+    assert place.in_process() > 100
 
 
 def test_changes_by_others_are_seen(on_mount: Callable[[str], OnMount], data: Path) -> None:

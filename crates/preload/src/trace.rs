@@ -119,6 +119,16 @@ pub fn count(counter: Counter) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Files that the service would not read for us any more, and the last error number of those (0: the kernel has the file).
+static REFUSALS: AtomicU32 = AtomicU32::new(0);
+static LAST_ERRNO: AtomicU32 = AtomicU32::new(0);
+
+/// A file goes back to the kernel.
+pub fn note_refusal(errno: i32) {
+    REFUSALS.fetch_add(1, Ordering::Relaxed);
+    LAST_ERRNO.store(errno.unsigned_abs(), Ordering::Relaxed);
+}
+
 /// A child counts for itself.
 pub fn reset() {
     for counter in KERNEL.iter().chain([&PROCESS, &REQUEST]) {
@@ -177,7 +187,13 @@ pub fn report() {
             separator = b", ";
         }
     }
-    text.push(if separator == b", " { b")\n" } else { b"\n" });
+    text.push(if separator == b", " { b")" } else { b"" });
+    let refusals = REFUSALS.load(Ordering::Relaxed);
+    if refusals > 0 {
+        text.push(b"; given back ").number(refusals.into());
+        text.push(b" files, last for error ").number(LAST_ERRNO.load(Ordering::Relaxed).into());
+    }
+    text.push(b"\n");
     write(text.bytes());
 }
 

@@ -47,7 +47,8 @@ fn read_shared(descriptor: usize, entry: &Entry, to: usize, count: usize, offset
             LINK.give_up();
             None
         }
-        Err(_) => {
+        Err(error) => {
+            trace::note_refusal(if let Error::Errno(errno) = error { errno } else { 0 });
             // The kernel has it now, for instance since somebody writes it: not asked again for this descriptor.
             close_shared(entry.take_file());
             None
