@@ -74,6 +74,10 @@ bench-fuse: product-bootstrap build venv
 	@tools/bootstrap $(BENCH_PACKAGES)
 	$(VENV)/bin/python -m benchmarks.fuse $(BENCH_ARGUMENTS)
 
+.PHONY: bench-path
+bench-path: product-bootstrap build venv
+	$(VENV)/bin/python -m benchmarks.path $(BENCH_ARGUMENTS)
+
 # Stops what runs, removes state, caches and builds. Refuses while there are volumes or containers, unless FORCE=1.
 uninstall:
 	@FORCE=$(FORCE) tools/uninstall $(VENV)

@@ -1,0 +1,169 @@
+//! Times single file operations, each the same way: through the kernel, or through a channel to a service. Prints one JSON object:
+//! nanoseconds a call, the median of several batches.
+
+mod sides;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Parser;
+use sides::{Outcome, Side};
+
+/// Time file operations in DIRECTORY and print JSON.
+#[derive(Parser)]
+struct Arguments {
+    /// Holds `large` (64 MiB), `small` (4 KiB) and `names` (1,000 files); the root of a mount if there is a socket.
+    directory: PathBuf,
+    /// Go through a channel: the service's socket.
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// Change files too.
+    #[arg(long)]
+    write: bool,
+    /// Milliseconds for each figure.
+    #[arg(long, default_value_t = 200)]
+    time_ms: u64,
+}
+
+const LARGE_BYTES: u64 = 64 << 20;
+const BATCHES: usize = 9;
+const APPENDS: u64 = 4096;
+
+fn main() {
+    let arguments = Arguments::parse();
+    let measured = match &arguments.socket {
+        Some(socket) => sides::Channelled::connect(socket, &arguments.directory)
+            .and_then(|side| measure(&side, &arguments)),
+        None => sides::Kernel::at(&arguments.directory).and_then(|side| measure(&side, &arguments)),
+    };
+    match measured {
+        Ok(figures) => println!("{}", serde_json::Value::Object(figures)),
+        Err(problem) => {
+            eprintln!("path probe: {problem}");
+            std::process::exit(1);
+        }
+    }
+}
+
+type Figures = serde_json::Map<String, serde_json::Value>;
+
+/// The median of batches that last about as long as they are told together.
+fn time(
+    figures: &mut Figures,
+    name: &str,
+    time_ms: u64,
+    mut work: impl FnMut() -> Outcome<()>,
+) -> Outcome<()> {
+    let begun = Instant::now();
+    let mut count = 0u64;
+    // Warms up, and tells how much there is room for.
+    while begun.elapsed().as_millis() < u128::from(time_ms / 5).max(1) {
+        work()?;
+        count += 1;
+    }
+    let batch = (count * 5 / BATCHES as u64).max(1);
+    let mut each = Vec::new();
+    for _ in 0..BATCHES {
+        let begun = Instant::now();
+        for _ in 0..batch {
+            work()?;
+        }
+        each.push(begun.elapsed().as_nanos() as f64 / batch as f64);
+    }
+    each.sort_by(f64::total_cmp);
+    figures.insert(name.into(), each[BATCHES / 2].into());
+    Ok(())
+}
+
+fn measure<S: Side>(side: &S, arguments: &Arguments) -> Outcome<Figures> {
+    let mut figures = Figures::new();
+    let ms = arguments.time_ms;
+    read(side, &mut figures, ms)?;
+    look(side, &mut figures, ms)?;
+    if arguments.write {
+        write(side, &mut figures, ms)?;
+    }
+    Ok(figures)
+}
+
+/// A generator that costs next to nothing.
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *state >> 20
+}
+
+fn read<S: Side>(side: &S, figures: &mut Figures, ms: u64) -> Outcome<()> {
+    let file = side.open("large", libc::O_RDONLY)?;
+    let mut buffer = vec![0; 1 << 20];
+    for at in (0..LARGE_BYTES).step_by(1 << 20) {
+        side.pread(&file, &mut buffer, at)?;
+    }
+    for (name, bytes) in
+        [("pread 1 B", 1), ("pread 4 KiB", 4096), ("pread 64 KiB", 64 << 10), ("pread 1 MiB", 1 << 20)]
+    {
+        let mut state = 1;
+        let places = LARGE_BYTES / bytes.max(4096) as u64;
+        time(figures, name, ms, || {
+            let at = next(&mut state) % places * bytes.max(4096) as u64;
+            side.pread(&file, &mut buffer[..bytes], at)
+        })?;
+    }
+    side.close(file)
+}
+
+fn look<S: Side>(side: &S, figures: &mut Figures, ms: u64) -> Outcome<()> {
+    time(figures, "stat", ms, || side.stat("names/0500"))?;
+    time(figures, "stat missing", ms, || side.stat_missing("names/none"))?;
+    let file = side.open("small", libc::O_RDONLY)?;
+    time(figures, "fstat", ms, || side.fstat(&file))?;
+    side.close(file)?;
+    time(figures, "open+close", ms, || side.close(side.open("small", libc::O_RDONLY)?))?;
+    let mut buffer = vec![0; 4096];
+    time(figures, "open+read+close 4 KiB", ms, || {
+        let file = side.open("small", libc::O_RDONLY)?;
+        side.pread(&file, &mut buffer, 0)?;
+        side.close(file)
+    })?;
+    time(figures, "readdir 1,000 names", ms, || side.list("names"))
+}
+
+fn write<S: Side>(side: &S, figures: &mut Figures, ms: u64) -> Outcome<()> {
+    let bytes = vec![7; 4096];
+    let flags = libc::O_RDWR | libc::O_CREAT;
+    let file = side.open("scratch", flags)?;
+    for block in 0..256 {
+        side.pwrite(&file, &bytes, block * 4096)?;
+    }
+    let mut state = 1;
+    time(figures, "pwrite 4 KiB", ms, || side.pwrite(&file, &bytes, next(&mut state) % 256 * 4096))?;
+    side.close(file)?;
+    let flags_append = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND | libc::O_TRUNC;
+    let mut file = Some(side.open("appended", flags_append)?);
+    let mut appended = 0;
+    time(figures, "append 4 KiB", ms, || {
+        appended += 1;
+        // Begun anew now and then, since the disk is small.
+        if appended % APPENDS == 0 {
+            file.take().map_or(Ok(()), |full| side.close(full))?;
+            file = Some(side.open("appended", flags_append)?);
+        }
+        file.as_ref().map_or(Ok(()), |file| side.pwrite(file, &bytes, 0))
+    })?;
+    file.map_or(Ok(()), |file| side.close(file))?;
+    side.unlink("appended")?;
+    time(figures, "create+unlink", ms, || {
+        side.close(side.open("new", flags)?)?;
+        side.unlink("new")
+    })?;
+    time(figures, "create+write 4 KiB+close, unlink", ms, || {
+        let file = side.open("new", flags)?;
+        side.pwrite(&file, &bytes, 0)?;
+        side.close(file)?;
+        side.unlink("new")
+    })?;
+    let mut names = ["moved", "scratch"];
+    time(figures, "rename", ms, || {
+        names.swap(0, 1);
+        side.rename(names[0], names[1])
+    })
+}
