@@ -1,8 +1,8 @@
 """`make bench-path`: file operations through shared memory beside the same through the kernel, in one run.
 
-Sides: a channel to a stack that programs change, a channel to an image layer, our FUSE door, and ext4 itself, all
-on one ext4 filesystem in memory. Rounds alternate the sides and rotate their order; figures are medians, nanoseconds a
-call. Needs root; works in namespaces of its own and leaves nothing behind.
+Sides: a channel to a stack that programs change, a channel to an image layer, our FUSE door, and ext4
+itself, all on one ext4 filesystem in memory. Rounds alternate the sides and rotate their order; figures are
+medians, nanoseconds a call. Needs root; works in namespaces of its own and leaves nothing behind.
 """
 
 import argparse
@@ -48,7 +48,9 @@ def main() -> None:
 
 
 def _ext4_in_memory() -> Path:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES + (64 << 20)}", "tmpfs", "/mnt"], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES + (64 << 20)}", "tmpfs", "/mnt"], check=True
+    )
     disk, at = Path("/mnt/disk"), Path("/mnt/ext4")
     with disk.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, DISK_BYTES)
@@ -83,7 +85,13 @@ def _mount(run_dir: Path, directory: Path, mountpoint: Path, **options: object) 
 
 def _keeper(run_dir: Path, *arguments: str) -> None:
     run_dir.mkdir()
-    words = [service_binary(), "keeper", f"--run-dir={run_dir}", "--uid-base=3000000", "--idle-timeout-s=3600"]
+    words = [
+        str(service_binary()),
+        "keeper",
+        f"--run-dir={run_dir}",
+        "--uid-base=3000000",
+        "--idle-timeout-s=3600",
+    ]
     subprocess.Popen([*words, *arguments], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 20
     while not (run_dir / "channel" / "channel.sock").exists():
