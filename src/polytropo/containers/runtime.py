@@ -4,6 +4,7 @@ The monitor is the parent of the container's first process: it keeps the log, ca
 the standard streams, and writes the exit status down, whatever happens to the command that started it.
 """
 
+import errno
 import os
 import select
 import signal
@@ -16,26 +17,34 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from polytropo.cgroups import Hierarchies
 from polytropo.containers.records import Container, Files
 from polytropo.errors import PolytropoError
+from polytropo.host import is_rootless
 
 RUNTIMES = ("runc", "crun")
 _COMMAND_TIMEOUT_S = 60.0
 _LOG_TAIL_BYTES = 1 << 16
 _GATE_TIMEOUT_S = 5.0
+_GATE_POLL_S = 0.001
 _POLL_S = 0.005
 _SYNC_MAX_BYTES = 1 << 20
 
 # What the monitor runs at the container's end: if the command that is attached to it is gone, or there never
 # was one, another one cleans up; if it has put the container away, the rest is done here.
-# $1: the container's directory; $2: where that goes at its removal; $3: the runtime; $4: the id; the command.
+# $1: the container's directory; $2: where that goes at its removal; $3: the id; the five words of the command
+# that cleans up; the words that call the runtime.
 _AT_EXIT = """
-dir=$1 trash=$2 runtime=$3 id=$4; shift 4
+dir=$1 trash=$2 id=$3; shift 3
 flock "$dir/client" true
-[ ! -e "$dir/process.json" ] || exec "$@"
-[ ! -d "$trash/runtime/$id" ] || "$runtime" --root "$trash/runtime" delete --force "$id"
+[ ! -e "$dir/process.json" ] || exec "$1" "$2" "$3" "$4" "$5"
+shift 5
+[ ! -d "$trash/runtime/$id" ] || "$@" --root "$trash/runtime" delete --force "$id"
 exec rm -rf --one-file-system -- "$trash"
 """
+# crun refuses hosts where version 2 of control groups has controllers beside version 1 ("cgroups in hybrid
+# mode not supported"). With version 2 out of its sight it uses version 1 alone, as runc does.
+_WITHOUT_UNIFIED = 'umount -- "$0" && exec "$@"'
 
 NOT_EXECUTABLE_STATUS = 126
 NOT_FOUND_STATUS = 127
@@ -57,7 +66,7 @@ class Runtime:
         self._container = container
         self._files = files
         self._log = log or files.runtime_log
-        self.program = find_program(container.runtime)
+        self._words = _calling(container.runtime)
 
     @property
     def knows_container(self) -> bool:
@@ -74,7 +83,7 @@ class Runtime:
         return self._files.runtime_root / self._container.id / "exec.fifo"
 
     def command(self, operation: str, *arguments: str) -> list[str]:
-        return [self.program, *self._options(), operation, *arguments]
+        return [*self._words, *self._options(), operation, *arguments]
 
     def call(self, operation: str, *arguments: str) -> None:
         """Runs one command of the runtime. Raises StartError with what it said."""
@@ -112,8 +121,11 @@ class Runtime:
     def _open_gate(self) -> bool:
         """Does what the runtime's own `start` does, in a tenth of a millisecond instead of twenty.
 
-        runc's and crun's first process waits until somebody reads from this FIFO. False if it is not so.
+        runc's first process waits until somebody reads from this FIFO, crun's until somebody writes to it.
+        False if it is not so.
         """
+        if self._container.runtime == "crun":
+            return self._write_to_gate()
         try:
             gate = os.open(self._gate, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
@@ -125,6 +137,25 @@ class Runtime:
                 return False
             self._gate.unlink(missing_ok=True)
             return True
+        except OSError:
+            return False
+        finally:
+            os.close(gate)
+
+    def _write_to_gate(self) -> bool:
+        deadline = time.monotonic() + _GATE_TIMEOUT_S
+        while True:
+            try:
+                gate = os.open(self._gate, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                break
+            except OSError as error:
+                # ENXIO: the first process is not there yet.
+                if error.errno != errno.ENXIO or time.monotonic() > deadline:
+                    return False
+                time.sleep(_GATE_POLL_S)
+        try:
+            self._gate.unlink(missing_ok=True)
+            return os.write(gate, b"\0") == 1
         except OSError:
             return False
         finally:
@@ -221,8 +252,8 @@ class Runtime:
             "--cuuid",
             container.id,
         ]
-        command += ["--name", container.name, "--runtime", self.program, "--bundle", str(files.bundle)]
-        for option in self._options():
+        command += ["--name", container.name, "--runtime", self._words[0], "--bundle", str(files.bundle)]
+        for option in (*self._words[1:], *self._options()):
             command += ["--runtime-arg", option]
         command += ["--conmon-pidfile", str(files.monitor_pid), "--log-path", f"k8s-file:{files.log}"]
         command += ["--container-pidfile", str(files.directory / "container.pid")]
@@ -232,9 +263,9 @@ class Runtime:
         command += ["--stdin"] if container.stdin_open else []
         reap = [sys.executable, "-m", "polytropo.containers.reap"]
         reap += [str(files.directory.parent.parent), container.id]
-        places = [str(files.directory), str(files.trash), self.program, container.id]
+        places = [str(files.directory), str(files.trash), container.id]
         command += ["--exit-command", "/bin/sh"]
-        for argument in ("-c", _AT_EXIT, "sh", *places, *reap):
+        for argument in ("-c", _AT_EXIT, "sh", *places, *reap, *self._words):
             command += ["--exit-command-arg", argument]
         return command
 
@@ -348,6 +379,25 @@ def _processes_of(container_id: str) -> list[int]:
     return found
 
 
+def _calling(runtime: str) -> list[str]:
+    """The words that call a runtime on this host."""
+    program = find_program(runtime)
+    if runtime != "crun" or is_rootless():
+        return [program]
+    hierarchies = Hierarchies.find()
+    if hierarchies.v2 is None or not hierarchies.v1:
+        return [program]
+    return [
+        find_program("unshare"),
+        "--mount",
+        "/bin/sh",
+        "-c",
+        _WITHOUT_UNIFIED,
+        str(hierarchies.v2),
+        program,
+    ]
+
+
 def find_program(name: str) -> str:
     """The path of an installed program. Raises PolytropoError with what to install."""
     places = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/bin:/sbin:/bin"
@@ -359,7 +409,8 @@ def find_program(name: str) -> str:
 
 
 def _start_error(runtime: str, operation: str, said: str) -> StartError:
-    if "executable file not found" in said or ("exec" in said and "no such file or directory" in said):
+    missing = "executable file" in said and "not found" in said
+    if missing or ("exec" in said and "no such file or directory" in said):
         return StartError(f"the program is not in the image: {_tail(said)}", NOT_FOUND_STATUS)
     if "exec" in said and ("permission denied" in said or "is a directory" in said):
         return StartError(f"the program cannot be executed: {_tail(said)}", NOT_EXECUTABLE_STATUS)
