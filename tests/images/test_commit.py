@@ -2,7 +2,9 @@
 
 import json
 import os
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -156,13 +158,13 @@ def test_directories_to_a_copied_name_keep_their_attributes(state: State, base: 
     assert made[b"other"][0] == "0o40711" and made[b"other"][4] == 60 * 10**9
 
 
-def partial(upper: Path, below: Path, own: bytes, record: str) -> None:
+def partial(upper: Path, below: Path, own: bytes, record: str, sums: bytes = b"") -> None:
     """Makes `large` in the upper, of which it has the bytes `own` only."""
     (upper / "large").write_bytes(own)
     status = below.stat()
     seconds, ns = divmod(status.st_mtime_ns, 10**9)
     line = record.format(size=status.st_size, mtime=f"{seconds}.{ns:09}")
-    os.setxattr(upper / "large", "user.polytropo.blocks", line.encode() + b"/dir/sub/large\x02")
+    os.setxattr(upper / "large", "user.polytropo.blocks", line.encode() + b"/dir/sub/large\x02" + sums)
 
 
 def partial_base(state: State, tmp_path: Path) -> Image:
@@ -180,21 +182,33 @@ def test_a_file_of_which_some_blocks_were_copied_is_written_whole(
 ) -> None:
     base = partial_base(state, tmp_path)
     below = base.layers[1] / "dir/sub/large"
-    partial(upper, below, b"\0\0\0\0BBBBCCCCDE", f"1 4 {limit} 1-9 {{size}} {{mtime}} 14\n")
+    partial(upper, below, b"\0\0\0\0BBBBCCCCDE", f"1 4 {limit} 1-9 {{size}} {{mtime}} 14 0\n")
     image = commit(state, base, upper, "native")
     assert (image.layers[0] / "large").read_bytes() == wanted
+
+
+@pytest.mark.parametrize(("own", "wanted"), [(b"BBBB", b"aaaaBBBBccccd"), (b"BB\0\0", b"aaaabbbbccccd")])
+def test_blocks_that_were_lost_with_the_power_are_those_of_the_image(
+    state: State, tmp_path: Path, upper: Path, own: bytes, wanted: bytes
+) -> None:
+    base = partial_base(state, tmp_path)
+    sums = struct.pack("<QI", 1, zlib.crc32(b"BBBB"))
+    record = "1 4 13 1-9 {size} {mtime} 14 1\n"
+    partial(upper, base.layers[1] / "dir/sub/large", bytes(4) + own + bytes(5), record, sums)
+    assert (commit(state, base, upper, "native").layers[0] / "large").read_bytes() == wanted
 
 
 @pytest.mark.parametrize(
     ("record", "complaint"),
     [
-        ("1 4 13 1-9 {size} {mtime} 99\n", "was damaged"),
-        ("2 4 13 1-9 {size} {mtime} 14\n", "was damaged"),
-        ("1 4 9999 1-9 {size} {mtime} 14\n", "was damaged"),
-        ("1 4 13 7-9 {size} {mtime} 14\n", "in layer 7, which its image lacks"),
-        ("1 4 13 2-9 {size} {mtime} 14\n", "which is gone"),
-        ("1 4 13 1-9 77 {mtime} 14\n", "which is another file by now"),
-        ("1 4 13 1-9 {size} 0.000000000 14\n", "which is another file by now"),
+        ("1 4 13 1-9 {size} {mtime} 99 0\n", "was damaged"),
+        ("1 4 13 1-9 {size} {mtime} 14 1\n", "was damaged"),
+        ("2 4 13 1-9 {size} {mtime} 14 0\n", "was damaged"),
+        ("1 4 9999 1-9 {size} {mtime} 14 0\n", "was damaged"),
+        ("1 4 13 7-9 {size} {mtime} 14 0\n", "in layer 7, which its image lacks"),
+        ("1 4 13 2-9 {size} {mtime} 14 0\n", "which is gone"),
+        ("1 4 13 1-9 77 {mtime} 14 0\n", "which is another file by now"),
+        ("1 4 13 1-9 {size} 0.000000000 14 0\n", "which is another file by now"),
     ],
 )
 def test_a_record_that_leads_nowhere_is_refused(

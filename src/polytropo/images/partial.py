@@ -5,11 +5,14 @@ The record is the attribute `user.polytropo.blocks`; ARCHITECTURE.md describes i
 
 import os
 import re
+import struct
+import zlib
 from dataclasses import dataclass
 
 from polytropo.images.data import FileData
 from polytropo.images.errors import ImageError, shown
 from polytropo.images.extract import RESERVED
+from polytropo.images.streams import CHUNK_BYTES
 from polytropo.images.walk import Found, Tree
 
 BLOCKS = b"user.polytropo.blocks"
@@ -19,7 +22,7 @@ FORMAT = 2
 _FORMAT_NAME = re.compile(rb"format-([0-9]{1,9})")
 _LINE = re.compile(
     rb"1 ([0-9]{1,19}) ([0-9]{1,19}) ([0-9]{1,5})-[0-9]{1,20} ([0-9]{1,19})"
-    rb" (-?[0-9]{1,19})\.([0-9]{9}) ([0-9]{1,4})\n"
+    rb" (-?[0-9]{1,19})\.([0-9]{9}) ([0-9]{1,4}) ([0-9]{1,2})\n"
 )
 
 
@@ -36,6 +39,8 @@ class Record:
     path: bytes
     own: bytes
     """One bit a block."""
+    sums: dict[int, int]
+    """Checksums of own blocks that may have been lost with the power; they count if their bytes are there."""
 
     def is_own(self, block: int) -> bool:
         return bool(self.own[block // 8] >> block % 8 & 1)
@@ -45,13 +50,15 @@ def parse(value: bytes, name: bytes) -> Record:
     """Reads the attribute. Raises ImageError."""
     match = _LINE.match(value)
     if match:
-        block, limit, ordinal, size, seconds, ns, length = map(int, match.groups())
-        path, own = value[match.end() :][:length], value[match.end() + length :]
+        block, limit, ordinal, size, seconds, ns, length, count = map(int, match.groups())
+        path, rest = value[match.end() :][:length], value[match.end() + length :]
+        own, loose = rest[: max(0, len(rest) - 12 * count)], rest[max(0, len(rest) - 12 * count) :]
         components = path.split(b"/")[1:]
         is_path = path.startswith(b"/") and not {b"", b".", b"..", RESERVED} & set(components)
-        fits = block > 0 and limit <= size and -(-limit // block) <= len(own) * 8
+        fits = block > 0 and limit <= size and -(-limit // block) <= len(own) * 8 and len(loose) == 12 * count
         if len(path) == length and is_path and b"\0" not in path and fits:
-            return Record(block, limit, ordinal, size, seconds * 10**9 + ns, path[1:], own)
+            sums = dict(struct.iter_unpack("<QI", loose))
+            return Record(block, limit, ordinal, size, seconds * 10**9 + ns, path[1:], own, sums)
     raise ImageError(f"the container's record of which blocks of {shown(name)} it holds was damaged")
 
 
@@ -62,6 +69,7 @@ class PartialData:
         self._upper = FileData(upper)
         self._lower = FileData(lower)
         self._record = record
+        self._lost = {block for block in record.sums if not self._is_there(block)}
         self.size_bytes = self._upper.size_bytes
 
     def pieces(self) -> list[tuple[int, int]]:
@@ -82,6 +90,15 @@ class PartialData:
             return (self._upper if is_own else self._lower).read(end - start, start)
         return b""
 
+    def _is_there(self, block: int) -> bool:
+        start = block * self._record.block_bytes
+        end = min(start + self._record.block_bytes, self._record.limit_bytes)
+        found = 0
+        while start < end and (data := self._upper.read(min(end - start, CHUNK_BYTES), start)):
+            found = zlib.crc32(data, found)
+            start += len(data)
+        return start >= end and found == self._record.sums[block]
+
     def _runs(self, at: int, until: int) -> list[tuple[bool, int, int]]:
         record = self._record
         runs: list[tuple[bool, int, int]] = []
@@ -90,7 +107,7 @@ class PartialData:
                 is_own, end = True, until
             else:
                 block = at // record.block_bytes
-                is_own = record.is_own(block)
+                is_own = record.is_own(block) and block not in self._lost
                 end = min((block + 1) * record.block_bytes, record.limit_bytes, until)
             if runs and runs[-1][0] == is_own:
                 runs[-1] = (is_own, runs[-1][1], end)

@@ -230,7 +230,7 @@ impl Union {
         attr: &Attr,
         purpose: Use,
     ) -> Result<Option<Source>> {
-        let small = attr.size_bytes <= self.sizes.whole_max_bytes && purpose != Use::Attributes;
+        let small = attr.size_bytes <= self.sizes.whole_max_bytes && matches!(purpose, Use::Cut(_));
         // What others may change does not stay as it is.
         let stays = lower.layer.settled && self.capabilities_below().contains(Capabilities::XATTRS);
         let (Some(origin), false, true, libc::S_IFREG) = (node.origin, small, stays, attr.file_type()) else {

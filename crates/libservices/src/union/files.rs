@@ -71,7 +71,7 @@ impl Union {
         let truncates = flags.contains(OpenFlags::TRUNCATE);
         if !truncates && held.is_upper() {
             // Tells now what reading and writing would.
-            self.partial(node)?;
+            self.settle_file(node)?;
         }
         let (open, opened) = if truncates { self.cutting(node, 0, open)? } else { open()? };
         if truncates {
@@ -148,7 +148,21 @@ impl Union {
             unsynced.store(true, Release);
         }
         done?;
+        if recorded {
+            self.settle_file(&file.node)?;
+        }
         self.sync_names(&file.node)
+    }
+
+    /// Orders what is loose of a file, which by now is mostly done.
+    fn settle_file(&self, node: &Node) -> Result<()> {
+        match self.partial(node)? {
+            Some(partial) if partial.has_loose() => {
+                let _alone = partial.filling.write();
+                self.settle_blocks(node, &partial)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A file that was copied up stood under a durable name before: its new name, and those of directories copied up

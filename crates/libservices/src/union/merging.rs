@@ -82,7 +82,7 @@ impl Union {
         {
             let _blocks = self.keep_blocks(&file.node, partial)?;
             let (own, stop) = partial.run(at, end);
-            if own {
+            if own && !partial.has_loose_in(at, stop) {
                 let piece = &data[..(stop - at) as usize];
                 return Ok(open.service().write(caller, open.held.node, open.handle, at, piece)? as u64);
             }
@@ -90,6 +90,7 @@ impl Union {
         let _alone = partial.filling.write();
         let (own, stop) = partial.run(at, end);
         if own {
+            self.settle_blocks(&file.node, partial)?;
             // Somebody else brought them up meanwhile; from the beginning.
             return Ok(open.service().write(
                 caller,
@@ -107,9 +108,12 @@ impl Union {
             self.bring_up(partial, (&lower, open), (first, last), (at, stop))?;
         }
         write_all(caller, open, at, &data[..(stop - at) as usize])?;
-        open.service().order(&self.own, open.held.node, open.handle)?;
-        blocks.take(first, last);
-        self.save(&file.node, partial, blocks)?;
+        if !self.save_loosely((file, open, partial), &blocks, (first, last))? {
+            open.service().order(&self.own, open.held.node, open.handle)?;
+            blocks.settle();
+            blocks.take(first, last);
+            self.save(&file.node, partial, blocks)?;
+        }
         if file.flags.intersects(OpenFlags::SYNC | OpenFlags::DSYNC) {
             open.service().fsync(&self.own, open.held.node, open.handle, false)?;
         }
@@ -127,6 +131,10 @@ impl Union {
             FallocateMode::COLLAPSE_RANGE | FallocateMode::INSERT_RANGE | FallocateMode::UNSHARE_RANGE;
         let service = open.service();
         let allocate = || service.fallocate(caller, open.held.node, open.handle, mode, offset, length);
+        if !file.flags.contains(OpenFlags::WRITE) || length == 0 || offset.checked_add(length).is_none() {
+            // The upper says what is wrong.
+            return allocate();
+        }
         if mode.intersects(moves) {
             self.bring_all_up(file, open, partial)?;
             return allocate();
@@ -135,8 +143,8 @@ impl Union {
             let _blocks = self.keep_blocks(&file.node, partial)?;
             return allocate();
         }
-        drop(self.keep_blocks(&file.node, partial)?);
         let _alone = partial.filling.write();
+        self.settle_blocks(&file.node, partial)?;
         let mut blocks = partial.blocks();
         let end = offset.saturating_add(length).min(blocks.limit_bytes);
         if offset >= end {
@@ -157,8 +165,8 @@ impl Union {
 
     /// All that is missing.
     fn bring_all_up(&self, file: &File, open: &OpenFile, partial: &Partial) -> Result<()> {
-        drop(self.keep_blocks(&file.node, partial)?);
         let _alone = partial.filling.write();
+        self.settle_blocks(&file.node, partial)?;
         let lower = file.lower(&self.own, partial)?;
         let mut blocks = partial.blocks();
         let step_bytes = STEP_BYTES.max(blocks.block_bytes);
@@ -231,8 +239,10 @@ impl Union {
         buffer: &mut [u8],
     ) -> Result<usize> {
         match self.partial_of(file, open)? {
-            Some(partial) => self.read_merged(caller, (file, open, &partial), offset, buffer),
-            None => open.service().read(caller, open.held.node, open.handle, offset, buffer),
+            Some(partial) if file.flags.contains(OpenFlags::READ) => {
+                self.read_merged(caller, (file, open, &partial), offset, buffer)
+            }
+            _ => open.service().read(caller, open.held.node, open.handle, offset, buffer),
         }
     }
 
@@ -249,8 +259,11 @@ impl Union {
                 let _blocks = self.keep_blocks(&file.node, &partial)?;
                 write()
             }
-            Some(partial) => self.write_merged(caller, (file, open, &partial), offset, data),
-            None => write(),
+            // The upper says what is wrong with writing through a file that was opened to read.
+            Some(partial) if file.flags.contains(OpenFlags::WRITE) && !data.is_empty() => {
+                self.write_merged(caller, (file, open, &partial), offset, data)
+            }
+            _ => write(),
         }
     }
 

@@ -12,6 +12,7 @@
 mod attributes;
 mod copy_bytes;
 mod copy_up;
+mod crc32;
 mod create;
 mod files;
 mod layers;

@@ -1,7 +1,9 @@
 //! Files of which the upper holds some blocks and a lower the others.
 //!
-//! The bytes of a block are the lower's until the record says that they are the upper's. They are copied or written first,
-//! ordered on the device, and recorded then: a power cut leaves the old bytes of a block or the new ones.
+//! The bytes of a block are the lower's until the record says that they are the upper's. They are copied or written first and recorded
+//! then: a power cut leaves the old bytes of a block or the new ones, since either they were ordered on the device before, or the
+//! block is loose: recorded with a checksum, it is the upper's own only if its bytes are found. A loose block is not changed
+//! before it was ordered and recorded anew.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
@@ -9,10 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 use parking_lot::{Mutex, RwLock};
 
 use super::Union;
+use super::crc32::crc32;
+use super::files::File;
 use super::layers::{Held, OpenFile, marks};
 use super::lookup::mark;
 use super::nodes::Node;
-use super::record::{self, Blocks, Identity, Source};
+use super::record::{self, Blocks, Identity, LOOSE_MAX, Source};
 use crate::error::{Errno, Error, Result};
 use crate::name::Name;
 use crate::types::*;
@@ -21,6 +25,10 @@ use crate::types::*;
 const FILLS_A_DOUBLING: u32 = 64;
 /// Most doublings: pieces of 8 blocks, whose copy costs about what waiting for them does.
 const DOUBLINGS_MAX: u32 = 3;
+
+/// Larger pieces are ordered before they are recorded: reading them back would take as long.
+const LOOSE_PIECE_MAX_BYTES: u64 = 256 << 10;
+const SUM_BUFFER_BYTES: usize = 64 << 10;
 
 /// Sizes by which unions copy.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +60,7 @@ pub struct Partial {
     lower_blocks_512: u64,
     blocks: RwLock<Blocks>,
     missing_bytes: AtomicU64,
+    has_loose: AtomicBool,
     /// Held alone while blocks are brought up or cut off, shared while the upper's own bytes are written.
     pub filling: RwLock<()>,
     fills: AtomicU32,
@@ -66,6 +75,7 @@ impl Partial {
             lower,
             lower_blocks_512,
             missing_bytes: AtomicU64::new(blocks.missing_bytes()),
+            has_loose: AtomicBool::new(!blocks.loose().is_empty()),
             blocks: RwLock::new(blocks),
             filling: RwLock::default(),
             fills: AtomicU32::new(0),
@@ -80,6 +90,14 @@ impl Partial {
     /// Whether the bytes at `at` are the upper's own, and where (at most `until`) that ends.
     pub fn run(&self, at: u64, until: u64) -> (bool, u64) {
         self.blocks.read().run(at, until)
+    }
+
+    pub fn has_loose(&self) -> bool {
+        self.has_loose.load(Acquire)
+    }
+
+    pub fn has_loose_in(&self, start: u64, end: u64) -> bool {
+        self.has_loose() && self.blocks.read().has_loose_in(start, end)
     }
 
     /// What the lower's part adds to the space that the file takes.
@@ -99,6 +117,7 @@ impl Partial {
 
     fn set(&self, blocks: Blocks) {
         self.missing_bytes.store(blocks.missing_bytes(), Relaxed);
+        self.has_loose.store(!blocks.loose().is_empty(), Release);
         *self.blocks.write() = blocks;
     }
 }
@@ -173,7 +192,7 @@ impl Union {
     fn read_record(
         &self,
         node: &Node,
-        upper: &Held,
+        upper: &Arc<Held>,
     ) -> Result<std::result::Result<Option<Arc<Partial>>, String>> {
         let work = self.work()?;
         if !work.has_partial_files() {
@@ -192,14 +211,92 @@ impl Union {
         if attr.file_type() != libc::S_IFREG || Identity::of(&attr) != source.identity {
             return Ok(Err(format!("it is a part of {}, which is another file by now", place())));
         }
+        let lost = self.lost_blocks(upper, &blocks)?;
         let size_bytes = upper.attr(&self.own)?.size_bytes;
-        if size_bytes < blocks.limit_bytes {
-            // Somebody was killed between the two.
+        if size_bytes < blocks.limit_bytes || !lost.is_empty() {
+            // Somebody was killed before he could record a cut; or the power was.
+            blocks.lose(&lost);
             blocks.cut(size_bytes);
             self.write_record(node, upper, &source, &blocks)?;
         }
-        let whole = blocks.missing_bytes() == 0;
-        Ok(Ok((!whole).then(|| Partial::new(source, lower, attr.blocks_512, blocks))))
+        Ok(Ok((!blocks.is_done()).then(|| Partial::new(source, lower, attr.blocks_512, blocks))))
+    }
+
+    /// The loose blocks whose bytes are not there.
+    fn lost_blocks(&self, upper: &Arc<Held>, blocks: &Blocks) -> Result<Vec<u64>> {
+        if blocks.loose().is_empty() {
+            return Ok(Vec::new());
+        }
+        let (open, _) = OpenFile::open(&self.own, upper, OpenFlags::READ)?;
+        let mut lost = Vec::new();
+        for (block, sum) in blocks.loose() {
+            if self.checksum(&open, blocks.bounds(*block))? != Some(*sum) {
+                lost.push(*block);
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Of a range of an open file. `None` when the file ends earlier.
+    fn checksum(&self, open: &OpenFile, (mut at, end): (u64, u64)) -> Result<Option<u32>> {
+        let (mut sum, mut buffer) = (0, vec![0; SUM_BUFFER_BYTES.min((end - at) as usize)]);
+        while at < end {
+            let room = buffer.len().min((end - at) as usize);
+            let count =
+                open.service().read(&self.own, open.held.node, open.handle, at, &mut buffer[..room])?;
+            if count == 0 {
+                return Ok(None);
+            }
+            sum = crc32(sum, &buffer[..count]);
+            at += count as u64;
+        }
+        Ok(Some(sum))
+    }
+
+    /// Records the blocks of `start..end`, whose bytes the upper has by now, as loose ones, and begins to order them. Says whether that
+    /// was possible; they have to be ordered first if not. `filling` is held alone.
+    pub(super) fn save_loosely(
+        &self,
+        (file, open, partial): (&File, &OpenFile, &Partial),
+        blocks: &Blocks,
+        (start, end): (u64, u64),
+    ) -> Result<bool> {
+        let few = end - start <= LOOSE_PIECE_MAX_BYTES;
+        if !few || !file.flags.contains(OpenFlags::READ) {
+            return Ok(false);
+        }
+        let mut sums = Vec::new();
+        for block in start / blocks.block_bytes..end.div_ceil(blocks.block_bytes) {
+            let sum = self.checksum(open, blocks.bounds(block))?;
+            sums.push((block, sum.ok_or_else(|| Error::new(Errno::IO, "read back what was written"))?));
+        }
+        let mut blocks = blocks.clone();
+        if sums.len() > LOOSE_MAX || !blocks.take_loosely(sums) {
+            return Ok(false);
+        }
+        open.service().begin_order(&self.own, open.held.node, open.handle)?;
+        match self.save(&file.node, partial, blocks) {
+            Ok(()) => Ok(true),
+            // The checksums need room too.
+            Err(e) if [Errno::NOSPC, Errno::DQUOT, Errno::TOOBIG, Errno::RANGE].contains(&e.errno()) => {
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Orders the loose blocks and records that. `filling` is held alone.
+    pub(super) fn settle_blocks(&self, node: &Node, partial: &Partial) -> Result<()> {
+        self.save_late(node, partial)?;
+        if !partial.has_loose() {
+            return Ok(());
+        }
+        let upper = node.upper().ok_or_else(|| Error::new(Errno::STALE, "order blocks of a lower file"))?;
+        let (open, _) = OpenFile::open(&self.own, &upper, OpenFlags::READ)?;
+        upper.service().order(&self.own, upper.node, open.handle)?;
+        let mut blocks = partial.blocks();
+        blocks.settle();
+        self.save(node, partial, blocks)
     }
 
     /// What a path from the root of one lower leads to.
@@ -223,7 +320,7 @@ impl Union {
     fn write_record(&self, node: &Node, upper: &Held, source: &Source, blocks: &Blocks) -> Result<()> {
         node.bytes.unsynced.store(true, Release);
         let service = upper.service();
-        if blocks.missing_bytes() > 0 {
+        if !blocks.is_done() {
             let value = record::encode(source, blocks);
             return service.setxattr(&self.own, upper.node, marks::BLOCKS, &value, XattrFlags::empty());
         }
@@ -238,7 +335,7 @@ impl Union {
         let upper = node.upper().ok_or_else(|| Error::new(Errno::STALE, "record blocks of a lower file"))?;
         self.write_record(node, &upper, &partial.source, &blocks)?;
         partial.unsaved.store(false, Release);
-        let whole = blocks.missing_bytes() == 0;
+        let whole = blocks.is_done();
         partial.set(blocks);
         if whole {
             node.bytes.set(None);
@@ -268,7 +365,7 @@ impl Union {
             Err(e) => return Err(e),
         };
         let _alone = partial.filling.write();
-        self.save_late(node, &partial)?;
+        self.settle_blocks(node, &partial)?;
         let done = change()?;
         let mut blocks = partial.blocks();
         if size_bytes < blocks.limit_bytes {

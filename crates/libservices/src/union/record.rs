@@ -1,7 +1,8 @@
 //! The record of a file that lies in the upper in part: which of its blocks are the upper's own, and where the others are.
 //!
 //! It is the extended attribute `user.polytropo.blocks` of the upper's file, so it goes wherever that goes, in one step with it:
-//! a line of text, the path of the lower file, one bit a block.
+//! a line of text, the path of the lower file, one bit a block, and the checksums of loose blocks: those that are the upper's own if
+//! their bytes are there.
 
 use super::layers::Origin;
 use crate::name::Name;
@@ -15,6 +16,9 @@ pub const PATH_MAX_BYTES: usize = 1024;
 pub const BLOCKS_MAX: u64 = 1 << 14;
 /// Where attributes have less room than that (ext4 with blocks of 1 KiB).
 pub const BLOCKS_FEW: u64 = 1 << 11;
+/// Most loose blocks of a file.
+pub const LOOSE_MAX: usize = 16;
+const LOOSE_BYTES: usize = 12;
 const BLOCK_MAX_BYTES: u64 = 1 << 50;
 
 /// What a lower file was when its record was made. What differs is another file.
@@ -46,13 +50,15 @@ pub struct Blocks {
     /// From here on all bytes are the upper's own: the file was cut here once, or it ended here.
     pub limit_bytes: u64,
     own: Box<[u8]>,
+    /// Of these, those that are not known to be on the device: with the checksum of their bytes, which do not change as long.
+    loose: Vec<(u64, u32)>,
 }
 
 impl Blocks {
     /// None of the first `limit_bytes` is the upper's.
     pub fn none_own(block_bytes: u64, limit_bytes: u64) -> Self {
         let count = limit_bytes.div_ceil(block_bytes);
-        Self { block_bytes, limit_bytes, own: vec![0; count.div_ceil(8) as usize].into() }
+        Self { block_bytes, limit_bytes, own: vec![0; count.div_ceil(8) as usize].into(), loose: Vec::new() }
     }
 
     pub fn is_own(&self, block: u64) -> bool {
@@ -66,6 +72,53 @@ impl Blocks {
                 *byte |= 1 << (block % 8);
             }
         }
+    }
+
+    /// `take`, of blocks that are not known to be on the device. Says whether there is room for that.
+    pub fn take_loosely(&mut self, sums: Vec<(u64, u32)>) -> bool {
+        if self.loose.len() + sums.len() > LOOSE_MAX {
+            return false;
+        }
+        for (block, _) in &sums {
+            self.take(block * self.block_bytes, (block + 1) * self.block_bytes);
+        }
+        self.loose.extend(sums);
+        true
+    }
+
+    pub fn loose(&self) -> &[(u64, u32)] {
+        &self.loose
+    }
+
+    pub fn has_loose_in(&self, start: u64, end: u64) -> bool {
+        let meets = |block: u64| block * self.block_bytes < end && start < (block + 1) * self.block_bytes;
+        self.loose.iter().any(|(block, _)| meets(*block))
+    }
+
+    /// All blocks are on the device.
+    pub fn settle(&mut self) {
+        self.loose.clear();
+    }
+
+    /// Gives loose blocks back that did not come through.
+    pub fn lose(&mut self, lost: &[u64]) {
+        self.loose.retain(|(block, _)| !lost.contains(block));
+        for block in lost {
+            if let Some(byte) = self.own.get_mut((block / 8) as usize) {
+                *byte &= !(1 << (block % 8));
+            }
+        }
+    }
+
+    /// Where a block begins and where it, or what the lower had of it, ends.
+    pub fn bounds(&self, block: u64) -> (u64, u64) {
+        let start = block * self.block_bytes;
+        (start, (start + self.block_bytes).min(self.limit_bytes))
+    }
+
+    /// Nothing needs to be recorded any more.
+    pub fn is_done(&self) -> bool {
+        self.loose.is_empty() && self.missing_bytes() == 0
     }
 
     /// The file was cut to `size_bytes`: nothing beyond is the lower's any more.
@@ -128,15 +181,21 @@ impl Blocks {
 pub fn encode(source: &Source, blocks: &Blocks) -> Vec<u8> {
     let Source { origin, identity: Identity { size_bytes, mtime }, path } = source;
     let line = format!(
-        "{VERSION} {} {} {} {size_bytes} {}.{:09} {}\n",
+        "{VERSION} {} {} {} {size_bytes} {}.{:09} {} {}\n",
         blocks.block_bytes,
         blocks.limit_bytes,
         origin.text(),
         mtime.seconds,
         mtime.nanoseconds,
         path.len(),
+        blocks.loose.len(),
     );
-    [line.as_bytes(), path, &blocks.own].concat()
+    let mut value = [line.as_bytes(), path, &blocks.own].concat();
+    for (block, sum) in &blocks.loose {
+        value.extend_from_slice(&block.to_le_bytes());
+        value.extend_from_slice(&sum.to_le_bytes());
+    }
+    value
 }
 
 /// `None` when it is no record that this version understands.
@@ -144,7 +203,8 @@ pub fn decode(value: &[u8]) -> Option<(Source, Blocks)> {
     let end = value.iter().position(|byte| *byte == b'\n')?;
     let (line, rest) = (std::str::from_utf8(&value[..end]).ok()?, &value[end + 1..]);
     let fields: Vec<_> = line.split(' ').collect();
-    let [version, block_bytes, limit_bytes, origin, size_bytes, mtime, path_length] = fields[..] else {
+    let [version, block_bytes, limit_bytes, origin, size_bytes, mtime, path_length, loose_count] = fields[..]
+    else {
         return None;
     };
     let number = |text: &str| text.parse::<u64>().ok();
@@ -153,7 +213,9 @@ pub fn decode(value: &[u8]) -> Option<(Source, Blocks)> {
     let mtime = Timestamp { seconds: seconds.parse().ok()?, nanoseconds: nanoseconds.parse().ok()? };
     let identity = Identity { size_bytes: number(size_bytes)?, mtime };
     let path_length = usize::try_from(number(path_length)?).ok()?;
-    let (path, own) = rest.split_at_checked(path_length)?;
+    let loose_count = usize::try_from(number(loose_count)?).ok().filter(|count| *count <= LOOSE_MAX)?;
+    let (path, rest) = rest.split_at_checked(path_length)?;
+    let (own, loose) = rest.split_at_checked(rest.len().checked_sub(loose_count * LOOSE_BYTES)?)?;
     let fits =
         block_bytes.is_power_of_two() && block_bytes <= BLOCK_MAX_BYTES && limit_bytes <= identity.size_bytes;
     if version != VERSION || !fits || limit_bytes.div_ceil(block_bytes) > (own.len() as u64) * 8 {
@@ -163,7 +225,15 @@ pub fn decode(value: &[u8]) -> Option<(Source, Blocks)> {
         return None;
     }
     let source = Source { origin: Origin::parse(origin.as_bytes())?, identity, path: path.into() };
-    Some((source, Blocks { block_bytes, limit_bytes, own: own.into() }))
+    let mut blocks = Blocks { block_bytes, limit_bytes, own: own.into(), loose: Vec::new() };
+    for entry in loose.chunks_exact(LOOSE_BYTES) {
+        let block = u64::from_le_bytes(entry[..8].try_into().ok()?);
+        if block >= blocks.count() || !blocks.is_own(block) {
+            return None;
+        }
+        blocks.loose.push((block, u32::from_le_bytes(entry[8..].try_into().ok()?)));
+    }
+    Some((source, blocks))
 }
 
 fn is_path(path: &[u8]) -> bool {
@@ -188,6 +258,7 @@ mod tests {
         let mut blocks = Blocks::none_own(64, 1000);
         blocks.take(64, 192);
         blocks.take(960, 1000);
+        assert!(blocks.take_loosely(vec![(4, 0xffff_0001), (5, 2)]));
         let wrote = encode(&source(b"/a/b \n\xff"), &blocks);
         assert_eq!(decode(&wrote), Some((source(b"/a/b \n\xff"), blocks)));
     }
@@ -202,13 +273,17 @@ mod tests {
         for path in [&b"f"[..], b"", b"/", b"/..", b"/a/../b", b"//a", b"/a/", b"/a\0b"] {
             assert_eq!(decode(&encode(&source(path), &Blocks::none_own(64, 1000))), None, "{path:?}");
         }
+        let mut loose = Blocks::none_own(64, 1000);
+        assert!(loose.take_loosely(vec![(4, 1)]));
+        loose.own.fill(0);
+        assert_eq!(decode(&encode(&source(b"/f"), &loose)), None, "a loose block is the upper's");
         let later = [b"2", &good[1..]].concat();
         assert_eq!(decode(&later), None);
         for line in [
-            "1 0 1 1-1 5 0.0 2\n/f\0",
-            "1 3 1 1-1 5 0.0 2\n/f\0",
-            "1 4 9 1-1 5 0.0 2\n/f\0\0\0",
-            "1 4 1 0-1 5 0.0 2\n/f\0",
+            "1 0 1 1-1 5 0.0 2 0\n/f\0",
+            "1 3 1 1-1 5 0.0 2 0\n/f\0",
+            "1 4 9 1-1 5 0.0 2 0\n/f\0\0\0",
+            "1 4 1 0-1 5 0.0 2 0\n/f\0",
         ] {
             assert_eq!(decode(line.as_bytes()), None, "{line:?}");
         }

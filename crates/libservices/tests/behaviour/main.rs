@@ -14,6 +14,7 @@ mod suite;
 mod xattrs;
 
 use polytropo_libservices::stack::{DirCoherence, Ownership};
+use polytropo_libservices::union::BlockSizes;
 
 #[test]
 fn native_directory() {
@@ -59,6 +60,16 @@ fn union_of_directories_that_others_change_too() {
         return;
     }
     suite::run(|| stacks::union(DirCoherence::Shared, Ownership::Native));
+}
+
+/// Blocks so small that every file has some.
+#[test]
+fn union_that_copies_blocks() {
+    if skipped_for_want_of_chown() {
+        return;
+    }
+    let sizes = BlockSizes { block_bytes: 4, whole_max_bytes: 0 };
+    suite::run(|| stacks::union_by(DirCoherence::Immutable, Ownership::Native, sizes));
 }
 
 #[test]

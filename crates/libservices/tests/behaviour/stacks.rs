@@ -8,7 +8,7 @@ use polytropo_libservices::dir::Dir;
 use polytropo_libservices::fault::Fault;
 use polytropo_libservices::owners::Owners;
 use polytropo_libservices::stack::{DirCoherence, DirLayer, FaultLayer, Layer, Ownership, StackDocument};
-use polytropo_libservices::union::Union;
+use polytropo_libservices::union::{BlockSizes, Union};
 use polytropo_libservices::{Capabilities, Libservice, build};
 
 use crate::suite::Stack;
@@ -62,6 +62,10 @@ pub fn faultless() -> Stack {
 
 /// A union of two lowers and an upper; seeds go to the lowest.
 pub fn union(coherence: DirCoherence, ownership: Ownership) -> Stack {
+    union_by(coherence, ownership, BlockSizes::default())
+}
+
+pub fn union_by(coherence: DirCoherence, ownership: Ownership, sizes: BlockSizes) -> Stack {
     let temp = tempfile::tempdir().unwrap();
     let layer = |name: &str, coherence| -> Arc<dyn Libservice> {
         let path = temp.path().join(name);
@@ -76,5 +80,5 @@ pub fn union(coherence: DirCoherence, ownership: Ownership) -> Stack {
     let upper =
         layer("upper", if coherence == DirCoherence::Shared { coherence } else { DirCoherence::Exclusive });
     let seed = temp.path().join("bottom");
-    Stack::new(Arc::new(Union::new(lowers, Some(upper)).unwrap()), seed, temp)
+    Stack::new(Arc::new(Union::with_sizes(lowers, Some(upper), sizes).unwrap()), seed, temp)
 }

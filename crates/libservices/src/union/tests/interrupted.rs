@@ -76,6 +76,7 @@ const CHANGES: &[(&str, Change, Change)] = &[
     ("change the mode of a lower file", nothing, |view| {
         view.setattr("a/a/a", &SetAttr { mode: Some(0o600), ..SetAttr::default() }).map(drop)
     }),
+    ("write blocks again", in_part, |view| write_at(view, "a/a/a", 10, "again")),
     ("rename a file of which a part was copied", in_part, |view| view.rename("a/a/a", "d/e")),
     ("append to a file of several names", nothing, |view| view.append("a/a/b", "+")),
     ("change a lower directory", nothing, |view| {
@@ -143,7 +144,7 @@ fn in_part(view: &View) -> Result<()> {
 }
 
 fn with_file(view: &View, path: &str, change: impl FnOnce(HandleId) -> Result<()>) -> Result<()> {
-    let handle = view.open(path, OpenFlags::WRITE)?;
+    let handle = view.open(path, OpenFlags::READ | OpenFlags::WRITE)?;
     let done = change(handle);
     view.close(handle);
     done
