@@ -13,11 +13,12 @@ class Ground:
 
     `image` is a directory with the files `file` (100,000 bytes), `large` (LARGE_BYTES, sparse, 100,000 bytes
     of data at each of LARGE_DATA), `linked` and `also-linked` (one inode), and the directory `tree/inner`
-    with a file; on a union they lie in a lower layer.
+    with a file; on a union they lie in a lower layer. With `passthrough` the kernel reads those itself.
     """
 
     empty: Path
     image: Path
+    passthrough: bool = False
 
 
 LARGE_BYTES = 4 << 20
