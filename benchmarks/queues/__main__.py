@@ -1,4 +1,4 @@
-"""`make bench-queues`: our queues beside their rivals, and Python's, in one run; JSON and a plot.
+"""`make bench-queues`: our queues beside their rivals, and Python's, in one run; tables, JSON and a plot.
 
 Every queue waits by the same policy; threads are pinned; rivals take turns within each repetition; figures
 are medians, with the smallest and the largest.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.report import machine
-from benchmarks.queues import python_queues
+from benchmarks.queues import python_queues, tables
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MEASURES = ("items_per_s", "cpu_ns_per_item")
@@ -49,8 +49,9 @@ def main() -> None:
     }
     path = arguments.out / "queues.json"
     path.write_text(json.dumps(report, indent=1))
-    plot(report, arguments.out / "queues.png")
-    print(f"{path}, {path.with_suffix('.png')}")
+    plot(report, path.with_suffix(".png"))
+    path.with_suffix(".md").write_text(tables.markdown(report))
+    print(*(path.with_suffix(suffix) for suffix in (".md", ".json", ".png")))
     if load_before[0] > 1:
         print(
             f"note: the machine was busy when this began (load average {load_before[0]:.1f})", file=sys.stderr
