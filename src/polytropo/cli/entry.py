@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from polytropo.cli import quick
 from polytropo.cli.failures import drop_output
@@ -18,6 +18,7 @@ _TERMINATED_STATUS = 143
 def main() -> NoReturn:
     """Runs the command line of this process and exits with its status."""
     gc.set_threshold(_GARBAGE_THRESHOLD)
+    do_without_extensions()
     signal.signal(signal.SIGTERM, _terminated)
     status = _status(sys.argv[1:])
     try:
@@ -27,6 +28,15 @@ def main() -> NoReturn:
     sys.stderr.flush()
     # Taking the interpreter apart takes longer than many a command; what had to be given back has been.
     os._exit(status)
+
+
+def do_without_extensions() -> None:
+    """Keeps msgspec from importing `typing_extensions`, which it can do without, where that is there.
+
+    With what that imports it takes as long as all of a `run`'s other imports.
+    """
+    absent: Any = None
+    sys.modules.setdefault("typing_extensions", absent)
 
 
 def _status(arguments: list[str]) -> int:

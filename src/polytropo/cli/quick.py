@@ -5,7 +5,6 @@ tables repeat what `cli/run.py` and `cli/exec.py` declare; a test holds them tog
 """
 
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,23 +58,12 @@ def run(arguments: list[str]) -> int | None:
     words = parse(arguments)
     if words is None:
         return None
-    _import_lightly()
     from polytropo.cli import programs
 
     try:
         return programs.run(**words) if arguments[0] == "run" else programs.execute(**words)
     except BaseException as error:
         return status_of(error, arguments[0])
-
-
-def _import_lightly() -> None:
-    """Imports msgspec without what it can do without: where it is installed, it takes half of all imports."""
-    absent: Any = None
-    there = sys.modules.setdefault("typing_extensions", absent)
-    import msgspec  # noqa: F401
-
-    if there is None:
-        del sys.modules["typing_extensions"]
 
 
 def parse(arguments: list[str]) -> dict[str, Any] | None:
