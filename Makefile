@@ -117,3 +117,7 @@ miri:
 	    MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked -p polytropo-queue --test words --test bytes \
 	        --test wrap --target-dir target/miri; \
 	else echo "miri: skipped, it is not installed (rustup +nightly component add miri)"; fi
+
+.PHONY: bench-preload
+bench-preload: build venv
+	$(VENV)/bin/python -m benchmarks.path.preload $(BENCH_ARGUMENTS)

@@ -90,6 +90,21 @@ def test_reading_in_all_ways(
         assert place.in_process() > 30, place.trace.read_text()
 
 
+@pytest.mark.parametrize("name", ["threads", "children"])
+@pytest.mark.parametrize("compiler", ["gcc", "musl-gcc"])
+def test_threads_and_children(
+    on_mount: Callable[[str], OnMount], compile_program: Compile, name: str, compiler: str
+) -> None:
+    """Cancelled in the middle of calls that the library makes for them, too."""
+    program = compile_program(name, compiler=compiler)
+    place = on_mount("immutable")
+    plain = place.run(program, preload=False)
+    done = place.run(program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, plain.stdout, plain.stderr)
+    if name == "threads":
+        assert done.stdout == "cancelled 4, cleaned 4\nhandled some\n"
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static int cleaned;
@@ -19,6 +20,14 @@ static void *blocked(void *pipe_end) {
     char byte;
     pthread_cleanup_push(cleanup, NULL);
     if (read(*(int *)pipe_end, &byte, 1) >= 0) puts("read something");
+    pthread_cleanup_pop(0);
+    return NULL;
+}
+
+/* Nobody ever writes to it. */
+static void *waiting_for_writers(void *path) {
+    pthread_cleanup_push(cleanup, NULL);
+    if (open(path, O_RDONLY) >= 0) puts("opened something");
     pthread_cleanup_pop(0);
     return NULL;
 }
@@ -65,8 +74,13 @@ int main(int count, char **arguments) {
     int ends[2];
     pthread_t threads[4], storm;
     if (pipe(ends) || pipe2(log_pipe, O_NONBLOCK)) return 1;
-    for (int i = 0; i < 4; i++) pthread_create(&threads[i], NULL, blocked, &ends[0]);
-    usleep(20000);
+    char fifo[] = "/tmp/polytropo-fifo-XXXXXX";
+    if (!mkdtemp(fifo)) return 1;
+    rmdir(fifo);
+    if (mkfifo(fifo, 0600)) return 1;
+    for (int i = 0; i < 2; i++) pthread_create(&threads[i], NULL, blocked, &ends[0]);
+    for (int i = 2; i < 4; i++) pthread_create(&threads[i], NULL, waiting_for_writers, fifo);
+    usleep(50000);
     for (int i = 0; i < 4; i++) pthread_cancel(threads[i]);
     int cancelled = 0;
     for (int i = 0; i < 4; i++) {
@@ -74,6 +88,7 @@ int main(int count, char **arguments) {
         pthread_join(threads[i], &result);
         cancelled += result == PTHREAD_CANCELED;
     }
+    unlink(fifo);
     printf("cancelled %d, cleaned %d\n", cancelled, cleaned);
 
     for (int i = 0; i < 4; i++) pthread_create(&threads[i], NULL, busy, arguments[0]);
