@@ -217,14 +217,14 @@ def test_known_sites_are_those_found(preloaded: Preloaded, with_sites: Preloaded
 def test_wrong_files_of_sites_are_not_believed(with_sites: Preloaded, tmp_path: Path, damage: str) -> None:
     (file,) = tmp_path.glob("*.sites")
     good = file.read_bytes()
-    header, sites = good[:72], good[72:]
+    header, sites = good[:76], good[76:]
     shifted = (
         struct.pack("<4I", *(a + 1, b + 1, c + 1, d)) for a, b, c, d in struct.iter_unpack("<4I", sites)
     )
     damaged = {
         "empty": b"",
         "cut": good[:-1],
-        "other": good[:12] + bytes(20) + good[32:],
+        "other": good[:16] + bytes(20) + good[36:],
         "shifted": header + b"".join(shifted),
         "noise": header + random.Random(1).randbytes(len(sites)),
     }

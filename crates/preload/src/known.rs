@@ -6,12 +6,13 @@
 use crate::decode::decode;
 use crate::elf::Image;
 use crate::scan::{JUMP_BYTES, MOVED_BYTES_MAX, SITES_MAX, Site, Summary};
+use crate::table;
 
 const MAGIC: &[u8; 8] = b"plsites1";
 const BUILD_ID_BYTES_MAX: usize = 32;
 const COUNTERS: usize = 6;
-/// Magic, build id and its length, code's length, counters.
-const HEADER_BYTES: usize = 8 + 4 + BUILD_ID_BYTES_MAX + 4 + 4 * COUNTERS;
+/// Magic, which calls it is about, build id and its length, code's length, counters.
+const HEADER_BYTES: usize = 8 + 4 + 4 + BUILD_ID_BYTES_MAX + 4 + 4 * COUNTERS;
 const SITE_BYTES: usize = 16;
 const NO_NUMBER: u32 = u32::MAX;
 pub const FILE_BYTES_MAX: usize = HEADER_BYTES + SITES_MAX * SITE_BYTES;
@@ -34,6 +35,7 @@ pub fn write(image: &Image<'_>, summary: &Summary, sites: &[Site], mut put: impl
     let id = image.build_id().filter(|id| id.len() <= BUILD_ID_BYTES_MAX)?;
     let (_, code) = image.code()?;
     put(MAGIC);
+    put(&table::SEEN_HASH.to_le_bytes());
     put(&(id.len() as u32).to_le_bytes());
     put(id);
     put(&[0; BUILD_ID_BYTES_MAX][id.len()..]);
@@ -53,7 +55,7 @@ pub fn write(image: &Image<'_>, summary: &Summary, sites: &[Site], mut put: impl
 /// What such a file says, if it is about this library as it lies in memory.
 pub fn read(file: &[u8], image: &Image<'_>, sites: &mut [Site]) -> Option<Summary> {
     let mut words = Words { rest: file };
-    (words.take(8)? == MAGIC).then_some(())?;
+    (words.take(8)? == MAGIC && words.next()? == table::SEEN_HASH).then_some(())?;
     let id_bytes = words.next()? as usize;
     let id = words.take(BUILD_ID_BYTES_MAX)?.get(..id_bytes)?;
     let (address, code) = image.code()?;

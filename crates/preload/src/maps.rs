@@ -55,8 +55,8 @@ fn hexadecimal(digits: &[u8]) -> Option<usize> {
     })
 }
 
-/// Longer than any line: a path of 4096 bytes, each escaped at worst.
-const BUFFER_BYTES: usize = 20 << 10;
+/// Longer than any line: the kernel writes them a page at a time.
+const BUFFER_BYTES: usize = 8 << 10;
 /// The kernel allows 65,530 mappings by default; what has more is not a program at its start.
 const LINES_MAX: usize = 1 << 17;
 

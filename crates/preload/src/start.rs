@@ -30,12 +30,17 @@ pub fn start() {
 
 fn run() -> Result<(), Aside> {
     // First of all: a program with rights of others listens to no variable of theirs.
-    if auxiliary(AT_SECURE).ok_or(Aside::NoProc)? != 0 {
+    let [secure, program_headers] = auxiliary([AT_SECURE, AT_PHDR]).ok_or(Aside::NoProc)?;
+    if secure != 0 {
         return Err(Aside::Secure);
     }
     let variables = environment()?;
     if variables.off {
         return Err(Aside::TurnedOff);
+    }
+    let mut setting = variables.setting();
+    if setting.is_none() && !variables.trace {
+        return Err(Aside::NoService);
     }
     if has_shadow_stack() {
         return Err(Aside::ShadowStack);
@@ -43,7 +48,6 @@ fn run() -> Result<(), Aside> {
     if has_threads()? {
         return Err(Aside::Threads);
     }
-    let program_headers = auxiliary(AT_PHDR).ok_or(Aside::NoProc)?;
     let mut found = Found { program_headers, ..Found::default() };
     if !maps::each(|mapping| found.see(mapping)) {
         return Err(Aside::NoProc);
@@ -51,13 +55,10 @@ fn run() -> Result<(), Aside> {
     if found.sanitizer || found.program.with_image(|image| image.has_early_constructors()) {
         return Err(Aside::Sanitizer);
     }
-    let setting = variables.setting(!found.is_musl());
-    if setting.is_none() && !variables.trace {
-        return Err(Aside::NoService);
-    }
     found.redirect()?;
-    if let Some(setting) = setting {
-        operations::begin(setting);
+    if let Some(setting) = &mut setting {
+        setting.set_opens(!found.is_musl());
+        operations::begin(*setting);
     }
     Ok(())
 }
@@ -69,8 +70,8 @@ fn now_ns() -> u64 {
     time[0] * 1_000_000_000 + time[1]
 }
 
-/// A value of the auxiliary vector, 0 if it has none; `None` if the vector cannot be read.
-fn auxiliary(wanted: usize) -> Option<usize> {
+/// Values of the auxiliary vector, 0 for what it has not; `None` if it cannot be read.
+fn auxiliary(wanted: [usize; 2]) -> Option<[usize; 2]> {
     let descriptor = sys::open(b"/proc/self/auxv\0", 0, 0);
     if descriptor < 0 {
         return None;
@@ -80,8 +81,10 @@ fn auxiliary(wanted: usize) -> Option<usize> {
     sys::close(descriptor as i32);
     let bytes = bytes.get(..usize::try_from(got).ok()?)?;
     let word = |bytes: &[u8]| bytes.try_into().map_or(0, usize::from_le_bytes);
-    let pair = bytes.chunks_exact(16).find(|pair| word(&pair[..8]) == wanted);
-    Some(pair.map_or(0, |pair| word(&pair[8..])))
+    Some(wanted.map(|wanted| {
+        let pair = bytes.chunks_exact(16).find(|pair| word(&pair[..8]) == wanted);
+        pair.map_or(0, |pair| word(&pair[8..]))
+    }))
 }
 
 /// Reads our variables.
@@ -147,10 +150,10 @@ impl Default for Variables {
 }
 
 impl Variables {
-    fn setting(&self, opens: bool) -> Option<Setting> {
+    fn setting(&self) -> Option<Setting> {
         let channel = &self.channel[..self.channel_length];
         let channel = if channel.is_empty() { CHANNEL } else { channel };
-        Setting::new(channel, &self.mount[..self.mount_length], opens)
+        Setting::new(channel, &self.mount[..self.mount_length])
     }
 
     fn feed(&mut self, byte: u8) {

@@ -30,7 +30,7 @@ fn rows_are_ordered_and_consistent() {
         let number = usize::from(row.number);
         assert!(number < NUMBERS && !row.reason.is_empty() && row.descriptors.iter().all(|at| *at < 6));
         let passed = row.disposition == Disposition::Passed;
-        assert_eq!(SEEN[number] == 0, passed, "{}", row.name);
+        assert!(SEEN[number] == 0 || !passed, "{} is looked at", row.name);
         assert!(!passed || row.descriptors.is_empty(), "{} names descriptors", row.name);
     }
 }

@@ -71,11 +71,12 @@ fn hand_over(table: &Table, number: usize, arguments: &[usize; 6]) {
     if BLIND.contains(&number) || (number == nr::FCNTL && matches!(arguments[1], 1..=3)) {
         return;
     }
-    let Some(row) = crate::table::find(number) else { return };
-    for at in row.descriptors {
-        let descriptor = arguments[usize::from(*at)];
-        if let Some(entry) = table.entry(descriptor) {
-            entry.release(descriptor);
+    let named = crate::table::DESCRIPTORS.get(number).copied().unwrap_or(0);
+    for (at, descriptor) in arguments.iter().enumerate() {
+        if named >> at & 1 == 1
+            && let Some(entry) = table.entry(*descriptor)
+        {
+            entry.release(*descriptor);
         }
     }
 }

@@ -37,8 +37,8 @@ impl Setting {
     }
 
     /// `None` if there is no such socket or mount.
-    pub fn new(socket: &[u8], mount: &[u8], opens: bool) -> Option<Self> {
-        let mut setting = Self { opens, ..Self::none() };
+    pub fn new(socket: &[u8], mount: &[u8]) -> Option<Self> {
+        let mut setting = Self::none();
         let mount = mount.strip_suffix(b"/").unwrap_or(mount);
         setting.socket.get_mut(..socket.len())?.copy_from_slice(socket);
         setting.mount.get_mut(..mount.len())?.copy_from_slice(mount);
@@ -68,6 +68,10 @@ impl Setting {
 
     pub fn device(&self) -> u64 {
         self.device
+    }
+
+    pub fn set_opens(&mut self, opens: bool) {
+        self.opens = opens;
     }
 
     pub fn opens(&self) -> bool {
