@@ -108,7 +108,11 @@ def _fuse_kernel(name: str, _home: Path, _fix: bool) -> Iterator[Finding]:
 def _passthrough(kernel: hostprobe.Fuse) -> Finding:
     name = "fuse-passthrough"
     if kernel.passthrough and not is_rootless():
-        return _finding(name, "good", "reads of image files can bypass the service (FUSE passthrough)")
+        return _finding(
+            name,
+            "good",
+            "the kernel can read image files itself (FUSE passthrough), by default where nobody writes",
+        )
     if kernel.passthrough:
         return _finding(
             name, "lacking", "the kernel has FUSE passthrough, but for root only; reads are cached"
@@ -123,13 +127,10 @@ def _passthrough(kernel: hostprobe.Fuse) -> Finding:
 
 def _io_uring(kernel: hostprobe.Fuse) -> Finding:
     name, parameter = "fuse-io-uring", Path("/sys/module/fuse/parameters/enable_uring")
-    if kernel.io_uring:
-        return _finding(name, "good", "FUSE requests can travel over io_uring")
-    if parameter.exists():
-        return _finding(
-            name, "lacking", "FUSE over io_uring is switched off", f"as root, run `echo Y > {parameter}`"
-        )
-    return _finding(name, "lacking", "the kernel has no FUSE over io_uring", "use Linux 6.14 or newer")
+    if kernel.io_uring or parameter.exists():
+        state = "offers" if kernel.io_uring else "has, switched off,"
+        return _finding(name, "good", f"the kernel {state} FUSE over io_uring; services use /dev/fuse")
+    return _finding(name, "good", "the kernel has no FUSE over io_uring; services use /dev/fuse")
 
 
 def _user_namespaces(name: str, _home: Path, _fix: bool) -> Iterator[Finding]:
