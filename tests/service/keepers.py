@@ -6,7 +6,7 @@ import select
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,17 @@ _WAIT_S = 30.0
 class Keeper:
     """A running keeper and, through `ask`, its answers."""
 
-    def __init__(self, place: Isolated, *, idle_timeout_s: int = 3600) -> None:
+    def __init__(self, place: Isolated, *, idle_timeout_s: int = 3600, arguments: Sequence[str] = ()) -> None:
         self.place = place
         self.run_dir = place.directory / "run"
         self.run_dir.mkdir(exist_ok=True)
         read_end, write_end = os.pipe()
         self.log = self.run_dir / "log"
-        arguments = [f"--run-dir={self.run_dir}", f"--uid-base={UID_BASE}", f"--ready-fd={write_end}"]
-        arguments += [f"--idle-timeout-s={idle_timeout_s}", "--tenant=tried"]
+        own = [f"--run-dir={self.run_dir}", f"--uid-base={UID_BASE}", f"--ready-fd={write_end}"]
+        own += [f"--idle-timeout-s={idle_timeout_s}", "--tenant=tried"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                place.command(service_binary(), "keeper", *arguments),
+                place.command(service_binary(), "keeper", *own, *arguments),
                 pass_fds=(write_end,),
                 stderr=log,
                 cwd="/",

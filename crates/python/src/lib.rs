@@ -2,6 +2,7 @@
 
 mod copy;
 mod errors;
+mod fs;
 mod queue;
 
 use pyo3::prelude::*;
@@ -10,5 +11,6 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<queue::Queue>()?;
     copy::register(module)?;
+    fs::register(module)?;
     errors::register(module)
 }
