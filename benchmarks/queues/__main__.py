@@ -48,7 +48,7 @@ def main() -> None:
         "python": [_summary(measured) for measured in python],
     }
     path = arguments.out / "queues.json"
-    path.write_text(json.dumps(report, indent=1))
+    path.write_text(_compact(report))
     plot(report, path.with_suffix(".png"))
     path.with_suffix(".md").write_text(tables.markdown(report))
     print(*(path.with_suffix(suffix) for suffix in (".md", ".json", ".png")))
@@ -70,8 +70,23 @@ def _native(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         return found
 
 
+def _compact(report: dict[str, Any]) -> str:
+    """JSON with a line for each queue and number of threads."""
+    parts = [
+        f"{json.dumps(key)}: {json.dumps(value)}" for key, value in report.items() if type(value) is not list
+    ]
+    for key, values in report.items():
+        if type(values) is list:
+            lines = ",\n".join(json.dumps(one, separators=(",", ":")) for one in values)
+            parts.append(f"{json.dumps(key)}: [\n{lines}\n]")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {
+        name: float(f"{value:.4g}")
+        for name, value in (("median", statistics.median(values)), ("min", min(values)), ("max", max(values)))
+    }
 
 
 def _summary(measured: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +133,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     load = report["load_average"]["before"][0]
     figure.suptitle(f"medians with smallest and largest; load average at the beginning {load:.1f}")
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=60)
 
 
 def _scaled(spread: dict[str, float], by: float) -> tuple[float, float, float]:

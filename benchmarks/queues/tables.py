@@ -21,15 +21,13 @@ def _short(time_ns: float) -> str:
     return f"{time_ns:.0f} ns" if time_ns < 1000 else f"{time_ns / 1000:.1f} us"
 
 
-def _verdict(
-    label: str, sign: int, ours: dict[str, float], rivals: list[tuple[str, dict[str, float]]]
-) -> str:
+def _verdict(sign: int, ours: dict[str, float], rivals: list[tuple[str, dict[str, float]]]) -> str:
     name, best = max(rivals, key=lambda rival: sign * rival[1]["median"])
     ratio = (best["median"] / ours["median"]) ** sign
     if ratio <= 1:
-        return f"{label}: ahead of all (next: {name}, {ratio:.2f})"
+        return f"ahead ({name} {1 / ratio:.2f} times behind)"
     overlap = best["min"] <= ours["max"] and ours["min"] <= best["max"]
-    return f"{label}: {name} {ratio:.2f} times as good" + (", within the spread" if overlap else "")
+    return f"{name} {ratio:.2f} times as good" + (", within the spread" if overlap else "")
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -70,9 +68,10 @@ def _comparison(chosen: list[dict[str, Any]], threads: list[int]) -> list[str]:
                 continue
             rivals = [(name, values) for name, values in here.items() if not name.startswith("RCQ")]
             verdicts = [
-                _verdict(label, sign, here[ours][index], [(name, values[index]) for name, values in rivals])
-                for index, (label, sign) in enumerate(BARS)
+                _verdict(sign, here[ours][index], [(name, values[index]) for name, values in rivals])
+                for index, (_, sign) in enumerate(BARS)
                 if rivals
             ]
-            lines.append(f"- {ours}, {count} threads: " + "; ".join(verdicts))
-    return ["", *lines] if lines else []
+            lines.append(f"| {ours} | {count} | " + " | ".join(verdicts) + " |")
+    head = ["", "| | threads | " + " | ".join(label for label, _ in BARS) + " |", "|---|---|---|---|---|"]
+    return [*head, *lines] if lines else []

@@ -94,6 +94,32 @@ fn all_arrives_two_lanes() {
     all_arrives::<SingleCell>(2, 1);
 }
 
+/// Nobody closes, so that a producer or consumer that sleeps beside room or items sleeps for ever.
+fn nobody_sleeps_on<C: Cell<Item = u64> + 'static>(lanes: usize, shift: u32) {
+    explore(move || {
+        let queue = Arc::new(Parts::<C>::new(lanes, shift, 2));
+        let sums = in_threads(6, move |number| {
+            let mut handle = queue.handle_on_cpu(number as u32);
+            if number < 3 {
+                (0..4).for_each(|n| handle.enqueue(number as u64 * 10 + n, Deadline::Never).unwrap());
+                return 0;
+            }
+            (0..4).map(|_| handle.dequeue(Deadline::Never).unwrap()).sum::<u64>()
+        });
+        assert_eq!(sums.iter().sum::<u64>(), 3 * (1 + 2 + 3) + 4 * (10 + 20));
+    });
+}
+
+#[test]
+fn nobody_sleeps_on_one_lane() {
+    nobody_sleeps_on::<SingleCell>(1, 1);
+}
+
+#[test]
+fn nobody_sleeps_on_two_lanes() {
+    nobody_sleeps_on::<DoubleCell>(2, 1);
+}
+
 /// Four participants that only try, on two slots, close in the middle: nobody turns for ever, nothing is lost.
 #[test]
 fn tries_and_close_agree() {
