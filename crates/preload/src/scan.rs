@@ -199,12 +199,10 @@ impl Borders<'_> {
         let mut patch = at;
         let mut end = at;
         let mut moved = 0;
-        let mut number = None;
+        let mut number = Number::Unmet;
         while at - patch < JUMP_BYTES && moved < BEFORE_MAX && !self.targets.has(patch) {
             let Some(before) = self.before(code, patch) else { break };
-            if moved == 0 {
-                number = number_in(&code[before..patch]);
-            }
+            number = number.before(&code[before..patch]);
             patch = before;
             moved += 1;
         }
@@ -224,7 +222,7 @@ impl Borders<'_> {
         if end - patch > MOVED_BYTES_MAX || (moved > 1 && self.is_in_switch(at)) {
             return Err(Left::NoRoom);
         }
-        Ok(Site { patch: patch as u32, syscall: at as u32, end: end as u32, number })
+        Ok(Site { patch: patch as u32, syscall: at as u32, end: end as u32, number: number.known() })
     }
 
     /// The movable instruction that ends at `end`.
@@ -253,6 +251,55 @@ impl Borders<'_> {
         self.starts.has(before)
             && after.is_none_or(|after| self.starts.has(after))
             && !self.holes[..self.hole_count].iter().any(undecodable)
+    }
+}
+
+/// What is known of eax at the call, going backwards.
+#[derive(Clone, Copy)]
+enum Number {
+    /// Nothing met so far has written it.
+    Unmet,
+    Known(u16),
+    Unknown,
+}
+
+impl Number {
+    fn before(self, instruction: &[u8]) -> Self {
+        match self {
+            Self::Unmet => match number_in(instruction) {
+                Some(number) => Self::Known(number),
+                None if leaves_eax(instruction) => Self::Unmet,
+                None => Self::Unknown,
+            },
+            met => met,
+        }
+    }
+
+    fn known(self) -> Option<u16> {
+        match self {
+            Self::Known(number) => Some(number),
+            _ => None,
+        }
+    }
+}
+
+/// Whether an instruction surely does not write rax: some moves, and arithmetic between other registers.
+fn leaves_eax(instruction: &[u8]) -> bool {
+    let (rex, rest) = match instruction {
+        [rex @ 0x40..=0x4f, rest @ ..] => (*rex, rest),
+        rest => (0, rest),
+    };
+    let (reg_extended, rm_extended) = (rex & 4 != 0, rex & 1 != 0);
+    match *rest {
+        // To the register of the ModRM byte: mov, movslq, lea.
+        [0x8b | 0x63 | 0x8d, modrm, ..] => reg_extended || modrm >> 3 & 7 != 0,
+        // To the other operand, which is not in memory: mov, xor.
+        [0x89 | 0x31, modrm] => modrm >> 6 == 3 && (rm_extended || modrm & 7 != 0),
+        // A number into another register.
+        [opcode @ 0xb8..=0xbf, _, _, _, _] => rm_extended || opcode != 0xb8,
+        // and, or, add, sub with a number.
+        [0x83, modrm, _] | [0x81, modrm, _, _, _, _] => modrm >> 6 == 3 && (rm_extended || modrm & 7 != 0),
+        _ => false,
     }
 }
 

@@ -74,6 +74,19 @@ fn sites_are_what_objdump_shows() {
                 assert!(!targets.contains(&inside), "a jump leads to {inside:x}, inside of a site");
             }
         }
+        // What is said of a number is what objdump shows: a load of it, and nothing on eax between.
+        for (site, number) in sites.iter().filter_map(|site| Some((site, site.number?))) {
+            let before: Vec<_> =
+                listing.range(site.patch..site.syscall).map(|(_, text)| text.as_str()).collect();
+            let loads =
+                [format!("$0x{number:x},%eax"), format!("$0x{number:x},%rax"), "%eax,%eax".to_owned()];
+            let load = before.iter().rposition(|text| loads.iter().any(|load| text.ends_with(load.as_str())));
+            let after = &before[load.unwrap_or_else(|| panic!("{number} is not loaded in {before:?}")) + 1..];
+            assert!(
+                !after.iter().any(|text| text.ends_with("ax") || text.ends_with("%al")),
+                "{number}: {before:?}"
+            );
+        }
         let numbers: Vec<_> = sites.iter().filter_map(|site| site.number).collect();
         assert!(numbers.iter().all(|number| table::SEEN[usize::from(*number)] != 0));
     }
