@@ -74,6 +74,7 @@ def _keeper_command(state: State, tenant: Tenant, ready_fd: int, devices: list[i
         f"--tenant={tenant.name}",
         f"--uid-base={tenant.uid_base}",
         f"--idle-timeout-s={tenant.idle_timeout_s}",
+        f"--cache-bytes={tenant.cache_bytes}",
         f"--ready-fd={ready_fd}",
     ]
     if is_rootless():
