@@ -233,7 +233,7 @@ def test_both_readers_agree_on_hostile_documents(root: Layer, seed: int, bytewis
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@settings(deadline=None, max_examples=50_000, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=20_000, suppress_health_check=[HealthCheck.too_slow])
 @_HOSTILE
 def test_both_readers_agree_for_long(root: Layer, seed: int, bytewise: bool) -> None:
     check_agreement(root, seed, bytewise)

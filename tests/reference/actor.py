@@ -158,8 +158,13 @@ class Actor:
         os.chown(path, uid, gid, follow_symlinks=False)
 
     def do_utime(self, path: str, atime_ns: int, mtime_ns: int) -> list[int]:
-        os.utime(path, ns=(atime_ns, mtime_ns), follow_symlinks=False)
-        info = os.lstat(path)
+        # Not by its name again: the way there may lead through the link itself, whose atime that sets.
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            os.utime(path, ns=(atime_ns, mtime_ns), follow_symlinks=False)
+            info = os.fstat(fd)
+        finally:
+            os.close(fd)
         return [info.st_atime_ns, info.st_mtime_ns]
 
     def do_access(self, path: str, mode: int) -> bool:
