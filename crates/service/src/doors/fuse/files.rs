@@ -58,8 +58,8 @@ impl Operation<'_> {
         granted
     }
 
-    /// What the layers are to open. With write-back the kernel fills up partial pages by reading, and places
-    /// what is appended itself.
+    /// What the layers are to open. With write-back the kernel fills up partial pages by reading. Of files that
+    /// nobody else changes it knows the size, and places what is appended itself.
     fn open_flags(&self, asked: u32) -> OpenFlags {
         let mut flags = open_flags(asked);
         if self.agreed.stateless_open() {
@@ -68,6 +68,9 @@ impl Operation<'_> {
         }
         if self.agreed.writeback() && flags.contains(OpenFlags::WRITE) {
             flags |= OpenFlags::READ;
+        }
+        if self.agreed.exclusive() {
+            // It also writes mapped pages through whatever open file it finds, and these must not be appended.
             flags -= OpenFlags::APPEND;
         }
         flags

@@ -1,0 +1,28 @@
+"""A file that is open for appending and mapped at once: mapped pages are written where they belong."""
+
+import pytest
+
+from tests.conftest import Isolated
+from tests.stacks import KINDS, PASSING, mount
+
+_SCRIPT = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_APPEND)
+os.ftruncate(fd, 9096)
+with mmap.mmap(fd, 9096) as window:
+    window[4096:9096] = b"m" * 5000
+    window.flush()
+os.write(fd, b"appended")
+os.fsync(fd)
+print(os.fstat(fd).st_size)
+"""
+
+
+@pytest.mark.parametrize("kind", [*KINDS, PASSING])
+def test_mapped_pages_are_not_appended(isolated: Isolated, kind: str) -> None:
+    mounted = mount(isolated, kind)
+    told = isolated.run("python3", "-c", _SCRIPT, mounted.at / "file").stdout
+    assert told == "9104\n"
+    mounted.unmount()
+    written = (mounted.below / "upper" / "file").read_bytes()
+    assert written == bytes(4096) + b"m" * 5000 + b"appended"
