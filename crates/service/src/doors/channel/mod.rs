@@ -96,10 +96,12 @@ impl Shared {
 
     /// Refuses inodes whose truth is the kernel's page cache.
     pub fn may_serve(&self, node: NodeId) -> Result<(), Failure> {
-        if self.immutable || self.others_change {
+        if self.immutable {
             return Ok(());
         }
-        if !self.kernel_tells || self.modes.users(node).mode() == Some(Mode::Kernel) {
+        // Of stacks that others change the kernel always asks for opens, and holds back only what is written through maps.
+        let counted = self.kernel_tells || self.others_change;
+        if !counted || self.modes.users(node).mode() == Some(Mode::Kernel) {
             return Err(Failure::Kernel);
         }
         Ok(())
