@@ -187,7 +187,7 @@ class Stack(msgspec.Struct, frozen=True):
 
     With `passthrough` the kernel reads files of immutable layers itself, those of `passthrough_min_bytes`
     at least: once for all mounts that show them, and at its own speed. Every open then takes a request,
-    and writes are not held back. By default that is so where nothing can be written.
+    and writes are not held back. By default it does not; containers with a read-only root ask for it.
 
     >>> Stack.from_json('{"version":1,"root":{"kind":"dir","path":"/srv"}}') == Stack(Dir("/srv"))
     True

@@ -111,7 +111,7 @@ def _passthrough(kernel: hostprobe.Fuse) -> Finding:
         return _finding(
             name,
             "good",
-            "the kernel can read image files itself (FUSE passthrough), by default where nobody writes",
+            "the kernel can read image files itself (FUSE passthrough), as for `run --read-only`",
         )
     if kernel.passthrough:
         return _finding(

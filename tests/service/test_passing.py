@@ -67,17 +67,18 @@ def passes(keeper: Keeper, shown: Path, below: Path) -> bool:
     return seen == "#"
 
 
-def test_read_only_stacks_do_unless_they_say_no(keeper: Keeper, image: Path) -> None:
-    plain = show(keeper, layer(image))
+def test_stacks_do_that_say_so(keeper: Keeper, image: Path) -> None:
+    plain = show(keeper, layer(image), passthrough=True)
     assert passes(keeper, plain / "file", image / "file")
     assert not passes(keeper, plain / "small", image / "small")
-    cached = show(keeper, layer(image), "cached", passthrough=False)
-    assert not passes(keeper, cached / "file", image / "file")
+    for name, settings in (("unsaid", {}), ("cached", {"passthrough": False})):
+        at = show(keeper, layer(image), name, **settings)
+        assert not passes(keeper, at / "file", image / "file")
     all_sizes = show(keeper, layer(image), "all", passthrough=True, passthrough_min_bytes=0)
     assert passes(keeper, all_sizes / "small", image / "small")
 
 
-def test_stacks_that_can_be_written_do_if_they_say_so(keeper: Keeper, image: Path) -> None:
+def test_stacks_that_can_be_written_pass_through_what_is_not_changed(keeper: Keeper, image: Path) -> None:
     usual = show(keeper, union(keeper, image))
     assert not passes(keeper, usual / "file", image / "file")
     keeper.do("unmount", mountpoint=str(usual))
@@ -115,7 +116,7 @@ def test_more_files_than_are_registered_at_once(keeper: Keeper, image: Path) -> 
 
 
 def test_a_dead_worker_does_not_leave_programs_waiting(keeper: Keeper, image: Path) -> None:
-    at = show(keeper, layer(image))
+    at = show(keeper, layer(image), passthrough=True)
     held = subprocess.Popen(
         keeper.place.command("sh", "-c", f"exec 3<{at}/file; echo; read x; cat <&3 | wc -c"),
         stdin=subprocess.PIPE,
@@ -128,5 +129,5 @@ def test_a_dead_worker_does_not_leave_programs_waiting(keeper: Keeper, image: Pa
     assert done.returncode != 0
     held.communicate(b"\n", timeout=20)
     keeper.do("unmount", mountpoint=str(at))
-    again = show(keeper, layer(image), "again")
+    again = show(keeper, layer(image), "again", passthrough=True)
     assert passes(keeper, again / "file", image / "file")

@@ -23,8 +23,8 @@ pub const LOWERS_MAX: usize = 500;
 pub struct StackDocument {
     pub version: u32,
     pub root: Layer,
-    /// Whether the kernel reads files of immutable layers itself, where it can, and writes through; by default in stacks that
-    /// nobody can write to.
+    /// Whether the kernel reads files of immutable layers itself, where it can; it then asks for every open and writes
+    /// through. By default it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passthrough: Option<bool>,
     /// Smaller files are left to the mount's own cache.

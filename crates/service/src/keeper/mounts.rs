@@ -202,11 +202,9 @@ impl Keeper {
         }
     }
 
-    /// Whether the kernel is to read files of immutable layers itself. It then writes through, so a stack that can be written
-    /// has to ask for it.
+    /// Whether the kernel is to read files of immutable layers itself.
     fn passes_through(&self, document: &StackDocument) -> bool {
-        let wanted = document.passthrough.unwrap_or_else(|| document.dirs().iter().all(|dir| dir.read_only));
-        wanted && !self.config.rootless && passing::may_register()
+        document.passthrough == Some(true) && !self.config.rootless && passing::may_register()
     }
 
     /// A FUSE device for a new mount, and more for the threads that serve it.
