@@ -23,6 +23,11 @@ fn explore(model: impl Fn() + Send + Sync + Clone + 'static) {
     Runner::new(PctScheduler::new_from_seed(2, 4, rounds), Config::new()).run(model);
 }
 
+/// With one lane all on one CPU: nobody spins then, all sleep at once.
+fn cpu_of(thread: usize, lanes: usize) -> u32 {
+    if lanes == 1 { 0 } else { thread as u32 }
+}
+
 /// Runs `count` threads and gathers what they return.
 fn in_threads<R: Send + 'static>(count: usize, body: impl Fn(usize) -> R + Send + Sync + 'static) -> Vec<R> {
     let body = Arc::new(body);
@@ -43,7 +48,7 @@ fn all_arrives<C: Cell<Item = u64> + 'static>(lanes: usize, shift: u32) {
             let queue = Arc::clone(&queue);
             thread::spawn(move || {
                 in_threads(3, move |number| {
-                    let mut handle = queue.handle_on_cpu(number as u32);
+                    let mut handle = queue.handle_on_cpu(cpu_of(number, lanes));
                     let mut taken = Vec::new();
                     loop {
                         match handle.dequeue(Deadline::Never) {
@@ -60,7 +65,7 @@ fn all_arrives<C: Cell<Item = u64> + 'static>(lanes: usize, shift: u32) {
         let put = {
             let queue = Arc::clone(&queue);
             in_threads(3, move |number| {
-                let mut handle = queue.handle_on_cpu(number as u32);
+                let mut handle = queue.handle_on_cpu(cpu_of(number, lanes));
                 (0..5).for_each(|n| handle.enqueue(number as u64 * 10 + n, Deadline::Never).unwrap());
             })
         };
@@ -99,7 +104,7 @@ fn nobody_sleeps_on<C: Cell<Item = u64> + 'static>(lanes: usize, shift: u32) {
     explore(move || {
         let queue = Arc::new(Parts::<C>::new(lanes, shift, 2));
         let sums = in_threads(6, move |number| {
-            let mut handle = queue.handle_on_cpu(number as u32);
+            let mut handle = queue.handle_on_cpu(cpu_of(number, lanes));
             if number < 3 {
                 (0..4).for_each(|n| handle.enqueue(number as u64 * 10 + n, Deadline::Never).unwrap());
                 return 0;
