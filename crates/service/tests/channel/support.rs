@@ -127,6 +127,10 @@ impl Drop for Site {
     fn drop(&mut self) {
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();
+        // What is mounted, and inside of what, goes before the directory can.
+        for entry in std::fs::read_dir(&self.scratch).into_iter().flatten().flatten() {
+            while rustix::mount::unmount(entry.path(), rustix::mount::UnmountFlags::DETACH).is_ok() {}
+        }
     }
 }
 
