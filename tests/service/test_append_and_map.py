@@ -26,3 +26,14 @@ def test_mapped_pages_are_not_appended(isolated: Isolated, kind: str) -> None:
     mounted.unmount()
     written = (mounted.below / "upper" / "file").read_bytes()
     assert written == bytes(4096) + b"m" * 5000 + b"appended"
+
+
+def test_mapped_pages_are_not_appended_where_others_write_too(isolated: Isolated) -> None:
+    shared, at = isolated.directory / "shared", isolated.directory / "at"
+    shared.mkdir()
+    at.mkdir()
+    isolated.polytropo("mount", shared, at)
+    told = isolated.run("python3", "-c", _SCRIPT, at / "file").stdout
+    isolated.polytropo("unmount", at)
+    assert told == "9104\n"
+    assert (shared / "file").read_bytes() == bytes(4096) + b"m" * 5000 + b"appended"

@@ -181,10 +181,25 @@ impl Operation<'_> {
             self.drop_fsetid();
         }
         let data = a.take_bytes(asked.size as usize)?;
-        let count = self.on_file((self.node, asked.fh), OpenFlags::WRITE, |handle| {
-            self.stack().write(&self.caller, self.node, handle, asked.offset, data)
-        })?;
+        let count = if asked.write_flags & abi::WRITE_CACHE != 0 && !self.agreed.exclusive() {
+            self.write_pages(asked.fh, asked.offset, data)?
+        } else {
+            self.on_file((self.node, asked.fh), OpenFlags::WRITE, |handle| {
+                self.stack().write(&self.caller, self.node, handle, asked.offset, data)
+            })?
+        };
         reply.put(&abi::WriteOut { size: count.min(data.len()) as u32, padding: 0 })
+    }
+
+    /// Writes mapped pages through an open file of their own: the one that the kernel names may be open for appending.
+    fn write_pages(&self, fh: u64, offset: u64, data: &[u8]) -> Result<usize> {
+        let Ok(opened) = self.stack().open(&self.caller, self.node, OpenFlags::WRITE) else {
+            // Removed by others, so that the open file is all there is.
+            return self.stack().write(&self.caller, self.node, HandleId(fh), offset, data);
+        };
+        let written = self.stack().write(&self.caller, self.node, opened.handle, offset, data);
+        self.stack().release(self.node, opened.handle);
+        written
     }
 
     pub(super) fn flush(self, a: &mut Arguments<'_>) -> Result<()> {
