@@ -10,6 +10,7 @@ have open for writing through the kernel, ...) is done through the kernel instea
 calls release the interpreter's lock. After a fork the child goes through the kernel.
 """
 
+import errno
 import io
 import os
 import stat
@@ -238,7 +239,9 @@ class File(io.RawIOBase):
         try:
             return work()
         except (_native.AskKernel, _native.Gone):
-            raise OSError(16, "the file has to be opened anew, through the kernel", self.name) from None
+            raise OSError(
+                errno.EBUSY, "the file has to be opened anew, through the kernel", self.name
+            ) from None
 
     def readable(self) -> bool:
         return self._flags & os.O_ACCMODE != os.O_WRONLY
@@ -282,9 +285,9 @@ class File(io.RawIOBase):
         elif whence == os.SEEK_END:
             offset += self.stat().st_size
         elif whence != os.SEEK_SET:
-            raise OSError(22, os.strerror(22), self.name)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), self.name)
         if offset < 0:
-            raise OSError(22, os.strerror(22), self.name)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), self.name)
         self._offset = offset
         return offset
 

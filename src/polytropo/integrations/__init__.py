@@ -1,0 +1,1 @@
+"""Polytropo's files in the terms of other programs."""
