@@ -19,6 +19,9 @@ const COLD_BYTES: usize = 256 << 20;
 /// What is handed from core to core at once: within the second-level cache.
 const POOL_BYTES: usize = 256 << 10;
 const SLOTS_MAX: usize = 1024;
+/// On how many memories the rounds are taken, if so many bytes are enough for that.
+const PLACEMENTS: usize = 5;
+const PLACED_BYTES_MAX: usize = 64 << 20;
 /// malloc(3) of large blocks returns addresses 16 bytes after a line; windows and channels begin at pages.
 const DESTINATION_OFFSET: usize = 16;
 const PAGE_BYTES: usize = 4096;
@@ -228,8 +231,7 @@ impl Bench {
         let _pinned = Pinned::to(self.cpu)?;
         match situation {
             Situation::Cold => self.cold(contenders, size_bytes, rounds, sample_ns),
-            Situation::Hot => {
-                let pools = Pools::new(size_bytes)?;
+            Situation::Hot => placements(size_bytes, rounds, |pools, rounds| {
                 Ok(samples(contenders, rounds, sample_ns, |contender, times| {
                     let begin = Instant::now();
                     for _ in 0..times {
@@ -237,8 +239,10 @@ impl Bench {
                     }
                     begin.elapsed().as_nanos() as f64
                 }))
-            }
-            _ => self.across(contenders, situation, size_bytes, rounds, sample_ns),
+            }),
+            _ => placements(size_bytes, rounds, |pools, rounds| {
+                self.across(contenders, situation, pools, rounds, sample_ns)
+            }),
         }
     }
 
@@ -246,7 +250,7 @@ impl Bench {
         &self,
         contenders: &[Contender],
         situation: Situation,
-        size_bytes: usize,
+        pools: &Pools,
         rounds: usize,
         sample_ns: u64,
     ) -> io::Result<Vec<Vec<f64>>> {
@@ -254,7 +258,7 @@ impl Bench {
         let other = self.other_cpu.ok_or_else(no_cpu)?;
         let fresh = matches!(situation, Situation::Fresh | Situation::Relayed);
         let handed = matches!(situation, Situation::Handed | Situation::Relayed);
-        let (pools, turn) = (Pools::new(size_bytes)?, Turn::default());
+        let turn = Turn::default();
         let found = std::thread::scope(|scope| {
             scope.spawn(|| pools.serve(&turn, other));
             let found = samples(contenders, rounds, sample_ns, |contender, times| {
@@ -269,7 +273,12 @@ impl Bench {
                     let begin = Instant::now();
                     for slot in 0..slots {
                         let source = pools.source(if fresh { slot } else { 0 });
-                        copy(contender, pools.destination(if handed { slot } else { 0 }), source, size_bytes);
+                        copy(
+                            contender,
+                            pools.destination(if handed { slot } else { 0 }),
+                            source,
+                            pools.size_bytes,
+                        );
                     }
                     elapsed += begin.elapsed().as_nanos() as f64;
                     if handed {
@@ -312,6 +321,27 @@ impl Bench {
         self.step = slot;
         Ok(found)
     }
+}
+
+/// Takes the rounds on several pools in turn: where pages lie in the caches differs from one memory to the next, and what is
+/// fastest on one need not be so on another. All stay until the end, so that none gets the pages of the one before.
+fn placements(
+    size_bytes: usize,
+    rounds: usize,
+    mut take: impl FnMut(&Pools, usize) -> io::Result<Vec<Vec<f64>>>,
+) -> io::Result<Vec<Vec<f64>>> {
+    let count = (PLACED_BYTES_MAX / size_bytes).clamp(1, PLACEMENTS).min(rounds.max(1));
+    let mut kept = Vec::with_capacity(count);
+    let mut found: Vec<Vec<f64>> = Vec::new();
+    for index in 0..count {
+        let pools = Pools::new(size_bytes)?;
+        let share = rounds / count + usize::from(index < rounds % count);
+        let taken = take(&pools, share)?;
+        found.resize(taken.len(), Vec::new());
+        found.iter_mut().zip(taken).for_each(|(all, some)| all.extend(some));
+        kept.push(pools);
+    }
+    Ok(found)
 }
 
 /// Runs `run(contender, times)`, which tells the nanoseconds, with as many times as fill a sample.
