@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64, fence};
 
-use polytropo_queue::{Memory, Rcqs};
+use polytropo_queue::{Borrowed, Rcqs};
 use polytropo_wire::channel::{
     AREA_BYTES, Header, MAGIC, QUEUE_AT, QUEUE_BYTES, SLOTS, SLOTS_AT, Slot, area_at, state,
 };
@@ -23,23 +23,6 @@ const NAP_NS: i64 = 100_000_000;
 /// How often a thread tries to get a slot before it says so, in naps of a millisecond.
 const SLOT_NAPS_MAX: u32 = 10_000;
 
-/// The queue's part of the channel's memory.
-struct QueueMemory(NonNull<u8>);
-
-// SAFETY: used through atomics only.
-unsafe impl Send for QueueMemory {}
-// SAFETY: as above.
-unsafe impl Sync for QueueMemory {}
-// SAFETY: the part lies in the channel's mapping, page-aligned, and the channel that holds this value holds that too.
-unsafe impl Memory for QueueMemory {
-    fn base(&self) -> NonNull<u8> {
-        self.0
-    }
-    fn size(&self) -> usize {
-        QUEUE_BYTES
-    }
-}
-
 /// What happened on this channel.
 #[derive(Default, Debug)]
 pub struct Counters {
@@ -53,7 +36,7 @@ pub struct Counters {
 
 /// One process's way to its service.
 pub struct Channel {
-    queue: Rcqs<QueueMemory>,
+    queue: Rcqs<Borrowed>,
     memory: Mapping,
     socket: Descriptor,
     bell: Descriptor,
@@ -89,9 +72,9 @@ impl Channel {
         windows: Descriptor,
         welcome: &Welcome,
     ) -> core::result::Result<Self, Refused> {
-        // SAFETY: the mapping is longer than that.
-        let queue_at = unsafe { memory.base().add(QUEUE_AT) };
-        let queue = Rcqs::attach(QueueMemory(queue_at)).map_err(|_| Refused::Protocol)?;
+        // SAFETY: that part lies in the mapping, page-aligned, and the channel holds both.
+        let queue_memory = unsafe { Borrowed::new(memory.base().add(QUEUE_AT), QUEUE_BYTES) };
+        let queue = Rcqs::attach(queue_memory).map_err(|_| Refused::Protocol)?;
         let made = Self {
             queue,
             memory,

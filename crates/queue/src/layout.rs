@@ -202,6 +202,35 @@ pub unsafe trait Memory: Send + Sync {
     fn size(&self) -> usize;
 }
 
+/// A part of memory that somebody else keeps mapped.
+pub struct Borrowed {
+    base: NonNull<u8>,
+    size_bytes: usize,
+}
+
+// SAFETY: queues use their memory through atomics, or as the protocol of their slots says.
+unsafe impl Send for Borrowed {}
+// SAFETY: as above.
+unsafe impl Sync for Borrowed {}
+
+impl Borrowed {
+    /// # Safety
+    /// What [`Memory`] asks for holds for these bytes as long as the value lives.
+    pub const unsafe fn new(base: NonNull<u8>, size_bytes: usize) -> Self {
+        Self { base, size_bytes }
+    }
+}
+
+// SAFETY: whoever made the value vouches for it.
+unsafe impl Memory for Borrowed {
+    fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+    fn size(&self) -> usize {
+        self.size_bytes
+    }
+}
+
 /// Writes a new, empty queue. The memory must be zeroed, and nobody else may use it yet.
 pub fn create(memory: &impl Memory, geometry: &Geometry) -> Result<(), Error> {
     geometry.check()?;

@@ -39,7 +39,7 @@ pub use handle::Handle;
 #[cfg(all(feature = "alloc", not(modeled)))]
 pub use layout::Heap;
 #[cfg(not(modeled))]
-pub use layout::{Config, Memory};
+pub use layout::{Borrowed, Config, Memory};
 pub use wait::Deadline;
 #[cfg(not(modeled))]
 pub use words::{Rcqd, Rcqs};

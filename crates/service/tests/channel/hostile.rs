@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use polytropo_client::{At, Channel, Error, Refused};
-use polytropo_queue::{Memory, Rcqs};
+use polytropo_queue::{Borrowed, Rcqs};
 use polytropo_wire::channel::{self, Slot, state};
 use polytropo_wire::hello::{Hello, Verdict, WELCOME_BYTES, Welcome};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -186,21 +186,6 @@ struct Raw {
     windows: OwnedFd,
 }
 
-struct QueueMemory(NonNull<u8>);
-// SAFETY: used through atomics only.
-unsafe impl Send for QueueMemory {}
-// SAFETY: as above.
-unsafe impl Sync for QueueMemory {}
-// SAFETY: that many bytes of a mapping that stays to the end of the process.
-unsafe impl Memory for QueueMemory {
-    fn base(&self) -> NonNull<u8> {
-        self.0
-    }
-    fn size(&self) -> usize {
-        channel::QUEUE_BYTES
-    }
-}
-
 impl Raw {
     fn connect(site: &Site, mnt: &Path) -> Self {
         use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
@@ -331,8 +316,9 @@ fn misbehave(site: &Site, mnt: &Path, seed: u64) {
     let mut raw = Raw::connect(site, mnt);
     let paths: [&[u8]; 6] = [b"small", b"large", b"d/../small", b"d", b"link", b"\xff/x"];
     for round in 0..3000 {
-        // SAFETY: in the mapping.
-        let queue = Rcqs::attach(QueueMemory(unsafe { raw.base.add(channel::QUEUE_AT) }));
+        // SAFETY: that many bytes of a mapping that stays to the end of the process.
+        let part = unsafe { Borrowed::new(raw.base.add(channel::QUEUE_AT), channel::QUEUE_BYTES) };
+        let queue = Rcqs::attach(part);
         let Ok(queue) = queue else {
             raw = Raw::connect(site, mnt);
             continue;

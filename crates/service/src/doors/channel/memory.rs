@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::fence;
 
-use polytropo_queue::{Config, Memory, Rcqs};
+use polytropo_queue::{Borrowed, Config, Rcqs};
 use polytropo_wire::VERSION;
 use polytropo_wire::channel::{
     AREA_BYTES, Header, MAGIC, QUEUE_AT, QUEUE_BYTES, QUEUE_CAPACITY, SLOTS, SLOTS_AT, Slot, TOTAL_BYTES,
@@ -15,22 +15,6 @@ use polytropo_wire::message::{Operation, REPLY_WORDS, REQUEST_WORDS};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
-
-struct QueueMemory(NonNull<u8>);
-
-// SAFETY: used through atomics only.
-unsafe impl Send for QueueMemory {}
-// SAFETY: as above.
-unsafe impl Sync for QueueMemory {}
-// SAFETY: that many bytes of the mapping, page-aligned; `ChannelMemory` holds both this and the mapping.
-unsafe impl Memory for QueueMemory {
-    fn base(&self) -> NonNull<u8> {
-        self.0
-    }
-    fn size(&self) -> usize {
-        QUEUE_BYTES
-    }
-}
 
 /// A request, copied out of its slot.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +28,7 @@ pub struct Request {
 pub struct ChannelMemory {
     base: NonNull<u8>,
     descriptor: OwnedFd,
-    queue: Rcqs<QueueMemory>,
+    queue: Rcqs<Borrowed>,
 }
 
 // SAFETY: the mapping belongs to the value; what lies in it is used through atomics, or copied as bytes.
@@ -66,8 +50,8 @@ impl ChannelMemory {
             rustix::mm::mmap(std::ptr::null_mut(), TOTAL_BYTES, protection, MapFlags::SHARED, &descriptor, 0)?
         };
         let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::NOMEM)?;
-        // SAFETY: the offset lies in the mapping.
-        let queue_memory = QueueMemory(unsafe { base.add(QUEUE_AT) });
+        // SAFETY: that many bytes of the mapping, page-aligned; the value holds both this and the mapping.
+        let queue_memory = unsafe { Borrowed::new(base.add(QUEUE_AT), QUEUE_BYTES) };
         let config = Config::strict(QUEUE_CAPACITY);
         let queue = Rcqs::create(queue_memory, &config).map_err(|_| Errno::NOMEM);
         let made = match queue {
