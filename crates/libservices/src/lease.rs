@@ -195,4 +195,8 @@ impl Libservice for Lease {
     fn immutable_file(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
         self.below.immutable_file(handle)
     }
+
+    fn content(&self, handle: HandleId) -> Option<ContentId> {
+        self.below.content(handle)
+    }
 }

@@ -292,6 +292,13 @@ pub trait Libservice: Send + Sync {
         None
     }
 
+    /// Which inode of the host's holds this open file's bytes, where these never change: doors of several stacks cache
+    /// them once. `None` is always a correct answer, and the right one for a layer that looks at what is read.
+    fn content(&self, handle: HandleId) -> Option<ContentId> {
+        let _ = handle;
+        None
+    }
+
     /// Tells `observer` of every change from now on. Called with no lock held that an operation may need.
     fn observe(&self, observer: Arc<dyn Observer>) {
         if let Some(below) = self.below() {

@@ -21,6 +21,14 @@ impl NodeId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HandleId(pub u64);
 
+/// An inode whose bytes never change. No other inode is ever called the same, not even a later one of the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ContentId {
+    pub device: u64,
+    pub ino: u64,
+    pub born: Timestamp,
+}
+
 /// Time since 1970, UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp {

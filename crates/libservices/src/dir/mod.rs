@@ -50,7 +50,7 @@ use descriptors::{Budget, Descriptor};
 use files::File;
 use listing::Listing;
 use nodes::{Node, Nodes, Sighting};
-use sys::Stat;
+use sys::{InodeKey, Stat};
 
 pub use sys::keep_proc_self_fd;
 
@@ -468,6 +468,14 @@ impl Libservice for Dir {
         let file = self.files.get(handle).ok()?;
         let unchanging = self.coherence == Coherence::Immutable && !file.flags.contains(OpenFlags::WRITE);
         unchanging.then(|| file.host.clone())
+    }
+
+    fn content(&self, handle: HandleId) -> Option<ContentId> {
+        let file = self.files.get(handle).ok()?;
+        let unchanging = self.coherence == Coherence::Immutable && !file.flags.contains(OpenFlags::WRITE);
+        let InodeKey { device, ino, born } = file.node.key;
+        // Without a time of birth a number that is used again would look the same.
+        born.filter(|_| unchanging).map(|born| ContentId { device, ino, born })
     }
 
     /// Nothing changes through a read-only layer, which may be shared by many stacks that come and go.

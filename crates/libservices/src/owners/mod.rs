@@ -308,6 +308,10 @@ impl Libservice for Owners {
     fn immutable_file(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
         self.below.immutable_file(handle)
     }
+
+    fn content(&self, handle: HandleId) -> Option<ContentId> {
+        self.below.content(handle)
+    }
 }
 
 fn hidden() -> Error {

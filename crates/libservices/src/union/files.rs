@@ -258,6 +258,12 @@ impl Union {
         if open.held.is_upper() { None } else { open.service().immutable_file(open.handle) }
     }
 
+    /// The upper belongs to this union alone, and what it has of a partial file is not the whole.
+    pub(super) fn content_below(&self, handle: HandleId) -> Option<ContentId> {
+        let (_, open) = self.current(&self.own, handle).ok()?;
+        if open.held.is_upper() { None } else { open.service().content(open.handle) }
+    }
+
     /// The handle of the layer that `held` is of, for operations that may use one.
     pub(super) fn handle_in_upper(&self, caller: &Caller, handle: Option<HandleId>) -> Option<Arc<OpenFile>> {
         let (_, open) = self.current(caller, handle?).ok()?;

@@ -454,6 +454,10 @@ impl Libservice for Union {
         self.immutable_file_of_host(handle)
     }
 
+    fn content(&self, handle: HandleId) -> Option<ContentId> {
+        self.content_below(handle)
+    }
+
     fn observe(&self, observer: Arc<dyn Observer>) {
         self.notices.add(observer);
     }

@@ -192,8 +192,12 @@ fn only_what_lies_in_a_lower_that_never_changes_is_given_out() {
     let mut bytes = [0; 4];
     rustix::io::pread(&*file, &mut bytes, 0).unwrap();
     assert_eq!(&bytes, b"base");
+    let content = view.union.content(reader).expect("the host tells times of birth");
+    let again = view.open("f", OpenFlags::READ).unwrap();
+    assert_eq!(view.union.content(again), Some(content));
+    view.close(again);
     view.append("f", "more").unwrap();
-    assert!(view.union.immutable_file(reader).is_none());
+    assert!(view.union.immutable_file(reader).is_none() && view.union.content(reader).is_none());
     let own = view.open("new", OpenFlags::READ).unwrap();
     assert!(view.union.immutable_file(own).is_none());
     view.close(reader);
