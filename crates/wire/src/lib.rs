@@ -3,15 +3,18 @@
 //! - [`hello`]: the two messages on the socket, after which it only tells of the other side's end;
 //! - [`channel`]: the memory that one process and its service share for requests;
 //! - [`message`]: what requests and replies say;
-//! - [`window`]: a file's cached bytes, which programs read without asking.
+//! - [`window`]: a file's cached bytes, which programs read without asking;
+//! - [`epochs`]: counters of changes, by which programs know whether what they were told is still true.
 //!
 //! Everything in shared memory is made of atomics, for which every pattern of bits is a value and changes by the other side are
 //! no data race. Both sides copy what they read before they look at it. `ARCHITECTURE.md` draws the layouts byte by byte.
 #![no_std]
 
 pub mod channel;
+pub mod epochs;
 pub mod hello;
 pub mod message;
+pub mod sync;
 pub mod window;
 
 /// Changed with every change of a layout or a meaning; both sides refuse any other.
