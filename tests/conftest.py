@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import polytropo
 from polytropo.cgroups import Group
 from polytropo.service import service_binary
 from polytropo.state import State
@@ -20,6 +22,7 @@ from polytropo.trees import remove_tree
 
 POLYTROPO = str(Path(sys.executable).parent / "polytropo")
 COMMAND_TIMEOUT_S = 120.0
+LIBRARY = Path(polytropo.__file__).parent / "_bin/libpolytropo_preload.so"
 _UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
@@ -126,3 +129,11 @@ def isolated() -> Iterator[Isolated]:
             place.close()
     finally:
         remove_tree(directory)
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    if platform.machine() != "x86_64":
+        pytest.skip("there is no preload library for this architecture")
+    assert LIBRARY.is_file(), "run `make build` first"
+    return LIBRARY

@@ -1,24 +1,21 @@
 """The preload library, which lets programs read through shared memory: whom it is for, how they get it."""
 
-import mmap
 import os
 import shutil
 import struct
-import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from polytropo.errors import PolytropoError
-from polytropo.keeper import service_binary
+from polytropo.preload_files import stage_library, stage_sites
 from polytropo.state import State
 from polytropo.tenants import run_dir
 
-LIBRARY = "libpolytropo_preload.so"
-_SITES = "polytropo-sites"
-_SITES_TIMEOUT_S = 20.0
 _C_LIBRARIES = ("/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc.so.6", "/lib/ld-musl-x86_64.so.1")
 _INTERPRETERS_MAX = 4
+_HEAD_BYTES = 256
+_SEGMENTS_MAX = 64
 _MACHINE_X86_64 = 62
 _PT_INTERP, _PT_NOTE = 3, 4
 
@@ -56,13 +53,11 @@ def why_not(program: Path) -> str | None:
         if reason := LEAVE_ALONE.get(program.name):
             return reason
         try:
-            status = program.stat()
             with program.open("rb") as file:
-                head = file.read(256)
+                head = file.read(_HEAD_BYTES)
                 if not head.startswith(b"#!"):
-                    return _why_not_by_rights(program, status.st_mode) or _why_not_by_format(
-                        file.fileno(), head
-                    )
+                    descriptor = file.fileno()
+                    return _why_not_by_rights(descriptor) or _why_not_by_format(descriptor, head)
         except OSError as error:
             return f"it cannot be read: {error.strerror}"
         words = head[2:].split(b"\n", 1)[0].split()
@@ -74,13 +69,12 @@ def why_not(program: Path) -> str | None:
     return None
 
 
-def _why_not_by_rights(program: Path, mode: int) -> str | None:
-    if mode & 0o6000:
-        return "it runs with rights that its caller does not have"
+def _why_not_by_rights(descriptor: int) -> str | None:
+    more = os.fstat(descriptor).st_mode & 0o6000 != 0
     with suppress(OSError):
-        os.getxattr(program, "security.capability")
-        return "it runs with rights that its caller does not have"
-    return None
+        os.getxattr(descriptor, "security.capability")
+        more = True
+    return "it runs with rights that its caller does not have" if more else None
 
 
 def _why_not_by_format(descriptor: int, head: bytes) -> str | None:
@@ -91,64 +85,30 @@ def _why_not_by_format(descriptor: int, head: bytes) -> str | None:
     table, size, count = *struct.unpack_from("<Q", head, 32), *struct.unpack_from("<HH", head, 54)
     dynamic = False
     try:
-        with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as program:
-            for at in range(table, table + size * min(count, 64), size or 1):
-                kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", program, at)
-                dynamic |= kind == _PT_INTERP
-                if kind == _PT_NOTE and program[offset + 12 : offset + 16] == b"Go\0\0" and length:
-                    return "it is written in Go, whose programs call the kernel themselves"
-    except (struct.error, ValueError, OSError):
+        for at in range(table, table + size * min(count, _SEGMENTS_MAX), size or 1):
+            kind, _, offset, _, _, length = struct.unpack("<IIQQQQ", os.pread(descriptor, 40, at))
+            dynamic |= kind == _PT_INTERP
+            if kind == _PT_NOTE and length and os.pread(descriptor, 4, offset + 12) == b"Go\0\0":
+                return "it is written in Go, whose programs call the kernel themselves"
+    except (struct.error, OSError, OverflowError):
         return "it is no whole ELF program"
     return None if dynamic else "it is linked statically"
 
 
 def _stage(directory: Path) -> Path:
-    """The library with the sites of this machine's C libraries beside it, made if they are not there."""
-    binaries = Path(__file__).parent / "_bin"
-    source = binaries / LIBRARY
-    if not source.is_file():
-        raise PolytropoError(f"the preload library {source} is missing; run `make build`")
+    """The library with the sites of this machine's C libraries beside it."""
     directory.mkdir(mode=0o755, exist_ok=True)
-    library = directory / LIBRARY
-    if _stamp(source) != _stamped(library):
-        _replace(source, library)
-        _set_stamp(library, _stamp(source))
-    for name in _C_LIBRARIES:
-        path = Path(name)
-        mark = directory / path.name
-        if not path.exists() or _stamp(path) == _stamped(mark):
+    library = stage_library(directory)
+    for path in _C_LIBRARIES:
+        try:
+            c_library = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
             continue
-        # Without them the library looks for itself, at each start of a program.
-        tool = service_binary().with_name(_SITES)
-        tool = tool if tool.exists() else binaries / _SITES
-        subprocess.run([tool, directory, path], capture_output=True, timeout=_SITES_TIMEOUT_S, check=False)
-        _set_stamp(mark, _stamp(path))
+        try:
+            stage_sites(directory, c_library)
+        finally:
+            os.close(c_library)
     return library
-
-
-def _replace(source: Path, target: Path) -> None:
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}")
-    shutil.copyfile(source, unfinished)
-    unfinished.chmod(0o755)
-    unfinished.rename(target)
-
-
-def _stamp(path: Path) -> str:
-    status = path.stat()
-    return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
-
-
-def _stamped(path: Path) -> str | None:
-    try:
-        return path.with_name(f"{path.name}.stamp").read_text()
-    except FileNotFoundError:
-        return None
-
-
-def _set_stamp(path: Path, stamp: str) -> None:
-    unfinished = path.with_name(f"{path.name}.stamp.{os.getpid()}")
-    unfinished.write_text(stamp)
-    unfinished.rename(path.with_name(f"{path.name}.stamp"))
 
 
 def _mountpoint(directory: Path) -> Path:

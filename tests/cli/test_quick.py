@@ -32,6 +32,7 @@ def test_the_tables_name_what_click_declares(name: str) -> None:
         if isinstance(parameter, click.Option):
             kind = quick.FLAG if parameter.is_flag else quick.MANY if parameter.multiple else quick.ONE
             kinds |= {word: (parameter.name, kind) for word in parameter.opts}
+            kinds |= {word: (parameter.name, quick.OFF) for word in parameter.secondary_opts}
     assert dict(quick.TABLES[name][0]) == kinds
 
 
@@ -70,6 +71,7 @@ def test_random_command_lines_mean_the_same(name: str, capsys: pytest.CaptureFix
         "run debian",
         "run --rm -it debian bash -c ls",
         "run -d --name=db -v orders:/data -vb:/b:ro -e A=1 --env B=2 debian server --flag",
+        "run --no-preload --preload debian",
         "run --network none --env-file /env --cidfile /id --runtime crun debian",
         "exec db ls -l",
         "exec -itu nobody db sh",

@@ -1,7 +1,6 @@
 """The preload library, and programs to load it into."""
 
 import os
-import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -9,22 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import polytropo
-
 PROGRAMS = Path(__file__).parent / "programs"
-LIBRARY = Path(polytropo.__file__).parent / "_bin/libpolytropo_preload.so"
 TIMEOUT_S = 60.0
 
 Result = subprocess.CompletedProcess[bytes]
 Compile = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def library() -> Path:
-    if platform.machine() != "x86_64":
-        pytest.skip("there is no preload library for this architecture")
-    assert LIBRARY.is_file(), "run `make build` first"
-    return LIBRARY
 
 
 @pytest.fixture(scope="session")

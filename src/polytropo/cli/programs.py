@@ -23,6 +23,7 @@ def run(
     read_only: bool,
     cidfile: Path | None,
     runtime: str,
+    preload: bool,
     image: str,
     command: tuple[str, ...],
 ) -> int:
@@ -50,6 +51,7 @@ def run(
         stdin_open=interactive,
         remove_at_end=remove,
         runtime=runtime,
+        preload=preload,
     )
     try:
         return run_container(State.open(), order, detach=detach, cid_file=cidfile, tell=print)

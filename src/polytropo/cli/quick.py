@@ -12,7 +12,7 @@ from polytropo.cli.failures import status_of
 
 COMPLETE_VARIABLE = "_POLYTROPO_COMPLETE"
 
-FLAG, ONE, MANY = "flag", "one", "many"
+FLAG, OFF, ONE, MANY = "flag", "off", "one", "many"
 _EITHER_WAY = {
     "-i": ("interactive", FLAG),
     "--interactive": ("interactive", FLAG),
@@ -41,6 +41,8 @@ _RUN = {
     "--read-only": ("read_only", FLAG),
     "--cidfile": ("cidfile", ONE),
     "--runtime": ("runtime", ONE),
+    "--preload": ("preload", FLAG),
+    "--no-preload": ("preload", OFF),
 }
 # For each command: its options, its name for the first word after them, defaults.
 TABLES: dict[str, tuple[Mapping[str, tuple[str, str]], str, Mapping[str, str]]] = {
@@ -73,7 +75,7 @@ def parse(arguments: list[str]) -> dict[str, Any] | None:
     table, first, defaults = TABLES[arguments[0]]
     values: dict[str, Any] = {}
     for name, kind in table.values():
-        values[name] = {FLAG: False, ONE: defaults.get(name), MANY: ()}[kind]
+        values[name] = {FLAG: False, OFF: False, ONE: defaults.get(name), MANY: ()}[kind]
     rest = arguments[1:]
     while rest and rest[0].startswith("-"):
         taken = _take_option(table, values, rest)
@@ -93,10 +95,10 @@ def _take_option(table: Mapping[str, tuple[str, str]], values: dict[str, Any], r
     word, equals, value = rest[0].partition("=")
     if word.startswith("--"):
         known = table.get(word)
-        if known is None or (known[1] == FLAG and equals):
+        if known is None or (known[1] in (FLAG, OFF) and equals):
             return None
-        if known[1] == FLAG:
-            values[known[0]] = True
+        if known[1] in (FLAG, OFF):
+            values[known[0]] = known[1] == FLAG
             return 1
         return _note(values, known, [value] if equals else rest[1:2], 1 if equals else 2)
     letters = rest[0][1:]

@@ -33,6 +33,11 @@ from polytropo.cli.options import IMAGE, PATH, TENANT
 )
 @click.option("--read-only", is_flag=True, help="Its root cannot be written to.")
 @click.option("--cidfile", type=PATH, help="Write its id there.")
+@click.option(
+    "--preload/--no-preload",
+    default=False,
+    help="Let its programs reach their files through shared memory, without the kernel.",
+)
 @click.option("--runtime", default="runc", help="The OCI runtime: runc or crun.")
 @click.argument("image", type=IMAGE)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)

@@ -17,7 +17,7 @@ import msgspec
 
 from polytropo import mounts, service
 from polytropo.compose import Dir, Layer, Stack, Volume
-from polytropo.containers import records
+from polytropo.containers import private_path, records
 from polytropo.containers.etc import write_etc
 from polytropo.containers.records import Container, Files, ProcessRecord, ResultRecord
 from polytropo.containers.rootless import is_outside
@@ -401,12 +401,16 @@ def _write_bundle(
     root = os.open(files.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         user = resolve_user(root, container.user)
+        private = private_path.prepare(state, container, files, root)
     finally:
         os.close(root)
     taken = {bind.destination for bind in binds}
-    binds = [bind for bind in write_etc(container, files) if bind.destination not in taken] + binds
+    own = [*write_etc(container, files), *private.binds]
+    binds = [bind for bind in own if bind.destination not in taken] + binds
     group = tenant_group(state, container.tenant)
-    environment = terminal_environment(container.environment, user, container.hostname, container.terminal)
+    environment = terminal_environment(
+        {**container.environment, **private.environment}, user, container.hostname, container.terminal
+    )
     process = Process(container.args, environment, container.cwd, user, container.terminal, size)
     machine = Machine(
         rootfs=files.rootfs,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from polytropo.containers import engine, records
+from polytropo.containers import engine, private_path, records
 from polytropo.containers.attach import forwarded_signals, terminal_size
 from polytropo.containers.order import check_words
 from polytropo.containers.records import Container, Files
@@ -43,12 +43,12 @@ def execute(state: State, container: Container, order: ExecOrder) -> int:
     root = engine.process_root(container, files)
     try:
         user = resolve_user(root, container.user if order.user is None else order.user)
+        given = container.environment | dict(order.environment)
+        given |= private_path.environment(container, root, given)
     finally:
         os.close(root)
     check_words(order.command, order.environment)
-    environment = terminal_environment(
-        container.environment | dict(order.environment), user, container.hostname, order.terminal
-    )
+    environment = terminal_environment(given, user, container.hostname, order.terminal)
     # Also told by the runtime itself, but only some time after the program has begun.
     size = terminal_size() if order.terminal else None
     process = Process(order.command, environment, order.cwd or container.cwd, user, order.terminal, size)

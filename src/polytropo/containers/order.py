@@ -53,6 +53,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     stdin_open: bool = False
     remove_at_end: bool = False
     runtime: str = "runc"
+    preload: bool = False
 
 
 def make_container(state: State, order: Order, image: "Image") -> Container:
@@ -87,6 +88,7 @@ def make_container(state: State, order: Order, image: "Image") -> Container:
         stdin_open=order.stdin_open,
         remove_at_end=order.remove_at_end,
         runtime=order.runtime,
+        preload=order.preload,
         stop_signal=settings.stop_signal or _STOP_SIGNAL,
         volumes=[parse_volume(state, tenant.name, text) for text in order.volumes],
         root=root,

@@ -55,6 +55,8 @@ class Container(Record, kw_only=True):
     stdin_open: bool = False
     remove_at_end: bool = False
     runtime: str = "runc"
+    preload: bool = False
+    """Whether its programs reach the service through shared memory where they can."""
     stop_signal: str = "SIGTERM"
     volumes: list[VolumeMount] = msgspec.field(default_factory=list)
     root: dict[str, Any]
