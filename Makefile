@@ -50,7 +50,7 @@ rust-test:
 .PHONY: loom
 loom:
 	RUSTFLAGS="--cfg modeled --cfg loom" cargo test --locked --release -p polytropo-queue --test loom --target-dir target/loom
-	RUSTFLAGS="--cfg modeled --cfg loom" cargo test --locked --release -p polytropo-wire --test loom --target-dir target/loom
+	RUSTFLAGS="--cfg modeled --cfg loom" cargo test --locked --release -p polytropo-wire --test loom --test posts --target-dir target/loom
 	RUSTFLAGS="--cfg modeled --cfg shuttle" cargo test --locked --release -p polytropo-queue --test shuttle --target-dir target/shuttle
 
 python-test: build venv

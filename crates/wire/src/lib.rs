@@ -4,6 +4,7 @@
 //! - [`channel`]: the memory that one process and its service share for requests;
 //! - [`message`]: what requests and replies say;
 //! - [`window`]: a file's cached bytes, which programs read without asking;
+//! - [`posts`]: writes that need not wait;
 //! - [`epochs`]: counters of changes, by which programs know whether what they were told is still true.
 //!
 //! Everything in shared memory is made of atomics, for which every pattern of bits is a value and changes by the other side are
@@ -14,6 +15,7 @@ pub mod channel;
 pub mod epochs;
 pub mod hello;
 pub mod message;
+pub mod posts;
 pub mod sync;
 pub mod window;
 

@@ -1,0 +1,119 @@
+//! Posted writes: the part of a channel's memory where programs leave bytes to be written, and the words by which they know that they need
+//! not wait.
+//!
+//! A program that alone has a file open is given a *permit*: the file's number in the word of that number's index. It copies bytes into
+//! a post's area, takes a sequence number, publishes the post and looks at the permit: if it is still there, write(2) returns. The service
+//! takes a permit back before it lets anyone else near the file: it clears the word, and then applies all that was published. The two
+//! orders meet in a fence on each side: either the service sees the post, or the program sees that the permit is gone and waits.
+//!
+//! Whatever stands here is believed by nobody but the program that wrote it: a post without a permit is a write like any other.
+
+#[cfg(not(loom))]
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+// So that the model checker runs this very code.
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use crate::message::FILES_MAX;
+
+/// Writes of one channel that may be under way.
+pub const POSTS: usize = 64;
+/// Bytes of one post's area.
+pub const POST_BYTES: usize = 16 << 10;
+/// Posts of a sleeping service after which its bell is rung.
+pub const RING_AT: usize = 16;
+/// How long a post may lie while the service sleeps and nobody asks for the file.
+pub const LINGER_MS: u64 = 200;
+
+pub const STATE_FREE: u32 = 0;
+pub const STATE_PUBLISHED: u32 = 1;
+/// The service is at it.
+pub const STATE_TAKEN: u32 = 2;
+pub const STATE_DONE: u32 = 3;
+
+/// Begins the part.
+#[repr(C, align(128))]
+pub struct Ledger {
+    /// Sequence numbers given out.
+    pub issued: AtomicU64,
+}
+
+/// One write.
+#[repr(C, align(64))]
+pub struct Post {
+    /// One of `STATE_*`; a futex.
+    pub state: AtomicU32,
+    /// Not 0: somebody sleeps on the state.
+    pub waiters: AtomicU32,
+    pub file: AtomicU64,
+    pub offset: AtomicU64,
+    pub sequence: AtomicU64,
+    pub bytes: AtomicU32,
+    /// 0 or an error number.
+    pub outcome: AtomicU32,
+}
+
+/// Offsets in the part.
+pub const POSTS_AT: usize = 4096;
+pub const PERMITS_AT: usize = POSTS_AT + POSTS * 64;
+pub const POST_AREAS_AT: usize = PERMITS_AT + FILES_MAX * 8;
+pub const PART_BYTES: usize = POST_AREAS_AT + POSTS * POST_BYTES;
+
+#[cfg(not(loom))]
+const _: () =
+    assert!(size_of::<Post>() == 64 && POST_AREAS_AT % 4096 == 0 && size_of::<Ledger>() <= POSTS_AT);
+const _: () = assert!(POSTS == u64::BITS as usize);
+
+impl Post {
+    /// Publishes a filled post. True if the program need not wait: whoever comes to the file from now on sees the write.
+    pub fn publish(&self, issued: &AtomicU64, permit: &AtomicU64, file: u64) -> bool {
+        // After all posts that have returned, for whoever reads it; see `limit`.
+        let sequence = issued.fetch_add(1, Ordering::AcqRel);
+        self.sequence.store(sequence, Ordering::Relaxed);
+        self.state.store(STATE_PUBLISHED, Ordering::Release);
+        fence(Ordering::SeqCst);
+        permit.load(Ordering::Relaxed) == file
+    }
+
+    /// Takes a published post back that nobody took. False: it is, or will be, applied.
+    pub fn take_back(&self) -> bool {
+        let taken =
+            self.state.compare_exchange(STATE_PUBLISHED, STATE_FREE, Ordering::AcqRel, Ordering::Relaxed);
+        taken.is_ok()
+    }
+
+    /// For the service: the sequence number if the post is published and of those that `limit` allows.
+    pub fn pending(&self, limit: u64) -> Option<u64> {
+        if self.state.load(Ordering::Acquire) != STATE_PUBLISHED {
+            return None;
+        }
+        Some(self.sequence.load(Ordering::Relaxed)).filter(|sequence| *sequence < limit)
+    }
+
+    /// For the service: false if the program took it back.
+    pub fn take(&self) -> bool {
+        let taken =
+            self.state.compare_exchange(STATE_PUBLISHED, STATE_TAKEN, Ordering::AcqRel, Ordering::Relaxed);
+        taken.is_ok()
+    }
+
+    /// For the service. True if somebody is to be woken.
+    pub fn finish(&self, outcome: u32) -> bool {
+        self.outcome.store(outcome, Ordering::Relaxed);
+        self.state.store(STATE_DONE, Ordering::Release);
+        fence(Ordering::SeqCst);
+        self.waiters.load(Ordering::Relaxed) != 0
+    }
+}
+
+/// To be read before the posts are looked through: those that begin while that goes on are left for the next time. Else one could
+/// be met whose predecessor, which had returned before it began, was published behind the back of the one who looks.
+pub fn limit(issued: &AtomicU64) -> u64 {
+    issued.load(Ordering::Acquire)
+}
+
+/// For the service, which then applies all that is published.
+pub fn withdraw(permit: &AtomicU64) {
+    permit.store(0, Ordering::Relaxed);
+    fence(Ordering::SeqCst);
+}

@@ -1,0 +1,191 @@
+//! Posted writes, every interleaving of small cases, with the words and functions that both sides use. Each case is tried
+//! with a fault planted as well, which must be found.
+#![cfg(loom)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use loom::sync::Arc;
+use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
+use loom::thread;
+use polytropo_wire::posts::{Post, STATE_FREE, STATE_PUBLISHED, limit, withdraw};
+
+const FILE: u64 = 7;
+const SLOTS: usize = 2;
+
+struct Memory {
+    issued: AtomicU64,
+    permit: AtomicU64,
+    posts: [Post; SLOTS],
+    /// What was applied, in order, a digit each. The service's own.
+    applied: AtomicU64,
+}
+
+fn word32(value: u32) -> AtomicU32 {
+    AtomicU32::new(value)
+}
+
+impl Memory {
+    fn new() -> Arc<Self> {
+        let post = |_| Post {
+            state: word32(STATE_FREE),
+            waiters: word32(0),
+            file: AtomicU64::new(FILE),
+            offset: AtomicU64::new(0),
+            sequence: AtomicU64::new(0),
+            bytes: word32(0),
+            outcome: word32(0),
+        };
+        Arc::new(Self {
+            issued: AtomicU64::new(0),
+            permit: AtomicU64::new(FILE),
+            posts: std::array::from_fn(post),
+            applied: AtomicU64::new(0),
+        })
+    }
+
+    /// True if the write returned at once.
+    fn write(&self, slot: usize, value: u32, faulty: bool) -> bool {
+        let post = &self.posts[slot];
+        post.bytes.store(value, Relaxed);
+        if faulty {
+            // As `publish` without its fence.
+            post.sequence.store(self.issued.fetch_add(1, AcqRel), Relaxed);
+            post.state.store(STATE_PUBLISHED, Release);
+            return self.permit.load(Relaxed) == FILE;
+        }
+        post.publish(&self.issued, &self.permit, FILE)
+    }
+
+    /// As the service does, in sequence.
+    fn drain(&self, limited: bool) {
+        let limit = if limited { limit(&self.issued) } else { u64::MAX };
+        let mut found: Vec<_> =
+            self.posts.iter().filter_map(|post| Some((post.pending(limit)?, post))).collect();
+        found.sort_by_key(|(sequence, _)| *sequence);
+        for (_, post) in found {
+            if post.take() {
+                let value = u64::from(post.bytes.load(Relaxed));
+                self.applied.store(self.applied.load(Relaxed) * 10 + value, Relaxed);
+                post.finish(0);
+            }
+        }
+    }
+}
+
+/// After a withdrawal nothing lies about that a program believes to be written.
+fn withdrawal(faulty: bool) {
+    loom::model(move || {
+        let memory = Memory::new();
+        let program = {
+            let memory = memory.clone();
+            thread::spawn(move || {
+                // A second one only while the first needed no waiting, which would be the service's turn.
+                let first = memory.write(0, 1, faulty);
+                (first, first && memory.write(1, 2, faulty))
+            })
+        };
+        if faulty {
+            memory.permit.store(0, Relaxed);
+        } else {
+            withdraw(&memory.permit);
+        }
+        memory.drain(true);
+        // From here on the service answers others.
+        let seen = memory.applied.load(Relaxed);
+        let (first, second) = program.join().unwrap();
+        let expected = if second { 12 } else { u64::from(first) };
+        assert!(seen == expected || seen / 10 == expected || seen == 1, "{seen} {first} {second}");
+        assert!(!first || seen != 0, "a write that had returned was not seen");
+        assert!(!second || seen == 12, "a write that had returned was not seen");
+    });
+}
+
+/// A write that began after another had returned is never applied before it.
+fn order(limited: bool) {
+    loom::model(move || {
+        let memory = Memory::new();
+        let programs = {
+            let memory = memory.clone();
+            thread::spawn(move || {
+                // The later one lies where the service looks last.
+                memory.write(0, 1, false);
+                memory.write(1, 2, false);
+            })
+        };
+        memory.drain(limited);
+        let seen = memory.applied.load(Relaxed);
+        assert!([0, 1, 12].contains(&seen), "applied as {seen}");
+        programs.join().unwrap();
+    });
+}
+
+/// A post that its program took back is applied never, one that it could not take back once.
+fn taking_back() {
+    loom::model(|| {
+        let memory = Memory::new();
+        let program = {
+            let memory = memory.clone();
+            thread::spawn(move || !memory.write(0, 1, false) && memory.posts[0].take_back())
+        };
+        withdraw(&memory.permit);
+        memory.drain(true);
+        let back = program.join().unwrap();
+        if back {
+            assert_eq!(memory.applied.load(Relaxed), 0);
+        } else {
+            memory.drain(true);
+            assert_eq!(memory.applied.load(Relaxed), 1);
+        }
+    });
+}
+
+/// Who sleeps until a post is done is woken: it says so and looks, the service finishes and looks.
+fn waking(faulty: bool) {
+    loom::model(move || {
+        let memory = Memory::new();
+        memory.write(0, 1, false);
+        let service = {
+            let memory = memory.clone();
+            thread::spawn(move || {
+                assert!(memory.posts[0].take());
+                memory.posts[0].finish(0)
+            })
+        };
+        let post = &memory.posts[0];
+        post.waiters.store(1, Relaxed);
+        if !faulty {
+            fence(loom::sync::atomic::Ordering::SeqCst);
+        }
+        let sleeps = post.state.load(Acquire) != polytropo_wire::posts::STATE_DONE;
+        let wakes = service.join().unwrap();
+        assert!(!sleeps || wakes, "asleep for good");
+    });
+}
+
+fn found(model: impl FnOnce()) -> bool {
+    catch_unwind(AssertUnwindSafe(model)).is_err()
+}
+
+#[test]
+fn what_returned_is_seen_by_whoever_comes_next() {
+    withdrawal(false);
+    assert!(found(|| withdrawal(true)), "the missing fences were not noticed");
+}
+
+#[test]
+fn writes_are_applied_in_order() {
+    order(true);
+    assert!(found(|| order(false)), "the missing limit was not noticed");
+}
+
+#[test]
+fn a_post_is_applied_once_or_taken_back() {
+    taking_back();
+}
+
+#[test]
+fn sleepers_are_woken() {
+    waking(false);
+    assert!(found(|| waking(true)), "the missing fence was not noticed");
+}
