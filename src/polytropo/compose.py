@@ -180,6 +180,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     root: Layer
     passthrough: bool | None = None
     passthrough_min_bytes: int | None = None
+    channel_writes: bool | None = None
 
 
 class Stack(msgspec.Struct, frozen=True):
@@ -188,6 +189,8 @@ class Stack(msgspec.Struct, frozen=True):
     With `passthrough` the kernel reads files of immutable layers itself, those of `passthrough_min_bytes`
     at least: once for all mounts that show them, and at its own speed. Every open then takes a request,
     and writes are not held back. By default it does not; containers with a read-only root ask for it.
+    With `channel_writes` programs also write through shared memory what only the service changes; for others
+    every open then takes a request, too, and writes are not held back. Who mounts a stack first decides.
 
     >>> Stack.from_json('{"version":1,"root":{"kind":"dir","path":"/srv"}}') == Stack(Dir("/srv"))
     True
@@ -196,6 +199,7 @@ class Stack(msgspec.Struct, frozen=True):
     root: Layer
     passthrough: bool | None = None
     passthrough_min_bytes: int | None = None
+    channel_writes: bool | None = None
 
     def check(self) -> None:
         """Raises `StackError` for the first thing that is wrong. Images and volumes are not looked up."""
@@ -251,7 +255,8 @@ class Stack(msgspec.Struct, frozen=True):
         _check_version(value)
         document = _convert(value)
         _check_document(document)
-        stack = cls(document.root, document.passthrough, document.passthrough_min_bytes)
+        names_of_settings = cls.__struct_fields__[1:]
+        stack = cls(document.root, *(getattr(document, name) for name in names_of_settings))
         place = None if names else _first_name(stack.root, "root")
         if place is not None:
             raise StackError(place, "names an image or volume; a document holds dir, union and fault only")
@@ -284,7 +289,7 @@ class Stack(msgspec.Struct, frozen=True):
             root = msgspec.to_builtins(self.root)
         except (TypeError, RecursionError) as error:
             raise StackError("root", f"is not made of layers: {error}") from error
-        settings = {"passthrough": self.passthrough, "passthrough_min_bytes": self.passthrough_min_bytes}
+        settings = {name: getattr(self, name) for name in self.__struct_fields__[1:]}
         given = {name: value for name, value in settings.items() if value is not None}
         return {"version": VERSION, "root": root, **given}
 

@@ -57,7 +57,7 @@ def run(machine: Isolated, *words: str, **options: Any) -> "subprocess.Completed
 def test_programs_load_it_and_behave(host: Isolated) -> None:
     done = run(host, *TRACE, "host", "python3", "-c", READS)
     assert done.stdout == f"{Path('/usr/bin/perl').stat().st_size}\n"
-    assert "sites" in done.stderr
+    assert in_process(done.stderr) > 150, done.stderr
     # Also those whose environment was cleaned; those that cannot load it go on as ever.
     for program in ("glibc", "static"):
         told = run(host, *TRACE, "host", "env", "-i", "POLYTROPO_TRACE=1", f"/bin/hello-{program}")
@@ -90,13 +90,13 @@ def test_what_is_shown_cannot_be_changed(host: Isolated) -> None:
 def test_settings(host: Isolated, options: tuple[str, ...]) -> None:
     done = run(host, *options, *TRACE, "host", "python3", "-c", READS)
     assert done.stdout == f"{Path('/usr/bin/perl').stat().st_size}\n"
-    assert ": sites " in done.stderr
+    assert in_process(done.stderr) > 150, done.stderr
 
 
 def test_exec_and_restart(host: Isolated) -> None:
     host.polytropo("run", "-d", "--preload", "--name", "c", "host", "sleep", "600")
     told = host.polytropo("exec", *TRACE, "c", "python3", "-c", READS)
-    assert ": sites " in told.stderr
+    assert in_process(told.stderr) > 150, told.stderr
     host.polytropo("stop", "-t", "0", "c")
     host.polytropo("start", "c")
     listed = host.polytropo("exec", "c", "cat", "/etc/ld.so.preload").stdout

@@ -1,5 +1,6 @@
 """Stacks mounted, used and unmounted."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -83,6 +84,19 @@ def test_identical_stacks_are_one_filesystem(isolated: Isolated, data: Path, mnt
     one, two = (isolated.run("stat", "-c", "%d %i", path / "file").stdout for path in (mnt, other))
     assert one == two
     isolated.polytropo("unmount", mnt, other)
+
+
+def test_who_mounts_first_says_whether_channels_write(isolated: Isolated, data: Path, mnt: Path) -> None:
+    root = {"kind": "dir", "path": str(data), "coherence": "exclusive"}
+    stack = isolated.directory / "stack.json"
+    other = isolated.directory / "other"
+    other.mkdir()
+    for at, settings in ((mnt, {"channel_writes": True}), (other, {})):
+        stack.write_text(json.dumps({"version": 1, "root": root, **settings}))
+        isolated.polytropo("mount", stack, at)
+    devices = isolated.run("stat", "-c", "%d", mnt, other).stdout.split()
+    assert devices[0] == devices[1]
+    isolated.run("sh", "-c", 'echo new >"$1/file" && test "$(cat "$2/file")" = new', "sh", mnt, other)
 
 
 def test_commands_at_once_share_one_service(isolated: Isolated, data: Path) -> None:

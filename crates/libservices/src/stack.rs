@@ -30,6 +30,10 @@ pub struct StackDocument {
     /// Smaller files are left to the mount's own cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passthrough_min_bytes: Option<u64>,
+    /// Whether programs at channels may write where only this service writes. The kernel then holds back no writes and asks for every
+    /// open. It says how the stack is served, not what it is: stacks that differ in it alone are served together, as the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel_writes: Option<bool>,
 }
 
 /// One libservice and what it stands on.

@@ -119,7 +119,9 @@ def _preload(state: "State", tenant: str, start: Path, program: str) -> None:
 
 def _composed(text: str, upper: Path | None, read_only: bool) -> "Stack":
     """The stack that the words of a `mount` mean."""
-    from polytropo.compose import Dir, Image, Stack, Union
+    from msgspec import structs
+
+    from polytropo.compose import Dir, Image, Union
     from polytropo.errors import PolytropoError
     from polytropo.host import host_ownership
 
@@ -137,7 +139,7 @@ def _composed(text: str, upper: Path | None, read_only: bool) -> "Stack":
         # Over a plain directory the owners are the user's own; an image has others, which have to be kept.
         ownership = "native" if isinstance(root, Dir) else host_ownership()
         root = Union([root], Dir(os.path.realpath(upper), coherence="exclusive", ownership=ownership))
-    stack = Stack(root, stack.passthrough, stack.passthrough_min_bytes)
+    stack = structs.replace(stack, root=root)
     stack.check()
     return stack
 

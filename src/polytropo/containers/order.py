@@ -66,7 +66,8 @@ def make_container(state: State, order: Order, image: "Image") -> Container:
     upper = Dir(files_of(state, container_id).upper, coherence="exclusive", ownership=host_ownership())
     # A program that cannot write has no use for writes that are held back.
     passthrough = True if order.read_only else None
-    root = Stack(Union(image.dirs, upper=upper), passthrough).to_document()
+    channel_writes = True if order.preload else None
+    root = Stack(Union(image.dirs, upper=upper), passthrough, channel_writes=channel_writes).to_document()
     args = _args(order, settings)
     environment = _environment(order, settings)
     check_words(args, environment)

@@ -99,7 +99,9 @@ impl Keeper {
         let text = stack.to_string();
         let document = StackDocument::parse(&text)
             .map_err(|error| Refusal::with_errno(Errno::INVAL, error.to_string()))?;
-        let (document, read_only) = writable_form(document);
+        let (mut document, read_only) = writable_form(document);
+        // Not a part of what is served: one superblock for all who want the same, or they would not see each other's writes.
+        let channel_writes = document.channel_writes.take().unwrap_or(self.config.channel_writes);
         let text = document.to_json();
         if text.len() > DOCUMENT_MAX_BYTES {
             let sentence = format!("the stack document is longer than {DOCUMENT_MAX_BYTES} bytes");
@@ -116,7 +118,7 @@ impl Keeper {
         let target = Target { mountpoint, place, path, read_only };
         let number = match self.mount_again(&text, &target)? {
             Some(number) => number,
-            None => self.mount_anew(&document, text, &roots, &target)?,
+            None => self.mount_anew(&document, text, channel_writes, &roots, &target)?,
         };
         Ok(json!({ "mount": number }))
     }
@@ -143,12 +145,16 @@ impl Keeper {
         &self,
         document: &StackDocument,
         text: String,
+        channel_writes: bool,
         roots: &[Root],
         target: &Target<'_>,
     ) -> Result<u64, Refusal> {
         // A stack that is still in use somewhere is served once more by the same worker, under the same locks.
         let same = self.table.lock().locks_of_same(&text);
-        let locks = same.map_or_else(|| roots::lock_uppers(roots).map(Arc::new), Ok)?;
+        let (locks, channel_writes) = match same {
+            Some(same) => same,
+            None => (Arc::new(roots::lock_uppers(roots)?), channel_writes),
+        };
         let (worker, copies) = self.worker_for(roots)?;
         let devices = self.devices()?;
         let shown = target.mountpoint.display();
@@ -173,6 +179,7 @@ impl Keeper {
                 worker: worker.clone(),
                 ended: false,
                 locks,
+                channel_writes,
             };
             table.doors.insert(door, made);
             door
@@ -182,7 +189,7 @@ impl Keeper {
             false => None,
         };
         let attached = worker
-            .window_place(door, self.config.cache_bytes, self.config.channel_writes)
+            .window_place(door, self.config.cache_bytes, channel_writes)
             .and_then(|windows| {
                 worker.serve(door, (&sealed, length), &windows, passing.as_ref(), &devices, &copies)
             })

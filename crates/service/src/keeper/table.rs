@@ -19,6 +19,8 @@ pub struct Door {
     pub ended: bool,
     /// Held while the stack may write to its uppers.
     pub locks: Arc<Vec<OwnedFd>>,
+    /// Programs may write through channels.
+    pub channel_writes: bool,
 }
 
 impl Door {
@@ -91,10 +93,11 @@ impl Table {
         })
     }
 
-    /// The locks of a living door that serves the same document, mounted or not.
-    pub fn locks_of_same(&self, document: &str) -> Option<Arc<Vec<OwnedFd>>> {
+    /// The locks of a living door that serves the same document, mounted or not, and whether channels write there.
+    pub fn locks_of_same(&self, document: &str) -> Option<(Arc<Vec<OwnedFd>>, bool)> {
         let mut doors = self.doors.values();
-        doors.find(|door| door.is_alive() && door.document == document).map(|door| door.locks.clone())
+        let same = doors.find(|door| door.is_alive() && door.document == document)?;
+        Some((same.locks.clone(), same.channel_writes))
     }
 
     pub fn is_dead(&self, mount: &Mount) -> bool {
