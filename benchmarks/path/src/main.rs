@@ -78,6 +78,9 @@ fn time(
 fn measure<S: Side>(side: &S, arguments: &Arguments) -> Outcome<Figures> {
     let mut figures = Figures::new();
     let ms = arguments.time_ms;
+    if side.ask().is_some() {
+        time(&mut figures, "request that does nothing", ms, || side.ask().unwrap_or(Ok(())))?;
+    }
     read(side, &mut figures, ms)?;
     look(side, &mut figures, ms)?;
     if arguments.write {

@@ -11,6 +11,10 @@ pub type Outcome<T> = Result<T, String>;
 
 pub trait Side {
     type Handle;
+    /// A request that does nothing; None where there is none.
+    fn ask(&self) -> Option<Outcome<()>> {
+        None
+    }
     fn open(&self, name: &str, flags: i32) -> Outcome<Self::Handle>;
     fn close(&self, file: Self::Handle) -> Outcome<()>;
     fn pread(&self, file: &Self::Handle, buffer: &mut [u8], at: u64) -> Outcome<()>;
@@ -112,6 +116,10 @@ impl Channelled {
 
 impl Side for Channelled {
     type Handle = File;
+
+    fn ask(&self) -> Option<Outcome<()>> {
+        Some(self.0.ping().map_err(told))
+    }
 
     fn open(&self, name: &str, flags: i32) -> Outcome<File> {
         let opened = self.0.open(At::Root, name.as_bytes(), flags as u32, 0o644, 0o022);

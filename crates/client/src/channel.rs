@@ -13,6 +13,7 @@ use polytropo_wire::message::{Operation, REPLY_WORDS, REQUEST_WORDS, outcome};
 
 use crate::arena::Arena;
 use crate::connect::Refused;
+use crate::spin::Spin;
 use crate::sys::{self, Descriptor, Mapping};
 use crate::{EAGAIN, EPROTO, Error, Result};
 
@@ -47,6 +48,7 @@ pub struct Channel {
     /// A bit for each slot in use whose answer nobody waits for.
     posted: AtomicU32,
     quick_cpu: bool,
+    spin: Spin,
     pub counters: Counters,
     /// `st_dev` of the mount, as statx(2) tells it (major << 32 | minor), and the mount's number.
     pub device: u64,
@@ -85,6 +87,7 @@ impl Channel {
             taken: AtomicU32::new(0),
             posted: AtomicU32::new(0),
             quick_cpu: sys::has_quick_cpu(),
+            spin: Spin::default(),
             counters: Counters::default(),
             device: welcome.device,
             mount_id: welcome.mount_id,
@@ -194,13 +197,15 @@ impl Channel {
 
     fn wait(&self, slot: &Slot, cpu: u32) -> Result<()> {
         let service_cpu = self.header().service.cpu.load(Relaxed);
-        if service_cpu != 0 && service_cpu != cpu {
+        if service_cpu != 0 && service_cpu != cpu && self.spin.should_look() {
             for _ in 0..SPIN_TURNS {
                 if slot.state.load(Acquire) == state::DONE {
+                    self.spin.looked(true);
                     return Ok(());
                 }
                 core::hint::spin_loop();
             }
+            self.spin.looked(false);
         }
         loop {
             match slot.state.compare_exchange(state::POSTED, state::AWAITED, AcqRel, Acquire) {

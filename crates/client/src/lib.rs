@@ -14,6 +14,7 @@ mod channel;
 mod connect;
 mod files;
 mod operations;
+mod spin;
 pub mod sys;
 mod windows;
 

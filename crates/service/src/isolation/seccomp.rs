@@ -238,6 +238,8 @@ fn allowed() -> Result<Rules, seccompiler::Error> {
     // No code but what was there at the start.
     rules.insert(SYS_mmap, vec![lacks_bits(2, PROT_EXEC as u64)?]);
     rules.insert(SYS_mprotect, vec![lacks_bits(2, PROT_EXEC as u64)?]);
+    // Among the CPUs of its cpuset a thread chooses for itself, not for others.
+    rules.insert(SYS_sched_setaffinity, vec![is(0, 0)?]);
     // Limits are read, never set.
     rules.insert(SYS_prlimit64, vec![rule(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?]);
     rules.insert(

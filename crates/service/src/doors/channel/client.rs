@@ -175,6 +175,7 @@ impl Client {
             caller: &self.peer.caller,
             covered: &self.covered,
             is_root: self.peer.is_root,
+            kept: &self.door.kept,
         }
     }
 

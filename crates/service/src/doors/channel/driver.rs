@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use polytropo_wire::VERSION;
@@ -21,14 +22,16 @@ use super::Shared;
 use super::client::{Client, Peer};
 use super::memory::{ChannelMemory, Request};
 use super::operations::{Desk, Work};
+use super::placement::{Placement, current_cpu, leave};
 use super::walk::{Failure, Last, walk};
+use crate::doors::spin::Spin;
 
 /// Channels of one door.
 const CLIENTS_MAX: usize = 4096;
 /// Requests taken from one channel before the others have their turn.
 const BURST_MAX: usize = 16;
-/// Rounds without a request before the thread sleeps, if it spins at all: some 20 us.
-const SPIN_ROUNDS: u32 = 400;
+/// How long the thread looks out for a request before it sleeps, if a program runs on another CPU.
+const LOOK_MAX: Duration = Duration::from_micros(20);
 /// Rounds between looks at who hung up, under load.
 const ROUNDS_PER_LOOK: u32 = 4096;
 
@@ -50,6 +53,8 @@ pub struct ChannelStatistics {
     pub to_kernel: u64,
     pub errors: u64,
     pub sleeps: u64,
+    /// To another CPU than the programs'.
+    pub moves: u64,
 }
 
 #[derive(Default)]
@@ -60,6 +65,7 @@ struct Counters {
     to_kernel: AtomicU64,
     errors: AtomicU64,
     sleeps: AtomicU64,
+    moves: AtomicU64,
 }
 
 /// Where programs wait to be served, and the way to wake the thread.
@@ -88,7 +94,11 @@ impl Driver {
         let data = epoll::EventData::new_u64(WAKE);
         epoll::add(&epoll, &waiting.wake, data, epoll::EventFlags::IN)?;
         let name = format!("channels{}", shared.id.0);
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let thread = Thread {
+            spin: Spin::new(cpus, LOOK_MAX),
+            placement: Placement::new(),
+            cpu: 0,
             shared,
             waiting: waiting.clone(),
             epoll,
@@ -116,6 +126,7 @@ impl Driver {
             to_kernel: counters.to_kernel.load(Relaxed),
             errors: counters.errors.load(Relaxed),
             sleeps: counters.sleeps.load(Relaxed),
+            moves: counters.moves.load(Relaxed),
         }
     }
 
@@ -146,12 +157,15 @@ struct Thread {
     active: Vec<(u64, Arc<Client>)>,
     last_key: u64,
     desk: Desk,
+    spin: Spin,
+    placement: Placement,
+    /// The CPU, plus one, that programs were told last.
+    cpu: u32,
     panicked: bool,
 }
 
 impl Thread {
     fn run(mut self) {
-        let mut idle = 0;
         let mut rounds: u32 = 0;
         while !self.waiting.stop.load(Relaxed) {
             rounds = rounds.wrapping_add(1);
@@ -159,20 +173,28 @@ impl Thread {
                 self.wait(false);
             }
             if self.serve_active() {
-                idle = 0;
                 continue;
             }
-            idle += 1;
-            if idle < SPIN_ROUNDS && self.may_spin() {
-                std::hint::spin_loop();
+            if self.may_spin() && self.look_out() {
                 continue;
             }
-            idle = 0;
             if self.fall_asleep() {
                 self.waiting.counters.sleeps.fetch_add(1, Relaxed);
                 self.wait(true);
             }
         }
+    }
+
+    /// Whether something is asked within a short time.
+    fn look_out(&mut self) -> bool {
+        let mut found = false;
+        let (active, stop) = (&self.active, &self.waiting.stop);
+        self.spin.look_out(|| {
+            std::hint::spin_loop();
+            found = active.iter().any(|(_, client)| client.memory.has_next()) || stop.load(Relaxed);
+            found
+        });
+        found
     }
 
     /// Does what is asked in the active channels; false if nothing was.
@@ -197,11 +219,27 @@ impl Thread {
     fn serve(&mut self, client: &Arc<Client>) -> Result<bool, polytropo_queue::Error> {
         for served in 0..BURST_MAX {
             match client.memory.next()? {
-                Some(request) => self.answer(client, request),
+                Some(request) => {
+                    self.keep_apart(client);
+                    self.answer(client, request);
+                }
                 None => return Ok(served > 0),
             }
         }
         Ok(true)
+    }
+
+    /// Leaves the program's CPU if both stay on one.
+    fn keep_apart(&mut self, client: &Client) {
+        let (mut own, theirs) = (current_cpu(), client.memory.client_cpu());
+        if self.placement.should_move(own, theirs) && leave(own) {
+            self.waiting.counters.moves.fetch_add(1, Relaxed);
+            own = current_cpu();
+        }
+        if own != self.cpu {
+            self.cpu = own;
+            self.active.iter().for_each(|(_, client)| client.memory.publish_cpu(own));
+        }
     }
 
     fn answer(&mut self, client: &Client, request: Request) {
@@ -417,6 +455,7 @@ fn covered_nodes(shared: &Arc<Shared>, peer: &Peer) -> FxHashSet<polytropo_libse
         caller: &caller,
         covered: &nothing,
         is_root: peer.is_root,
+        kept: &shared.kept,
     };
     let mut found = FxHashSet::default();
     for path in &peer.covered {
@@ -443,9 +482,4 @@ fn ring(bell: BorrowedFd<'_>) {
 fn silence(bell: BorrowedFd<'_>) {
     // EAGAIN: it did not ring.
     let _ = rustix::io::read(bell, &mut [0; 8]);
-}
-
-/// The CPU that runs this thread, plus one.
-fn current_cpu() -> u32 {
-    rustix::thread::sched_getcpu() as u32 + 1
 }

@@ -6,10 +6,12 @@
 mod changes;
 mod client;
 mod driver;
+mod kept;
 mod memory;
 mod names;
 mod operations;
 mod permissions;
+mod placement;
 mod walk;
 
 use std::io;
@@ -23,6 +25,7 @@ use polytropo_libservices::{Capabilities, Change, Coherence, DoorId, Libservice,
 use super::modes::{Access, Decision, Door, Mode, Modes, Ticket, Users, Watcher, Wish};
 use crate::windows::{Budget, Windows};
 use driver::Driver;
+use kept::Kept;
 use walk::Failure;
 
 pub use client::Peer;
@@ -64,6 +67,7 @@ pub struct Shared {
     pub others_change: bool,
     kernel_tells: bool,
     settle: Option<Settle>,
+    kept: Kept,
 }
 
 impl Shared {
@@ -124,6 +128,12 @@ impl Observer for Listener {
     }
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.kept.give_back(&*self.stack);
+    }
+}
+
 impl Watcher for Shared {
     fn joined(&self, node: NodeId, mode: Mode, _users: Users) {
         if mode == Mode::Kernel {
@@ -155,6 +165,7 @@ impl ChannelDoor {
             others_change: coherence == Coherence::Shared,
             kernel_tells: options.kernel_tells,
             settle: options.settle,
+            kept: Kept::default(),
             modes: options.modes,
             stack,
             id,

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use polytropo_libservices::{Attr, Caller, Entry, Errno, Error, Libservice, Name, NodeId};
 use rustc_hash::FxHashSet;
 
+use super::kept::Kept;
 use super::permissions::{self, EXECUTE};
 
 /// As in the kernel (MAXSYMLINKS).
@@ -38,18 +39,21 @@ pub struct Ground<'a> {
     pub covered: &'a FxHashSet<NodeId>,
     /// The mount is the root directory of the process: absolute links begin there.
     pub is_root: bool,
+    pub kept: &'a Kept,
 }
 
 /// A node that is looked up once for us; given back when dropped.
 pub struct Held<'a> {
     stack: &'a dyn Libservice,
+    /// Takes the look-up over in the end.
+    keeper: Option<&'a Kept>,
     pub node: NodeId,
     pub attr: Attr,
 }
 
 impl<'a> Held<'a> {
     pub fn of(stack: &'a dyn Libservice, entry: Entry) -> Self {
-        Self { stack, node: entry.node, attr: entry.attr }
+        Self { stack, keeper: None, node: entry.node, attr: entry.attr }
     }
 
     /// The look-up is somebody else's from now on.
@@ -61,7 +65,10 @@ impl<'a> Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.stack.forget(self.node, 1);
+        match self.keeper {
+            Some(kept) => kept.keep(self.stack, self.node),
+            None => self.stack.forget(self.node, 1),
+        }
     }
 }
 
@@ -168,7 +175,7 @@ pub fn walk<'a>(
             Err(error) if error.is(Errno::NOENT) && steps.is_empty() => None,
             Err(error) => return Err(error.into()),
         };
-        let Some(found) = found else {
+        let Some(mut found) = found else {
             target.name = Some(name);
             return Ok(target);
         };
@@ -203,6 +210,7 @@ pub fn walk<'a>(
             target.found = Some(found);
             return Ok(target);
         }
+        found.keeper = found.attr.is_dir().then_some(ground.kept);
         target.trail.push(found);
     }
 }

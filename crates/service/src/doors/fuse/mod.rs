@@ -5,7 +5,6 @@
 
 mod abi;
 mod backings;
-mod crew;
 mod device;
 mod directories;
 mod files;
@@ -20,7 +19,6 @@ mod renewed;
 mod reply;
 mod request;
 mod session;
-mod spin;
 mod statistics;
 #[cfg(test)]
 mod tests;
@@ -40,8 +38,8 @@ pub use opens::Passthrough;
 pub use registrar::{OwnRegistrar, Registrar};
 pub use statistics::{DoorStatistics, OperationStatistics};
 
+use super::crew::Crew;
 use crate::doors::modes::Modes;
-use crew::Crew;
 use device::{Device, PAYLOAD_BYTES_MAX};
 use invalidate::Notifier;
 use late::Late;

@@ -13,14 +13,17 @@ use polytropo_libservices::Errno;
 use zerocopy::IntoBytes;
 
 use super::abi::{InvalInodeOut, OutHeader, notify, opcode};
-use super::crew::{Advice, Crew, Load};
 use super::device::{Device, MessageBuffer, PAYLOAD_BYTES_MAX, Pages, Received};
 use super::late::Question;
 use super::reply::{Held, Reply};
 use super::request::Request;
 use super::session::{Answer, Session};
-use super::spin::Spin;
 use super::statistics::Counters;
+use crate::doors::crew::{Advice, Crew, Load};
+use crate::doors::spin::Spin;
+
+/// Longer than it takes to wake a program and to have it ask again.
+const LOOK_MAX: Duration = Duration::from_micros(50);
 
 /// One thread's belongings.
 pub struct Worker {
@@ -79,7 +82,7 @@ impl Worker {
     /// Serves messages as long as this thread is needed. Breaks when the door has ended.
     fn read_on(&mut self) -> ControlFlow<()> {
         let mut load = Load::default();
-        let mut spin = Spin::new(self.crew.cpus());
+        let mut spin = Spin::new(self.crew.cpus(), LOOK_MAX);
         let mut ready = Instant::now();
         while !self.stop.load(Ordering::Acquire) {
             self.crew.reads(self.number);

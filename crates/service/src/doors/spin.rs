@@ -7,8 +7,6 @@
 
 use std::time::{Duration, Instant};
 
-/// A look costs no more than this. Longer than it takes to wake the program and to have it ask again.
-const LOOK_MAX: Duration = Duration::from_micros(50);
 /// Looks in vain, one after the other, that are put down to chance.
 const VAIN_MAX: u32 = 3;
 /// After more of them so many messages pass without a look, doubled each time.
@@ -19,13 +17,15 @@ const PAUSE_DOUBLINGS_MAX: u32 = 6;
 pub struct Spin {
     /// With one CPU there is nobody to look out for.
     useful: bool,
+    /// A look costs no more than this.
+    look_max: Duration,
     vain: u32,
     pause: u32,
 }
 
 impl Spin {
-    pub fn new(cpus: usize) -> Self {
-        Self { useful: cpus > 1, vain: 0, pause: 0 }
+    pub fn new(cpus: usize, look_max: Duration) -> Self {
+        Self { useful: cpus > 1, look_max, vain: 0, pause: 0 }
     }
 
     /// After an answer: looks with `is_there` for a while, or not at all.
@@ -43,7 +43,7 @@ impl Spin {
                 self.vain = 0;
                 return;
             }
-            if began.elapsed() >= LOOK_MAX {
+            if began.elapsed() >= self.look_max {
                 break;
             }
         }
@@ -57,6 +57,8 @@ impl Spin {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LOOK_MAX: Duration = Duration::from_micros(1);
 
     /// How many of `messages` were looked out for when `found` is what looks find.
     fn looks(spin: &mut Spin, messages: u32, found: bool) -> u32 {
@@ -74,12 +76,12 @@ mod tests {
 
     #[test]
     fn looks_that_find_go_on() {
-        assert_eq!(looks(&mut Spin::new(2), 1000, true), 1000);
+        assert_eq!(looks(&mut Spin::new(2, LOOK_MAX), 1000, true), 1000);
     }
 
     #[test]
     fn looks_in_vain_become_rare_and_one_that_finds_brings_them_back() {
-        let mut spin = Spin::new(2);
+        let mut spin = Spin::new(2, LOOK_MAX);
         let in_vain = looks(&mut spin, 5000, false);
         assert!((VAIN_MAX + 1..20).contains(&in_vain), "{in_vain}");
         while looks(&mut spin, 1, true) == 0 {}
@@ -88,6 +90,6 @@ mod tests {
 
     #[test]
     fn one_cpu_is_never_kept_from_the_program() {
-        assert_eq!(looks(&mut Spin::new(1), 100, false), 0);
+        assert_eq!(looks(&mut Spin::new(1, LOOK_MAX), 100, false), 0);
     }
 }
