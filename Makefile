@@ -46,11 +46,11 @@ lint: venv
 rust-test:
 	cargo test --locked
 
-# Every interleaving of small cases of the queues and of the epochs, and many of larger ones, in target directories of their own since compiler flags differ.
+# Every interleaving of small cases of the queues, windows, epochs and posted writes, and many of larger ones, in target directories of their own since compiler flags differ.
 .PHONY: loom
 loom:
 	RUSTFLAGS="--cfg modeled --cfg loom" cargo test --locked --release -p polytropo-queue --test loom --target-dir target/loom
-	RUSTFLAGS="--cfg modeled --cfg loom" cargo test --locked --release -p polytropo-wire --test loom --test posts --target-dir target/loom
+	RUSTFLAGS="--cfg modeled --cfg loom" cargo test --locked --release -p polytropo-wire --test loom --test posts --test windows --target-dir target/loom
 	RUSTFLAGS="--cfg modeled --cfg shuttle" cargo test --locked --release -p polytropo-queue --test shuttle --target-dir target/shuttle
 
 python-test: build venv

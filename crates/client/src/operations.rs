@@ -165,7 +165,7 @@ impl Channel {
                         return Ok(Some(done));
                     }
                     Found::Missing(at) => at,
-                    Found::Stale => return Ok(None),
+                    Found::Stale | Found::Retired => return Ok(None),
                 },
                 None => offset,
             };

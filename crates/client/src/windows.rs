@@ -5,7 +5,8 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use polytropo_wire::VERSION;
-use polytropo_wire::window::{BLOCK_BYTES, Geometry, Header, MAGIC, SIZE_UNKNOWN, WORDS_AT, read_block};
+pub use polytropo_wire::window::Found;
+use polytropo_wire::window::{Geometry, Header, MAGIC, View, WORDS_AT};
 
 use crate::channel::Channel;
 use crate::sys::{self, Mapping};
@@ -16,16 +17,6 @@ use crate::{EPROTO, Error, Result};
 pub struct Window {
     base: NonNull<u8>,
     geometry: Geometry,
-}
-
-/// What a read of a window found.
-pub enum Found {
-    /// So many bytes, up to the end of the file if fewer than asked for.
-    Bytes(usize),
-    /// The bytes at this offset are not there: ask for them.
-    Missing(u64),
-    /// Given up, or the size is not known: ask the service.
-    Stale,
 }
 
 impl Window {
@@ -60,56 +51,31 @@ impl Window {
         drop(Mapping::taken_back(base, Geometry { capacity_bytes }.total_bytes() as usize));
     }
 
-    fn header(&self) -> &Header {
+    fn view(&self) -> View<'_> {
         // SAFETY: mapped, page-aligned, longer than the header, made of atomics.
-        unsafe { self.base.cast().as_ref() }
-    }
-
-    fn word(&self, block: u64) -> Option<&AtomicU64> {
-        if block >= self.geometry.blocks() {
-            return None;
-        }
-        // SAFETY: the words of all blocks lie in the mapping, from WORDS_AT on.
-        Some(unsafe { self.base.add(WORDS_AT as usize).cast::<AtomicU64>().add(block as usize).as_ref() })
-    }
-
-    pub fn is_retired(&self) -> bool {
-        self.header().retired.load(Acquire) != 0
+        let header: &Header = unsafe { self.base.cast().as_ref() };
+        // SAFETY: the words of all blocks lie in the mapping, from WORDS_AT on; they are atomics.
+        let words = unsafe {
+            let first = self.base.add(WORDS_AT as usize).cast::<AtomicU64>();
+            core::slice::from_raw_parts(first.as_ptr(), self.geometry.blocks() as usize)
+        };
+        View::new(header, words)
     }
 
     /// Copies bytes out.
     ///
     /// # Safety
     /// `to` must be writable for `count` bytes.
+    #[inline]
     pub unsafe fn read(&self, to: *mut u8, count: usize, offset: u64) -> Found {
-        let header = self.header();
-        let size = header.size_bytes.load(Acquire);
-        if size == SIZE_UNKNOWN || size > self.geometry.capacity_bytes || self.is_retired() {
-            return Found::Stale;
-        }
-        let count = size.saturating_sub(offset).min(count as u64) as usize;
-        let mut done = 0;
-        while done < count {
-            let at = offset + done as u64;
-            let Some(word) = self.word(at / BLOCK_BYTES) else { return Found::Stale };
-            let part = ((BLOCK_BYTES - at % BLOCK_BYTES) as usize).min(count - done);
-            let copied = read_block(word, &header.size_bytes, size, || {
-                let from = self.geometry.bytes_at() + at;
-                // SAFETY: the range lies below the size, which is not above the capacity, so in the mapping; `to` is writable for `count`
-                // bytes. That the service may change the bytes meanwhile makes the copy worthless, which the looks around it tell.
-                unsafe {
-                    core::ptr::copy_nonoverlapping(self.base.as_ptr().add(from as usize), to.add(done), part);
-                }
-            });
-            if !copied {
-                return if header.size_bytes.load(Acquire) == size {
-                    Found::Missing(at)
-                } else {
-                    Found::Stale
-                };
+        let bytes_at = self.geometry.bytes_at();
+        self.view().read(count, offset, |done, at, part| {
+            // SAFETY: the range lies below the size, which is not above the capacity, so in the mapping; `to` is writable for `count`
+            // bytes. That the service may change the bytes meanwhile makes the copy worthless, which the looks around it tell.
+            unsafe {
+                let from = self.base.as_ptr().add((bytes_at + at) as usize);
+                core::ptr::copy_nonoverlapping(from, to.add(done), part);
             }
-            done += part;
-        }
-        Found::Bytes(count)
+        })
     }
 }

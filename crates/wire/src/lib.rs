@@ -1,9 +1,10 @@
-//! What crosses the border between a program and its service, and nothing of either side's logic.
+//! What crosses the border between a program and its service, and nothing of either side's logic but what both must agree on to the
+//! last ordering.
 //!
 //! - [`hello`]: the two messages on the socket, after which it only tells of the other side's end;
 //! - [`channel`]: the memory that one process and its service share for requests;
 //! - [`message`]: what requests and replies say;
-//! - [`window`]: a file's cached bytes, which programs read without asking;
+//! - [`window`]: a file's cached bytes, which programs read without asking; how they are read and changed;
 //! - [`posts`]: writes that need not wait;
 //! - [`epochs`]: counters of changes, by which programs know whether what they were told is still true.
 //!
@@ -16,6 +17,7 @@ pub mod epochs;
 pub mod hello;
 pub mod message;
 pub mod posts;
+#[doc(hidden)]
 pub mod sync;
 pub mod window;
 

@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use parking_lot::Mutex;
 use polytropo_libservices::NodeId;
 use polytropo_wire::VERSION;
-use polytropo_wire::window::{
-    BLOCK_BYTES, Geometry, Header, MAGIC, ONE_GENERATION, RESIDENT, SIZE_UNKNOWN, WORDS_AT,
-};
+use polytropo_wire::window::{BLOCK_BYTES, Changes, Geometry, Header, MAGIC, SIZE_UNKNOWN, View, WORDS_AT};
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags};
 use rustix::io::{Errno, Result};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -27,7 +25,7 @@ pub struct Window {
     geometry: Geometry,
     budget: Arc<Budget>,
     /// Held while blocks change their state; counts changes of the file.
-    changes: Mutex<u64>,
+    changes: Mutex<Changes>,
     /// The block after the one fetched last.
     expected: AtomicU64,
     last_use: AtomicU64,
@@ -80,7 +78,7 @@ impl Window {
             base,
             geometry,
             budget,
-            changes: Mutex::new(0),
+            changes: Mutex::default(),
             expected: AtomicU64::new(0),
             last_use: AtomicU64::new(0),
             lookups: AtomicU32::new(0),
@@ -114,72 +112,53 @@ impl Window {
         unsafe { self.base.cast().as_ref() }
     }
 
-    fn word(&self, block: u64) -> &AtomicU64 {
-        assert!(block < self.blocks());
-        // SAFETY: the words of all blocks lie in the mapping, from WORDS_AT on.
-        unsafe { self.base.add(WORDS_AT as usize).cast::<AtomicU64>().add(block as usize).as_ref() }
+    fn view(&self) -> View<'_> {
+        // SAFETY: the words of all blocks lie in the mapping, from WORDS_AT on; they are atomics.
+        let words = unsafe {
+            let first = self.base.add(WORDS_AT as usize).cast::<AtomicU64>();
+            std::slice::from_raw_parts(first.as_ptr(), self.blocks() as usize)
+        };
+        View::new(self.header(), words)
     }
 
     /// None while it is not known.
     pub fn size_bytes(&self) -> Option<u64> {
-        Some(self.header().size_bytes.load(Acquire)).filter(|size| *size != SIZE_UNKNOWN)
+        self.view().size_bytes()
     }
 
     pub fn changes(&self) -> u64 {
-        *self.changes.lock()
+        self.changes.lock().count()
     }
 
     /// False if the file changed since `changes`.
     pub fn set_size(&self, size_bytes: u64, changes: u64) -> bool {
-        let now = self.changes.lock();
-        if *now != changes {
-            return false;
-        }
-        self.header().size_bytes.store(size_bytes, Release);
-        true
+        self.view().set_size(&self.changes.lock(), changes, size_bytes)
     }
 
     pub fn is_resident(&self, block: u64) -> bool {
-        self.word(block).load(Acquire) & RESIDENT != 0
+        self.view().is_resident(block)
     }
 
     /// Puts a block's bytes in place; false if the file changed since `changes`.
     pub fn fill(&self, block: u64, bytes: &[u8], changes: u64) -> Result<bool> {
         assert!(bytes.len() as u64 == BLOCK_BYTES && block < self.blocks());
         let at = self.geometry.bytes_at() + block * BLOCK_BYTES;
-        let now = self.changes.lock();
-        if *now != changes {
-            return Ok(false);
-        }
-        let word = self.word(block);
-        let seen = word.load(Relaxed);
-        if seen & RESIDENT != 0 {
-            return Ok(true);
-        }
-        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), at, BLOCK_BYTES)?;
-        // SAFETY: the range lies in the mapping and is allocated; readers believe none of it before the word says so.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr().add(at as usize), bytes.len());
-        }
-        word.store(seen.wrapping_add(ONE_GENERATION) | RESIDENT, Release);
-        Ok(true)
+        self.view().fill(&self.changes.lock(), changes, block, || {
+            rustix::fs::fallocate(&self.file, FallocateFlags::empty(), at, BLOCK_BYTES)?;
+            // SAFETY: the range lies in the mapping and is allocated; readers believe none of it before the word says so.
+            unsafe {
+                let to = self.base.as_ptr().add(at as usize);
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+            }
+            Ok(())
+        })
     }
 
     /// Takes a block's bytes away.
     pub fn evict(&self, block: u64) {
-        let _still = self.changes.lock();
-        self.take_back(block);
+        let changes = self.changes.lock();
+        self.view().take_back(&changes, block);
         self.punch(block);
-    }
-
-    fn take_back(&self, block: u64) {
-        let word = self.word(block);
-        let seen = word.load(Relaxed);
-        if seen & RESIDENT != 0 {
-            word.store(seen.wrapping_add(ONE_GENERATION) & !RESIDENT, Release);
-            // A reader that sees bytes of after this must see the word of before them.
-            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        }
     }
 
     fn punch(&self, block: u64) {
@@ -192,20 +171,16 @@ impl Window {
 
     /// The file changed, nobody knows where: nothing here counts any more.
     pub fn invalidate(&self) {
-        let mut changes = self.changes.lock();
-        *changes += 1;
-        self.header().size_bytes.store(SIZE_UNKNOWN, Release);
-        (0..self.blocks()).for_each(|block| self.take_back(block));
+        self.view().forget(&mut self.changes.lock());
     }
 
     /// For good.
     pub fn retire(&self) {
-        self.header().retired.store(1, Release);
-        self.invalidate();
+        self.view().retire(&mut self.changes.lock());
     }
 
     pub fn is_retired(&self) -> bool {
-        self.header().retired.load(Acquire) != 0
+        self.view().is_retired()
     }
 
     pub fn unlink(&self, directory: &OwnedFd) {
