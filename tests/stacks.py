@@ -13,6 +13,8 @@ from tests.conftest import Isolated
 KINDS = ("dir", "union")
 # A union of which the kernel reads the lowers itself, whatever their size.
 PASSING = "passing-union"
+# In front of a kind: programs may also write through shared memory.
+PRIVATE = "private-"
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,19 @@ class Mounted:
     def unmount(self) -> None:
         self.place.polytropo("unmount", self.at)
 
+    def preload_variables(self) -> dict[str, str]:
+        """The variables with which programs in the same namespace load the preload library for this mount."""
+        shown = self.place.polytropo("on", "--preload", self.at, "--", "env").stdout
+        variables = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+        wanted = ("LD_PRELOAD", "POLYTROPO_CHANNEL", "POLYTROPO_MOUNT")
+        assert all(variables.get(name) for name in wanted), shown
+        return {name: variables[name] for name in wanted}
+
 
 def document(kind: str, below: Path) -> dict[str, Any]:
     """A stack document of one kind over directories in `below`, which are made."""
+    if kind.startswith(PRIVATE):
+        return {**document(kind.removeprefix(PRIVATE), below), "channel_writes": True}
     upper, low, lowest = (below / name for name in ("upper", "low", "lowest"))
     for directory in (upper, low, lowest):
         directory.mkdir(parents=True, exist_ok=True)

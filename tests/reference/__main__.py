@@ -11,6 +11,7 @@ parser.add_argument("plain", type=Path)
 parser.add_argument("--seed", type=int, required=True)
 parser.add_argument("--steps", type=int, default=1500)
 parser.add_argument("--actors", type=int, default=1)
+parser.add_argument("--variable", action="append", default=[], help="NAME=VALUE for half of the actors")
 arguments = parser.parse_args()
 succeeded = compare(
     arguments.mount,
@@ -18,5 +19,6 @@ succeeded = compare(
     seed=arguments.seed,
     steps=arguments.steps,
     actors=arguments.actors,
+    variables=dict(word.split("=", 1) for word in arguments.variable),
 )
 print(f"{succeeded} of {arguments.steps} operations succeeded, all alike")

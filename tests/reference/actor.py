@@ -16,6 +16,7 @@ import hashlib
 import json
 import mmap
 import os
+import random
 import stat
 import sys
 from collections.abc import Callable
@@ -283,6 +284,28 @@ class Actor:
             fcntl.flock(self._fd(slot), fcntl.LOCK_UN)
         else:
             fcntl.lockf(self._fd(slot), fcntl.LOCK_UN)
+
+    def do_read_here_and_there(self, path: str, seed: int) -> str:
+        """Many small reads of one file, by offset and one after the other."""
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return self._read_many(file, seed)
+        finally:
+            os.close(file)
+
+    def do_read_slot_here_and_there(self, slot: int, seed: int) -> str:
+        return self._read_many(self._fd(slot), seed)
+
+    def _read_many(self, file: int, seed: int) -> str:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return "not a regular file"
+        dice, found = random.Random(seed), hashlib.blake2b()
+        for _ in range(16):
+            found.update(os.pread(file, dice.choice((1, 100, 5000, 70_000)), dice.randrange(310_000)))
+            found.update(os.read(file, dice.choice((1, 600, 5000))))
+            if dice.random() < 0.2:
+                os.lseek(file, dice.randrange(100_000), os.SEEK_SET)
+        return f"{found.hexdigest()[:16]} {os.lseek(file, 0, os.SEEK_CUR)}"
 
     def do_tree(self) -> dict[str, Any]:
         return tree(".")

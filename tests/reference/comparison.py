@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,8 @@ LENGTHS = (0, 1, 100, 4095, 4096, 4097, 70_000, 300_000)
 class Side:
     """Some actor processes that share one directory."""
 
-    def __init__(self, directory: Path, actors: int) -> None:
+    def __init__(self, directory: Path, actors: int, variables: Mapping[str, str] | None = None) -> None:
+        """The first half of the actors, or a lone one, gets `variables` in its environment."""
         self.directory = directory
         self.processes = [
             subprocess.Popen(
@@ -34,8 +36,9 @@ class Side:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                env={**os.environ, **(variables or {})} if number * 2 < actors else None,
             )
-            for _ in range(actors)
+            for number in range(actors)
         ]
 
     def ask(self, actor: int, name: str, arguments: list[Any]) -> dict[str, Any]:
@@ -56,10 +59,13 @@ class Side:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         for process in self.processes:
-            process.kill()
-            process.wait()
             assert process.stdin is not None and process.stdout is not None
             process.stdin.close()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             process.stdout.close()
 
 
@@ -122,6 +128,8 @@ class Chooser:
             (5, "pwrite", [self.slot(), self.length(), self.seed(), self.length()]),
             (4, "write", [self.slot(), self.seed(), self.length()]),
             (5, "pread", [self.slot(), self.length(), self.length()]),
+            (3, "read_here_and_there", [self.path(), self.seed()]),
+            (3, "read_slot_here_and_there", [self.slot(), self.seed()]),
             (2, "ftruncate", [self.slot(), self.length()]),
             (3, "fstat", [self.slot()]),
             (1, "fsync", [self.slot()]),
@@ -138,7 +146,14 @@ class Chooser:
 
 
 def compare(
-    mount: Path, plain: Path, *, seed: int, steps: int, actors: int = 1, check_every: int = 50
+    mount: Path,
+    plain: Path,
+    *,
+    seed: int,
+    steps: int,
+    actors: int = 1,
+    check_every: int = 50,
+    variables: Mapping[str, str] | None = None,
 ) -> int:
     """Does ``steps`` operations below both directories and raises AssertionError at the first difference.
 
@@ -148,7 +163,7 @@ def compare(
     chooser = Chooser(dice)
     history: list[str] = []
     succeeded = 0
-    with Side(mount, actors) as left, Side(plain, actors) as right:
+    with Side(mount, actors, variables) as left, Side(plain, actors) as right:
         for step in range(steps):
             name, arguments = chooser.next()
             actor = dice.randrange(actors)

@@ -1,32 +1,45 @@
 """Random operations on a mount and on a plain directory of the host: every answer must be the same."""
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Isolated
-from tests.stacks import KINDS, PASSING, document, fill, mount
+from tests.stacks import KINDS, PASSING, PRIVATE, document, fill, mount
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+PRELOADED = [f"{PRIVATE}{kind}" for kind in KINDS]
+
+
 def _compare(place: Isolated, kind: str, *, seed: int, steps: int, actors: int) -> None:
+    """Half of the actors on a private stack, or a lone one, load the preload library; the others do not."""
     plain = place.directory / "plain"
     plain.mkdir(mode=0o755)
-    if kind != "dir":
+    if not kind.endswith("dir"):
         below = place.directory / "stack.below"
         document(kind, below)
         fill(below / "low", below / "lowest", plain)
     mounted = mount(place, kind)
-    words = ("--seed", str(seed), "--steps", str(steps), "--actors", str(actors))
+    words = ["--seed", str(seed), "--steps", str(steps), "--actors", str(actors)]
+    trace = place.directory / "trace"
+    if kind.startswith(PRIVATE):
+        variables = mounted.preload_variables() | {"POLYTROPO_TRACE": "1", "POLYTROPO_TRACE_FILE": str(trace)}
+        words += [f"--variable={name}={value}" for name, value in variables.items()]
     done = place.run(
-        *(sys.executable, "-m", "tests.reference", mounted.at, plain, *words),
+        *[sys.executable, "-m", "tests.reference", str(mounted.at), str(plain), *words],
         environment={"PYTHONPATH": str(REPOSITORY)},
         timeout_s=600,
     )
     succeeded = int(done.stdout.split()[0])
     assert succeeded > steps // 4, "the operations were mostly refused; the comparison says little"
+    if kind.startswith(PRIVATE):
+        told = trace.read_text().splitlines()
+        assert len(told) == (actors + 1) // 2
+        assert all(re.search(r"answered in the process [1-9]", line) for line in told), told
     mounted.unmount()
 
 
@@ -40,9 +53,17 @@ def test_random_operations_answer_as_on_the_host(
     _compare(isolated, kind, seed=seed, steps=1500, actors=actors)
 
 
+@pytest.mark.parametrize(("actors", "seed"), [(1, 4), (2, 5), (3, 6)])
+@pytest.mark.parametrize("kind", PRELOADED)
+def test_preloaded_and_other_programs_see_the_same(
+    isolated: Isolated, library: Path, kind: str, actors: int, seed: int
+) -> None:
+    _compare(isolated, kind, seed=seed, steps=1500, actors=actors)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kind", [*KINDS, PASSING])
+@pytest.mark.parametrize("kind", [*KINDS, PASSING, *PRELOADED])
 @pytest.mark.parametrize("seed", range(100, 112))
 def test_many_random_operations_answer_as_on_the_host(isolated: Isolated, kind: str, seed: int) -> None:
     _compare(isolated, kind, seed=seed, steps=20_000, actors=1 + seed % 3)
