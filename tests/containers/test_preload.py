@@ -12,6 +12,7 @@ from polytropo.preload_files import LIBRARY
 from tests.conftest import Isolated
 from tests.containers import host_image
 from tests.containers.conftest import leftovers
+from tests.containers.test_rootless import User
 
 READS = """
 import os
@@ -133,3 +134,15 @@ def test_an_image_without_a_c_library_gets_nothing(host: Isolated, host_tar: Pat
     host.polytropo("image", "import", tar, "--name", "static")
     told = run(host, *TRACE, "static", "/bin/hello")
     assert (told.stdout, told.stderr) == ("hello\n", "")
+
+
+def test_containers_of_an_ordinary_user(isolated: Isolated, library: Path, host_tar: Path) -> None:
+    user = User(isolated)
+    packed = isolated.directory / "image.tar"
+    packed.write_bytes(host_tar.read_bytes())
+    packed.chmod(0o644)
+    user.printed("image", "import", packed, "--name", "host")
+    for who in ("root", "app"):
+        done = user.polytropo("run", "--rm", "--preload", "-u", who, *TRACE, "host", "python3", "-c", READS)
+        assert done.stdout == f"{Path('/usr/bin/perl').stat().st_size}\n", done
+        assert in_process(done.stderr) > 150, done.stderr

@@ -4,15 +4,15 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import Isolated
-from tests.stacks import mount
+from tests.stacks import PRIVATE, mount
 
 ORDINARY_UID = 1  # daemon: an ordinary user that every Debian has
 
@@ -24,6 +24,12 @@ class Desk:
     place: Isolated
     directory: Path
     ordinary: bool
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """With them programs load the preload library."""
+
+    def without_preload(self) -> "Desk":
+        """The same desk for programs that know nothing of shared memory."""
+        return replace(self, variables={})
 
     def run(
         self, *command: str | Path, check: bool = True, timeout_s: float = 120, stdin: str | None = None
@@ -48,6 +54,7 @@ class Desk:
             else []
         )
         settings = [f"--chdir={self.directory}", f"HOME={self.directory}", f"TMPDIR={self.directory}"]
+        settings += [f"{name}={value}" for name, value in self.variables.items()]
         return ["setpriv", *identity, "env", *settings, *map(str, command)]
 
     def sh(self, script: str, *, check: bool = True, timeout_s: float = 120) -> str:
@@ -66,12 +73,12 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait(30)
 
 
-@pytest.fixture(params=["dir-ordinary", "union-root"])
+@pytest.fixture(params=["dir-ordinary", "union-root", "private-union-root"])
 def desk(request: pytest.FixtureRequest, isolated: Isolated) -> Iterator[Desk]:
     yield from desk_named(isolated, str(request.param))
 
 
-@pytest.fixture(params=["dir-root", "union-ordinary"])
+@pytest.fixture(params=["dir-root", "union-ordinary", "private-dir-root"])
 def other_desk(request: pytest.FixtureRequest, isolated: Isolated) -> Iterator[Desk]:
     """The other half of kinds and users."""
     yield from desk_named(isolated, str(request.param))
@@ -79,11 +86,12 @@ def other_desk(request: pytest.FixtureRequest, isolated: Isolated) -> Iterator[D
 
 def desk_named(isolated: Isolated, name: str) -> Iterator[Desk]:
     """A desk on the stack and for the user in its name: "union-ordinary"."""
-    kind, _, user = name.partition("-")
+    kind, _, user = name.rpartition("-")
     mounted = mount(isolated, kind)
     directory = mounted.at / "desk"
     isolated.run("mkdir", directory)
     if user == "ordinary":
         isolated.run("chown", f"{ORDINARY_UID}:{ORDINARY_UID}", directory)
-    yield Desk(isolated, directory, user == "ordinary")
+    variables = mounted.preload_variables() if kind.startswith(PRIVATE) else {}
+    yield Desk(isolated, directory, user == "ordinary", variables)
     mounted.unmount()
