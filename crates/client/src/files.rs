@@ -49,6 +49,9 @@ pub struct FileState {
     carried_bytes: AtomicU64,
     window: AtomicPtr<u8>,
     window_bytes: AtomicU64,
+    /// A window that was given up; others may read it yet. Unmapped with the file.
+    former: AtomicPtr<u8>,
+    former_bytes: AtomicU64,
     attributes: [AtomicU64; ATTRIBUTE_WORDS],
 }
 
@@ -65,10 +68,12 @@ impl FileState {
     }
 
     pub fn unmap(&self) {
-        let base = self.window.swap(core::ptr::null_mut(), AcqRel);
-        let bytes = self.window_bytes.swap(0, AcqRel);
-        if let Some(base) = NonNull::new(base) {
-            Window::unmap(base, bytes);
+        for (base, bytes) in [(&self.window, &self.window_bytes), (&self.former, &self.former_bytes)] {
+            let base = base.swap(core::ptr::null_mut(), AcqRel);
+            let bytes = bytes.swap(0, AcqRel);
+            if let Some(base) = NonNull::new(base) {
+                Window::unmap(base, bytes);
+            }
         }
     }
 }
@@ -142,17 +147,32 @@ impl InUse<'_> {
     pub fn window(&self) -> Option<Window> {
         let base = NonNull::new(self.state.window.load(Acquire))?;
         let bytes = self.state.window_bytes.load(Acquire);
-        (bytes != 0).then(|| Window::at(base, bytes))
+        // Who exchanges the window writes the base before the size.
+        let same = self.state.window.load(Acquire) == base.as_ptr();
+        (same && bytes != 0).then(|| Window::at(base, bytes))
     }
 
-    /// Keeps a window for this file; if another thread was faster, its.
-    pub fn keep_window(&self, base: NonNull<u8>, bytes: u64) {
-        let kept = self.state.window.compare_exchange(core::ptr::null_mut(), base.as_ptr(), AcqRel, Acquire);
-        match kept {
+    /// Keeps a window for this file, in place of `retired`, if there was one: that is unmapped with the file, because others may
+    /// read it. If another thread was faster, its one is kept. False if a second one was given up: there is no place for more.
+    pub fn keep_window(&self, (base, bytes): (NonNull<u8>, u64), retired: Option<Window>) -> bool {
+        let (state, null) = (self.state, core::ptr::null_mut());
+        let taken = match retired.map(|window| window.base().as_ptr()) {
+            None => state.window.compare_exchange(null, base.as_ptr(), AcqRel, Acquire).is_ok(),
+            // Who takes the place of the former one is the only one to exchange windows.
+            Some(old) if state.former.compare_exchange(null, old, AcqRel, Acquire).is_ok() => {
+                state.former_bytes.store(state.window_bytes.swap(0, AcqRel), Release);
+                state.window.store(base.as_ptr(), Release);
+                true
+            }
+            Some(_) => false,
+        };
+        if taken {
             // Readers look at the base first, and at nothing while this is 0.
-            Ok(_) => self.state.window_bytes.store(bytes, Release),
-            Err(_) => Window::unmap(base, bytes),
+            state.window_bytes.store(bytes, Release);
+            return true;
         }
+        Window::unmap(base, bytes);
+        self.window().is_some_and(|window| !window.is_retired())
     }
 }
 

@@ -165,7 +165,7 @@ impl Channel {
                         return Ok(Some(done));
                     }
                     Found::Missing(at) => at,
-                    Found::Stale | Found::Retired => return Ok(None),
+                    Found::Stale | Found::Retired => offset,
                 },
                 None => offset,
             };
@@ -184,10 +184,12 @@ impl Channel {
             Err(Error::Errno(_)) => return Ok(false),
             Err(error) => return Err(error),
         };
-        if used.window().is_none() {
+        let present = used.window();
+        if present.is_none_or(|window| window.is_retired()) {
             let name = [reply.words[window::NAME], reply.words[window::NAME_MORE]];
             match Window::map(self, name) {
-                Ok((base, bytes)) => used.keep_window(base, bytes),
+                Ok(made) if used.keep_window(made, present) => {}
+                Ok(_) => return Ok(false),
                 // Too many descriptors or mappings: by request, then.
                 Err(_) => return Ok(false),
             }

@@ -62,6 +62,14 @@ impl Window {
         View::new(header, words)
     }
 
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    pub fn is_retired(&self) -> bool {
+        self.view().is_retired()
+    }
+
     /// Copies bytes out.
     ///
     /// # Safety

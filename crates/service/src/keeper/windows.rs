@@ -1,4 +1,5 @@
-//! Where a worker keeps cached bytes: a tmpfs that nobody sees, and a directory of it for each door that programs see read-only.
+//! Where a worker keeps cached bytes: a tmpfs that nobody sees, and a directory of it for each door that programs see
+//! read-only.
 
 use std::os::fd::OwnedFd;
 
@@ -10,7 +11,7 @@ use super::mounting;
 use crate::isolation::ids::Ids;
 
 /// The tmpfs of one worker. It has no bound of its own: a program that reads where nothing is cached would use the bound up, and others
-/// then die of it. The worker keeps to its budget.
+/// then die of it. The worker keeps to its budget. No huge pages: with them the kernel allocates 2 MiB where the worker asks for a block.
 pub struct WindowStore {
     /// The mount; it goes when this is closed, and with it what was not opened through it.
     root: OwnedFd,
@@ -19,7 +20,9 @@ pub struct WindowStore {
 
 /// What a door gets.
 pub struct WindowPlace {
+    /// The whole tmpfs, in which the worker finds `door-N`.
     pub own: OwnedFd,
+    /// That directory as programs see it.
     pub shown: OwnedFd,
     /// 0: programs cannot see windows.
     pub cache_bytes: u64,
@@ -33,8 +36,7 @@ impl WindowStore {
             Ids::Shifted { base, .. } => base,
             Ids::Same { .. } => 0,
         };
-        // Huge pages where whole ones are used; not every kernel has them.
-        let root = mount_tmpfs(true).or_else(|_| mount_tmpfs(false))?;
+        let root = mount_tmpfs()?;
         Ok(Self { root, owner })
     }
 
@@ -43,30 +45,30 @@ impl WindowStore {
         let name = format!("door-{door}");
         rustix::fs::mkdirat(&self.root, &name, Mode::from_raw_mode(0o711))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let own = rustix::fs::openat(&self.root, &name, flags, Mode::empty())?;
+        let own = rustix::fs::openat(&self.root, ".", flags, Mode::empty())?;
+        let place = rustix::fs::openat(&self.root, &name, flags, Mode::empty())?;
         let (uid, gid) = (Uid::from_raw(self.owner), Gid::from_raw(self.owner));
-        rustix::fs::chownat(&own, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
-        rustix::fs::fchmod(&own, Mode::from_raw_mode(0o711))?;
-        match read_only_view(&own) {
+        for directory in [&own, &place] {
+            rustix::fs::chownat(directory, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+        }
+        rustix::fs::fchmod(&place, Mode::from_raw_mode(0o711))?;
+        match read_only_view(&place) {
             Ok(shown) => Ok(WindowPlace { own, shown, cache_bytes, channel_writes: false }),
             Err(errno) => {
                 // Before Linux 6.15 a mount that is nowhere cannot be copied.
                 log::info!("programs get cached bytes by request only: {errno}");
-                Ok(WindowPlace { own, shown: mount_tmpfs(false)?, cache_bytes: 0, channel_writes: false })
+                Ok(WindowPlace { own, shown: mount_tmpfs()?, cache_bytes: 0, channel_writes: false })
             }
         }
     }
 }
 
-fn mount_tmpfs(huge: bool) -> Result<OwnedFd> {
+fn mount_tmpfs() -> Result<OwnedFd> {
     use rustix::mount::{fsconfig_create, fsconfig_set_string, fsmount, fsopen};
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in [("source", "polytropo-windows"), ("mode", "0700"), ("size", "0"), ("nr_inodes", "0")]
     {
         fsconfig_set_string(&context, key, value)?;
-    }
-    if huge {
-        fsconfig_set_string(&context, "huge", "within_size")?;
     }
     fsconfig_create(&context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NODEV

@@ -1,13 +1,13 @@
 //! One window: its file, its mapping, the state of its blocks.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use parking_lot::Mutex;
-use polytropo_libservices::NodeId;
+use polytropo_libservices::{Attempt, NodeId};
 use polytropo_wire::VERSION;
 use polytropo_wire::window::{BLOCK_BYTES, Changes, Geometry, Header, MAGIC, SIZE_UNKNOWN, View, WORDS_AT};
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags};
@@ -15,11 +15,17 @@ use rustix::io::{Errno, Result};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::budget::Budget;
+use super::store::Place;
 
 /// A window's file as the service has it.
 pub struct Window {
-    name: [u64; 2],
-    node: NodeId,
+    /// Its name in the store.
+    number: u64,
+    root: Arc<OwnedFd>,
+    /// Where doors show it; None once nobody is to find it any more.
+    links: Mutex<Option<Vec<Link>>>,
+    /// Of the door that alone has it; None for one that doors share.
+    node: Option<NodeId>,
     file: OwnedFd,
     base: NonNull<u8>,
     geometry: Geometry,
@@ -32,32 +38,38 @@ pub struct Window {
     lookups: AtomicU32,
 }
 
+struct Link {
+    place: Arc<Place>,
+    name: [u64; 2],
+}
+
 // SAFETY: the mapping belongs to the value; its words are atomics, and its bytes are written under the lock only.
 unsafe impl Send for Window {}
 // SAFETY: as above.
 unsafe impl Sync for Window {}
 
 impl Window {
-    pub fn make(directory: &OwnedFd, node: NodeId, geometry: Geometry, budget: Arc<Budget>) -> Result<Self> {
-        let mut random = [0; 16];
-        // Names are passwords: who may not list the directory opens only what it was told of.
-        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-        let (low, high) = random.split_at(8);
-        let name =
-            [low, high].map(|half| half.iter().fold(0, |word: u64, byte| word << 8 | u64::from(*byte)));
+    pub(super) fn make(
+        root: &Arc<OwnedFd>,
+        number: u64,
+        node: Option<NodeId>,
+        geometry: Geometry,
+        budget: Arc<Budget>,
+    ) -> Result<Self> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(directory, text_of(name), flags, Mode::from_raw_mode(0o444))?;
-        let made = Self::map(file, name, node, geometry, budget);
+        let file = rustix::fs::openat(root, number.to_string(), flags, Mode::from_raw_mode(0o444))?;
+        let made = Self::map(file, root, number, node, geometry, budget);
         if made.is_err() {
-            let _ = rustix::fs::unlinkat(directory, text_of(name), AtFlags::empty());
+            let _ = rustix::fs::unlinkat(root, number.to_string(), AtFlags::empty());
         }
         made
     }
 
     fn map(
         file: OwnedFd,
-        name: [u64; 2],
-        node: NodeId,
+        root: &Arc<OwnedFd>,
+        number: u64,
+        node: Option<NodeId>,
         geometry: Geometry,
         budget: Arc<Budget>,
     ) -> Result<Self> {
@@ -72,7 +84,9 @@ impl Window {
             unsafe { rustix::mm::mmap(std::ptr::null_mut(), total, protection, MapFlags::SHARED, &file, 0)? };
         let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
         let made = Self {
-            name,
+            number,
+            root: root.clone(),
+            links: Mutex::new(Some(Vec::new())),
             node,
             file,
             base,
@@ -91,12 +105,54 @@ impl Window {
         Ok(made)
     }
 
-    pub fn name(&self) -> [u64; 2] {
-        self.name
+    pub fn node(&self) -> Option<NodeId> {
+        self.node
     }
 
-    pub fn node(&self) -> NodeId {
-        self.node
+    /// Its bytes never change, and all doors have it.
+    pub fn is_shared(&self) -> bool {
+        self.node.is_none()
+    }
+
+    /// What programs of a door call it; None once it is given up.
+    pub(super) fn name_at(&self, place: &Arc<Place>) -> polytropo_libservices::Result<Option<[u64; 2]>> {
+        let mut links = self.links.lock();
+        let Some(links) = &mut *links else { return Ok(None) };
+        if let Some(link) = links.iter().find(|link| Arc::ptr_eq(&link.place, place)) {
+            return Ok(Some(link.name));
+        }
+        // Names are passwords: who may not list the directory opens only what it was told of.
+        let name = random_name().attempt("draw a name")?;
+        let own = self.number.to_string();
+        rustix::fs::linkat(&self.root, own, &place.directory, text_of(name), AtFlags::empty())
+            .attempt("show a window to programs")?;
+        links.push(Link { place: place.clone(), name });
+        Ok(Some(name))
+    }
+
+    /// Programs of that door find it no more.
+    pub(super) fn unlink_from(&self, place: &Arc<Place>) {
+        let mut links = self.links.lock();
+        let Some(links) = &mut *links else { return };
+        links.retain(|link| {
+            let there = !Arc::ptr_eq(&link.place, place);
+            if !there {
+                link.remove();
+            }
+            there
+        });
+    }
+
+    fn unlink(&self) {
+        let Some(links) = self.links.lock().take() else { return };
+        links.iter().for_each(Link::remove);
+        remove(&self.root, &self.number.to_string());
+    }
+
+    /// Gives it up: who reads it asks for another, and nobody finds it.
+    pub fn discard(&self) {
+        self.retire();
+        self.unlink();
     }
 
     pub fn capacity_bytes(&self) -> u64 {
@@ -140,11 +196,12 @@ impl Window {
     }
 
     /// Puts a block's bytes in place; false if the file changed since `changes`.
-    pub fn fill(&self, block: u64, bytes: &[u8], changes: u64) -> Result<bool> {
+    pub fn fill(&self, block: u64, bytes: &[u8], changes: u64) -> polytropo_libservices::Result<bool> {
         assert!(bytes.len() as u64 == BLOCK_BYTES && block < self.blocks());
         let at = self.geometry.bytes_at() + block * BLOCK_BYTES;
         self.view().fill(&self.changes.lock(), changes, block, || {
-            rustix::fs::fallocate(&self.file, FallocateFlags::empty(), at, BLOCK_BYTES)?;
+            rustix::fs::fallocate(&self.file, FallocateFlags::empty(), at, BLOCK_BYTES)
+                .attempt("allocate a block of a window")?;
             // SAFETY: the range lies in the mapping and is allocated; readers believe none of it before the word says so.
             unsafe {
                 let to = self.base.as_ptr().add(at as usize);
@@ -183,13 +240,6 @@ impl Window {
         self.view().is_retired()
     }
 
-    pub fn unlink(&self, directory: &OwnedFd) {
-        match rustix::fs::unlinkat(directory, text_of(self.name), AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => log::error!("a window cannot be removed: {errno}"),
-        }
-    }
-
     /// Whether `block` follows what was fetched before, or is the first.
     pub fn is_in_order(&self, block: u64) -> bool {
         let expected = self.expected.swap(block + 1, Relaxed);
@@ -220,6 +270,7 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
+        self.unlink();
         // SAFETY: mapped in `map` with this size; whoever uses it borrows from this value. A failure would only leave it mapped.
         let _ =
             unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.geometry.total_bytes() as usize) };
@@ -227,9 +278,29 @@ impl Drop for Window {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let (at, bytes) = (self.geometry.bytes_at(), self.geometry.capacity_bytes);
         let _ = rustix::fs::fallocate(&self.file, flags, at, bytes);
-        log::trace!("window {} of node {} is gone", self.file.as_raw_fd(), self.node.0);
+        log::trace!("window {} is gone", self.number);
         self.budget.forget_gone();
     }
+}
+
+impl Link {
+    fn remove(&self) {
+        remove(&self.place.directory, &text_of(self.name));
+    }
+}
+
+fn remove(directory: &OwnedFd, name: &str) {
+    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => log::error!("a window cannot be removed: {errno}"),
+    }
+}
+
+fn random_name() -> Result<[u64; 2]> {
+    let mut random = [0; 16];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    let (low, high) = random.split_at(8);
+    Ok([low, high].map(|half| half.iter().fold(0, |word: u64, byte| word << 8 | u64::from(*byte))))
 }
 
 /// 32 hexadecimal digits.

@@ -1,22 +1,25 @@
 //! Windows: cached bytes of files, in files of a private tmpfs that programs map read-only. Only the service changes them.
 //!
-//! What programs read here the service does not see, so what goes first when room is needed is what came first.
+//! A window belongs to the inode of the layer that holds the bytes where these never change, and all doors share it; else to one door's
+//! node. Programs are told that they read the wrong window by its end: when a file of one door gets bytes of its own, the shared window is
+//! *retired* and others make a new one.
 
 mod budget;
 mod file;
+mod store;
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use polytropo_libservices::{Attempt, Caller, Errno, Error, HandleId, Libservice, NodeId, Result};
-use polytropo_wire::window::{BLOCK_BYTES, FILE_BYTES_MAX, Geometry};
+use polytropo_libservices::{Caller, Errno, Error, HandleId, Libservice, NodeId, Result};
+use polytropo_wire::window::{BLOCK_BYTES, FILE_BYTES_MAX};
 use rustc_hash::FxHashMap;
 
 pub use budget::Budget;
 pub use file::Window;
+pub use store::{Place, Store};
 
-/// Windows of one door, in use or not: each is a descriptor.
+/// Windows of one door's own, in use or not: each is a descriptor.
 const WINDOWS_MAX: usize = 512;
 /// Blocks read ahead of a program that reads in order.
 const AHEAD_BLOCKS: u64 = 16;
@@ -26,82 +29,90 @@ const FILLS_MAX: u32 = 4;
 /// The windows of one door.
 pub struct Windows {
     stack: Arc<dyn Libservice>,
-    /// Where their files are made; None: there are none.
-    directory: Option<OwnedFd>,
-    budget: Arc<Budget>,
+    store: Arc<Store>,
+    /// None: the door has no windows.
+    place: Option<Arc<Place>>,
     table: Mutex<Table>,
 }
 
 #[derive(Default)]
 struct Table {
-    windows: FxHashMap<NodeId, Arc<Window>>,
+    own: FxHashMap<NodeId, Arc<Window>>,
+    /// What open files of the door were told to read.
+    held: FxHashMap<NodeId, Held>,
     /// Counts uses, to know which window was used last.
     uses: u64,
 }
 
+struct Held {
+    window: Arc<Window>,
+    files: usize,
+}
+
+/// An open file's window.
+#[derive(Default)]
+pub struct Holder(Mutex<Option<Arc<Window>>>);
+
 impl Windows {
-    pub fn new(stack: Arc<dyn Libservice>, directory: Option<OwnedFd>, budget: Arc<Budget>) -> Self {
-        Self { stack, directory, budget, table: Mutex::default() }
+    pub fn new(stack: Arc<dyn Libservice>, store: Arc<Store>, place: Option<Arc<Place>>) -> Self {
+        Self { stack, store, place, table: Mutex::default() }
     }
 
     /// Whether a file of `size_bytes` may have a window.
     pub fn serves(&self, size_bytes: u64) -> bool {
-        self.directory.is_some() && size_bytes <= FILE_BYTES_MAX
+        self.place.is_some() && size_bytes <= FILE_BYTES_MAX
     }
 
     /// Makes the bytes at `offset` of an open file resident, and some beyond if the file is read in order. `buffer` has room
-    /// for a block.
+    /// for a block. Tells the window's name.
     pub fn fetch(
         &self,
-        node: NodeId,
-        handle: HandleId,
+        (node, handle): (NodeId, HandleId),
+        holder: &Holder,
         offset: u64,
         buffer: &mut [u8],
-    ) -> Result<Arc<Window>> {
+    ) -> Result<[u64; 2]> {
+        let Some(place) = &self.place else {
+            return Err(Error::new(Errno::NOSPC, "make a window where there are none"));
+        };
         let caller = Caller::service();
         for _ in 0..FILLS_MAX {
-            let window = self.window(node, handle, &caller)?;
-            let Some(size_bytes) = self.known_size(&window, handle, &caller)? else { continue };
-            let first = offset / BLOCK_BYTES;
-            let end = size_bytes.div_ceil(BLOCK_BYTES).min(window.blocks());
-            let ahead = if window.is_in_order(first) { AHEAD_BLOCKS } else { 1 };
-            let mut filled = true;
-            for block in first..end.min(first.saturating_add(ahead)) {
-                if !window.is_resident(block) {
-                    filled = self.fill(&window, handle, block, &caller, buffer)?;
-                }
-                if !filled {
-                    break;
-                }
+            let content = self.stack.content(handle);
+            let size = || Ok(self.stack.getattr(&caller, node, Some(handle))?.size_bytes);
+            let window = match content {
+                Some(content) => self.store.shared(content, size)?,
+                None => self.own(node, size)?,
+            };
+            self.hold(node, holder, &window);
+            // Of changes after this the window is told. One before it shows now.
+            if self.stack.content(handle) != content {
+                continue;
             }
-            if filled {
-                return Ok(window);
+            if self.fill(&window, (node, handle), offset, &caller, buffer)? {
+                if let Some(name) = window.name_at(place)? {
+                    return Ok(name);
+                }
             }
         }
         Err(Error::new(Errno::AGAIN, "fill a window of a file that changes all the time"))
     }
 
     /// The node's window, with room for the whole file.
-    fn window(&self, node: NodeId, handle: HandleId, caller: &Caller) -> Result<Arc<Window>> {
+    fn own(&self, node: NodeId, size_bytes: impl FnOnce() -> Result<u64>) -> Result<Arc<Window>> {
         let found = {
             let mut table = self.table.lock();
             table.uses += 1;
             let uses = table.uses;
-            table.windows.get(&node).inspect(|window| window.use_at(uses)).cloned()
+            table.own.get(&node).inspect(|window| window.use_at(uses)).cloned()
         };
         if let Some(found) = found.filter(|window| !window.is_retired()) {
             return Ok(found);
         }
-        let Some(directory) = &self.directory else {
-            return Err(Error::new(Errno::NOSPC, "make a window where there are none"));
-        };
-        let size_bytes = self.stack.getattr(caller, node, Some(handle))?.size_bytes;
+        let size_bytes = size_bytes()?;
         // Room to grow by half, so that a growing file does not get a window for each block.
         let room = size_bytes.saturating_add(size_bytes / 2).min(FILE_BYTES_MAX).max(size_bytes);
-        let geometry =
-            Geometry::of(room).ok_or_else(|| Error::new(Errno::FBIG, "make a window of so large a file"))?;
-        let made = Window::make(directory, node, geometry, self.budget.clone()).attempt("make a window")?;
-        let (window, dropped) = self.table.lock().keep(node, Arc::new(made));
+        let made = self.store.make(Some(node), room)?;
+        let (window, dropped) = self.table.lock().keep(node, made);
         // Outside of the lock: their look-ups are given back.
         for window in dropped {
             self.discard(&window);
@@ -109,13 +120,73 @@ impl Windows {
         Ok(window)
     }
 
+    /// Remembers what an open file is told to read. What its node's files read before has to go, if it is not told of the node's changes.
+    fn hold(&self, node: NodeId, holder: &Holder, window: &Arc<Window>) {
+        let mut table = self.table.lock();
+        let held = table.held.entry(node).or_insert_with(|| Held { window: window.clone(), files: 0 });
+        if !Arc::ptr_eq(&held.window, window) {
+            if held.window.is_shared() {
+                held.window.retire();
+            }
+            held.window = window.clone();
+        }
+        if holder.0.lock().replace(window.clone()).is_none() {
+            held.files += 1;
+        }
+    }
+
+    /// An open file is closed. True if its look-up of the node is kept: by its window, so that opening again finds that, and
+    /// the node's number is not used for another.
+    pub fn leave(&self, node: NodeId, holder: &mut Holder) -> bool {
+        let Some(window) = holder.0.get_mut().take() else { return false };
+        let mut table = self.table.lock();
+        if let Some(held) = table.held.get_mut(&node) {
+            held.files -= 1;
+            if held.files == 0 {
+                table.held.remove(&node);
+            }
+        }
+        let kept = table.own.get(&node).is_some_and(|own| Arc::ptr_eq(own, &window));
+        if kept && window.lookups() == 0 {
+            window.add_lookup();
+            return true;
+        }
+        false
+    }
+
+    /// Makes blocks from `offset` on resident; false if the file changed meanwhile.
+    fn fill(
+        &self,
+        window: &Arc<Window>,
+        file: (NodeId, HandleId),
+        offset: u64,
+        caller: &Caller,
+        buffer: &mut [u8],
+    ) -> Result<bool> {
+        let Some(size_bytes) = self.known_size(window, file, caller)? else { return Ok(false) };
+        let first = offset / BLOCK_BYTES;
+        let end = size_bytes.div_ceil(BLOCK_BYTES).min(window.blocks());
+        let ahead = if window.is_in_order(first) { AHEAD_BLOCKS } else { 1 };
+        for block in first..end.min(first.saturating_add(ahead)) {
+            if !window.is_resident(block) && !self.fill_block(window, file, block, caller, buffer)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The file's size as the window tells it; None if the file was changed meanwhile. Retires a window that is too small.
-    fn known_size(&self, window: &Arc<Window>, handle: HandleId, caller: &Caller) -> Result<Option<u64>> {
+    fn known_size(
+        &self,
+        window: &Arc<Window>,
+        (node, handle): (NodeId, HandleId),
+        caller: &Caller,
+    ) -> Result<Option<u64>> {
         if let Some(size_bytes) = window.size_bytes() {
             return Ok(Some(size_bytes));
         }
         let changes = window.changes();
-        let size_bytes = self.stack.getattr(caller, window.node(), Some(handle))?.size_bytes;
+        let size_bytes = self.stack.getattr(caller, node, Some(handle))?.size_bytes;
         if size_bytes > window.capacity_bytes() {
             window.retire();
             return Ok(None);
@@ -124,70 +195,72 @@ impl Windows {
     }
 
     /// False if the file was changed meanwhile.
-    fn fill(
+    fn fill_block(
         &self,
         window: &Arc<Window>,
-        handle: HandleId,
+        (node, handle): (NodeId, HandleId),
         block: u64,
         caller: &Caller,
         buffer: &mut [u8],
     ) -> Result<bool> {
-        self.budget.reserve(window, block);
+        self.store.budget().reserve(window, block);
         let changes = window.changes();
         let buffer = buffer.get_mut(..BLOCK_BYTES as usize);
         let buffer =
             buffer.ok_or_else(|| Error::new(Errno::INVAL, "fill a window through a small buffer"))?;
-        let count = self.stack.read(caller, window.node(), handle, block * BLOCK_BYTES, buffer)?;
+        let count = self.stack.read(caller, node, handle, block * BLOCK_BYTES, buffer)?;
         // Beyond the end there are zeros, should the file grow.
         buffer[count..].fill(0);
-        let filled = window.fill(block, buffer, changes).attempt("allocate a block of a window")?;
-        Ok(filled)
+        window.fill(block, buffer, changes)
     }
 
-    /// The file's bytes or attributes changed.
+    /// A file changed, or may have.
     pub fn changed(&self, node: NodeId) {
-        let window = self.table.lock().windows.get(&node).cloned();
-        if let Some(window) = window {
-            window.invalidate();
+        let (own, held) = self.table.lock().of(node);
+        if let Some(own) = own {
+            own.invalidate();
+        }
+        // Bytes that never change are not this node's any more.
+        if let Some(held) = held {
+            held.discard();
         }
     }
 
     /// Nobody may read the node's window any more: the kernel has the file.
     pub fn retire(&self, node: NodeId) {
-        let window = self.table.lock().windows.remove(&node);
-        if let Some(window) = window {
-            self.discard(&window);
+        let (own, held) = {
+            let mut table = self.table.lock();
+            let (_, held) = table.of(node);
+            (table.own.remove(&node), held)
+        };
+        if let Some(own) = own {
+            self.discard(&own);
+        }
+        if let Some(held) = held {
+            held.discard();
         }
     }
 
     fn discard(&self, window: &Window) {
-        window.retire();
-        if let Some(directory) = &self.directory {
-            window.unlink(directory);
-        }
+        window.discard();
+        let Some(node) = window.node() else { return };
         for _ in 0..window.take_lookups() {
-            self.stack.forget(window.node(), 1);
+            self.stack.forget(node, 1);
         }
-    }
-
-    /// Gives one look-up of the node to its window, which keeps the node's number from being used for another; false if there is no
-    /// window.
-    pub fn adopt_lookup(&self, window: &Window) -> bool {
-        let table = self.table.lock();
-        let current = table.windows.get(&window.node()).is_some_and(|kept| std::ptr::eq(&**kept, window));
-        if current && window.lookups() == 0 {
-            window.add_lookup();
-            return true;
-        }
-        false
     }
 }
 
 impl Table {
+    /// The node's own window, and the shared one that its open files read.
+    fn of(&self, node: NodeId) -> (Option<Arc<Window>>, Option<Arc<Window>>) {
+        let held = self.held.get(&node).filter(|held| held.window.is_shared());
+        (self.own.get(&node).cloned(), held.map(|held| held.window.clone()))
+    }
+
     /// Keeps a window, or tells the one that somebody else made meanwhile; and what had to go for it.
     fn keep(&mut self, node: NodeId, made: Arc<Window>) -> (Arc<Window>, Vec<Arc<Window>>) {
         let mut dropped = Vec::new();
-        if let Some(found) = self.windows.get(&node) {
+        if let Some(found) = self.own.get(&node) {
             if !found.is_retired() {
                 // The one just made has no name anybody knows.
                 dropped.push(made);
@@ -195,11 +268,10 @@ impl Table {
             }
         }
         made.use_at(self.uses);
-        dropped.extend(self.windows.insert(node, made.clone()));
-        if self.windows.len() > WINDOWS_MAX {
-            let oldest =
-                self.windows.iter().min_by_key(|(_, window)| window.last_use()).map(|(node, _)| *node);
-            dropped.extend(oldest.and_then(|node| self.windows.remove(&node)));
+        dropped.extend(self.own.insert(node, made.clone()));
+        if self.own.len() > WINDOWS_MAX {
+            let oldest = self.own.iter().min_by_key(|(_, window)| window.last_use()).map(|(node, _)| *node);
+            dropped.extend(oldest.and_then(|node| self.own.remove(&node)));
         }
         (made, dropped)
     }
@@ -207,9 +279,12 @@ impl Table {
 
 impl Drop for Windows {
     fn drop(&mut self) {
-        let windows = std::mem::take(&mut self.table.get_mut().windows);
-        for window in windows.into_values() {
+        let own = std::mem::take(&mut self.table.get_mut().own);
+        for window in own.into_values() {
             self.discard(&window);
+        }
+        if let Some(place) = &self.place {
+            self.store.leave(place);
         }
     }
 }

@@ -12,13 +12,13 @@ use polytropo_libservices::stack::StackDocument;
 use polytropo_libservices::{Caller, DoorId, FsCapabilities, Interner, Libservice, build_with};
 use serde_json::{Value, json};
 
-use crate::doors::channel::{ChannelDoor, ChannelOptions, Peer, WindowDirectories};
+use crate::doors::channel::{ChannelDoor, ChannelOptions, Peer, WindowAccess};
 use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions, Passthrough};
 use crate::doors::modes::Modes;
 use crate::isolation;
 use crate::link::{Link, Newcomer, Report};
 use crate::passing::{KeepersRegistrar, SIZE_MIN_BYTES};
-use crate::windows::Budget;
+use crate::windows::Store;
 
 /// The keeper refuses longer ones.
 const DOCUMENT_MAX_BYTES: usize = 4 << 20;
@@ -28,8 +28,8 @@ pub struct Doors {
     link: Arc<Link>,
     stacks: Arc<Stacks>,
     open: OpenDoors,
-    /// What windows may take, all together.
-    budget: Option<Arc<Budget>>,
+    /// The windows of all doors.
+    store: Option<Arc<Store>>,
 }
 
 type OpenDoors = Arc<Mutex<Opened>>;
@@ -68,7 +68,7 @@ impl Stacks {
 
 /// What comes with the order to serve.
 pub struct Given {
-    /// The document, the directory of windows, the same as programs see it, with `passthrough` the way to the keeper for
+    /// The document, the tmpfs of windows, the door's directory there as programs see it, with `passthrough` the way to the keeper for
     /// it, the device, and one more device for each thread but the first.
     pub descriptors: Vec<OwnedFd>,
     pub document_bytes: usize,
@@ -86,8 +86,9 @@ struct Plan {
     roots: Vec<OwnedFd>,
     device: OwnedFd,
     spare_devices: Vec<Arc<OwnedFd>>,
-    windows: WindowDirectories,
-    budget: Arc<Budget>,
+    windows: OwnedFd,
+    shown: OwnedFd,
+    store: Arc<Store>,
     /// The way to the keeper that registers files with the kernel.
     passthrough: Option<OwnedFd>,
     channel_writes: bool,
@@ -95,7 +96,7 @@ struct Plan {
 
 impl Doors {
     pub fn new(link: Arc<Link>) -> Self {
-        Self { link, stacks: Arc::default(), open: Arc::default(), budget: None }
+        Self { link, stacks: Arc::default(), open: Arc::default(), store: None }
     }
 
     /// Builds a stack and serves it at a FUSE device.
@@ -114,9 +115,11 @@ impl Doors {
         let id = door_id(number)?;
         let spare_devices = descriptors.map(Arc::new).collect();
         let cache_bytes = given.cache_bytes;
-        let windows = WindowDirectories { own, shown, usable: cache_bytes > 0 };
-        // One budget for all doors.
-        let budget = self.budget.get_or_insert_with(|| Budget::new(cache_bytes)).clone();
+        // One for all doors, which come with the same directory.
+        let windows = own.try_clone().map_err(|error| format!("a descriptor cannot be had: {error}"))?;
+        let store =
+            self.store.get_or_insert_with(|| Store::new(Some(own).filter(|_| cache_bytes > 0), cache_bytes));
+        let store = store.clone();
         let channel_writes = given.channel_writes;
         let plan = Plan {
             number,
@@ -126,7 +129,8 @@ impl Doors {
             device,
             spare_devices,
             windows,
-            budget,
+            shown,
+            store,
             passthrough,
             channel_writes,
         };
@@ -213,7 +217,7 @@ impl Plan {
     fn open(self, stacks: &Stacks) -> Result<(Arc<FuseDoor>, ChannelDoor), String> {
         let dirs = self.document.dirs();
         let rules = self.roots.iter().zip(&dirs).map(|(root, dir)| (root, dir.read_only));
-        let rules = rules.chain([(&self.windows.own, false)]);
+        let rules = rules.chain([(&self.windows, false)]);
         isolation::landlock::allow_only(rules)
             .map_err(|error| format!("Landlock cannot be set up: {error}"))?;
         let stack = stacks.get(&self.document, self.roots)?;
@@ -234,11 +238,11 @@ impl Plan {
         };
         let door = FuseDoor::start(self.device, stack.clone(), options, self.id)
             .map_err(|error| format!("the FUSE door {} cannot be opened: {error}", self.number))?;
+        let place = self.store.place(&format!("door-{}", self.number)).map_err(|error| error.to_string())?;
         let channel_options = ChannelOptions {
             modes,
             kernel_tells: self.channel_writes,
-            windows: Some(self.windows),
-            budget: self.budget,
+            windows: WindowAccess { store: self.store, place, shown: Some(self.shown) },
             settle: Some(door.settle()),
         };
         let channels = ChannelDoor::start(stack, channel_options, channel_door(self.id))

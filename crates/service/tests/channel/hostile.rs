@@ -179,15 +179,15 @@ fn only_a_descriptor_of_the_mount_counts() {
 }
 
 /// A connection made by hand.
-struct Raw {
+pub struct Raw {
     socket: OwnedFd,
     base: NonNull<u8>,
     bell: OwnedFd,
-    windows: OwnedFd,
+    pub windows: OwnedFd,
 }
 
 impl Raw {
-    fn connect(site: &Site, mnt: &Path) -> Self {
+    pub fn connect(site: &Site, mnt: &Path) -> Self {
         use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
         let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
         rustix::net::connect(&socket, &SocketAddrUnix::new(site.socket()).unwrap()).unwrap();

@@ -5,6 +5,7 @@
 
 mod hostile;
 mod reading;
+mod sharing;
 mod support;
 mod writing;
 
@@ -18,7 +19,7 @@ const TEST_TIME_MAX: Duration = Duration::from_secs(60);
 type Test = (&'static str, fn());
 
 fn tests() -> Vec<Test> {
-    [reading::TESTS, writing::TESTS, hostile::TESTS].concat()
+    [reading::TESTS, writing::TESTS, hostile::TESTS, sharing::TESTS].concat()
 }
 
 fn main() -> ExitCode {

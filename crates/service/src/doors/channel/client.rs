@@ -12,7 +12,7 @@ use super::Shared;
 use super::memory::ChannelMemory;
 use super::walk::{Failure, Ground, fail};
 use crate::doors::modes::Ticket;
-use crate::windows::Window;
+use crate::windows::Holder;
 
 /// What was opened.
 pub enum Kind {
@@ -30,7 +30,8 @@ pub struct OpenFile {
     pub flags: OpenFlags,
     /// Counts it among the inode's open files.
     ticket: Option<Ticket>,
-    window: Mutex<Option<Arc<Window>>>,
+    /// What it is read from.
+    pub window: Holder,
 }
 
 impl OpenFile {
@@ -42,12 +43,7 @@ impl OpenFile {
         flags: OpenFlags,
         ticket: Option<Ticket>,
     ) -> Self {
-        Self { door, node, kind, flags, ticket, window: Mutex::new(None) }
-    }
-
-    /// Remembers the window that was used last, so that it can be used again after a close.
-    pub fn keep_window(&self, window: &Arc<Window>) {
-        *self.window.lock() = Some(window.clone());
+        Self { door, node, kind, flags, ticket, window: Holder::default() }
     }
 
     /// The open regular file. As the kernel answers for what is none.
@@ -78,8 +74,7 @@ impl Drop for OpenFile {
             Kind::Directory(handle) => stack.releasedir(self.node, handle),
             Kind::Place => {}
         }
-        let window = self.window.get_mut().take();
-        if !window.is_some_and(|window| self.door.windows.adopt_lookup(&window)) {
+        if !self.door.windows.leave(self.node, &mut self.window) {
             stack.forget(self.node, 1);
         }
     }

@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use polytropo_libservices::{Capabilities, Change, Coherence, DoorId, Libservice, NodeId, Observer};
 
 use super::modes::{Access, Decision, Door, Mode, Modes, Ticket, Users, Watcher, Wish};
-use crate::windows::{Budget, Windows};
+use crate::windows::{Place, Store, Windows};
 use driver::Driver;
 use kept::Kept;
 use walk::Failure;
@@ -37,20 +37,20 @@ pub struct ChannelOptions {
     pub modes: Arc<Modes>,
     /// The FUSE door counts its open files in `modes`. If not, nobody knows what the kernel holds back of files that can be written.
     pub kernel_tells: bool,
-    /// Where windows are made, and where programs find them.
-    pub windows: Option<WindowDirectories>,
-    pub budget: Arc<Budget>,
+    pub windows: WindowAccess,
     /// Waits until the kernel was told of all changes so far.
     pub settle: Option<Settle>,
 }
 
 pub type Settle = Box<dyn Fn() + Send + Sync>;
 
-pub struct WindowDirectories {
-    pub own: OwnedFd,
+/// Where windows are.
+pub struct WindowAccess {
+    pub store: Arc<Store>,
+    /// Where programs find those of this door; None if they cannot.
+    pub place: Option<Arc<Place>>,
     /// The same directory, through a read-only mount.
-    pub shown: OwnedFd,
-    pub usable: bool,
+    pub shown: Option<OwnedFd>,
 }
 
 /// What all threads of a door share.
@@ -150,15 +150,12 @@ pub struct ChannelDoor {
 
 impl ChannelDoor {
     pub fn start(stack: Arc<dyn Libservice>, options: ChannelOptions, id: DoorId) -> io::Result<Self> {
-        let (own, shown) = match options.windows {
-            Some(found) => (Some(found.own).filter(|_| found.usable), Some(found.shown)),
-            None => (None, None),
-        };
+        let WindowAccess { store, place, shown } = options.windows;
         let coherence = stack.coherence();
         // What others change cannot be kept.
-        let own = own.filter(|_| coherence != Coherence::Shared);
+        let place = place.filter(|_| coherence != Coherence::Shared);
         let shared = Arc::new(Shared {
-            windows: Windows::new(stack.clone(), own, options.budget),
+            windows: Windows::new(stack.clone(), store, place),
             shown,
             immutable: coherence == Coherence::Immutable,
             read_only: !stack.capabilities().contains(Capabilities::WRITE),

@@ -319,9 +319,8 @@ impl Work<'_> {
             return fail(Errno::BADF, "read a file that is open for writing only");
         }
         self.door.may_serve(file.node)?;
-        let window = self.door.windows.fetch(file.node, handle, self.word(1), &mut self.desk.bytes[..])?;
-        file.keep_window(&window);
-        let name = window.name();
+        let (offset, buffer) = (self.word(1), &mut self.desk.bytes[..]);
+        let name = self.door.windows.fetch((file.node, handle), &file.window, offset, buffer)?;
         self.reply[window::NAME] = name[0];
         self.reply[window::NAME_MORE] = name[1];
         Ok(())

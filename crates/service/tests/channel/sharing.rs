@@ -1,0 +1,138 @@
+//! Containers on one image have its bytes once.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use polytropo_client::{At, Channel, Error, File};
+use serde_json::json;
+
+use crate::Test;
+use crate::hostile::Raw;
+use crate::support::{Site, pattern};
+
+pub const TESTS: &[Test] = &[
+    ("an_image_is_cached_once", an_image_is_cached_once),
+    ("a_file_of_ones_own_is_nobody_elses", a_file_of_ones_own_is_nobody_elses),
+    ("doors_show_only_what_was_opened_through_them", doors_show_only_what_was_opened_through_them),
+    ("a_door_that_ends_leaves_the_others_their_windows", a_door_that_ends_leaves_the_others_their_windows),
+];
+
+const RDONLY: u32 = libc::O_RDONLY as u32;
+const RDWR: u32 = libc::O_RDWR as u32;
+const SIZE: usize = (1 << 20) + 77;
+
+/// A container on the image in `image`, with an upper of its own.
+fn container(site: &mut Site, name: &str) -> PathBuf {
+    let (lower, upper) = (site.directory("image"), site.directory(&format!("upper-{name}")));
+    let lower = json!({"kind": "dir", "path": lower, "read_only": true, "coherence": "immutable"});
+    let upper = json!({"kind": "dir", "path": upper, "coherence": "exclusive"});
+    site.mount_stack(name, &json!({"kind": "union", "lowers": [lower], "upper": upper}))
+}
+
+fn site() -> Site {
+    let site = Site::start_with(&["--channel-writes"]);
+    for (name, seed) in [("large", 1), ("other", 2)] {
+        fs::write(site.directory("image").join(name), pattern(seed, 0, SIZE)).unwrap();
+    }
+    site
+}
+
+fn open(channel: &Channel, name: &str, flags: u32) -> File {
+    channel.open(At::Root, name.as_bytes(), flags, 0, 0).unwrap().file
+}
+
+fn read(channel: &Channel, file: File) -> Vec<u8> {
+    let mut bytes = vec![0; SIZE + 1];
+    let count = channel.pread(file, &mut bytes, 0).unwrap();
+    bytes.truncate(count);
+    bytes
+}
+
+/// The windows that programs on this mount could open if they knew their names: inode and bytes of memory.
+fn windows(site: &Site, mnt: &Path) -> BTreeMap<u64, u64> {
+    let raw = Raw::connect(site, mnt);
+    let place = PathBuf::from(format!("/proc/self/fd/{}", raw.windows.as_raw_fd()));
+    let entries = fs::read_dir(place).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+    entries.map(|found| (found.ino(), found.blocks() * 512)).collect()
+}
+
+fn an_image_is_cached_once() {
+    let mut site = site();
+    let mounts: Vec<_> = (0..10).map(|n| container(&mut site, &format!("c{n}"))).collect();
+    let channels: Vec<_> = mounts.iter().map(|mnt| site.connect(mnt)).collect();
+    let mut seen = None;
+    for (mnt, channel) in mounts.iter().zip(&channels) {
+        assert_eq!(read(channel, open(channel, "large", RDONLY)), pattern(1, 0, SIZE));
+        let found = windows(&site, mnt);
+        assert_eq!(found.len(), 1);
+        assert_eq!(*seen.get_or_insert(found.clone()), found, "the same memory, and no more of it");
+    }
+    // All of it, the window's words, and what is left of the last block.
+    let bytes: u64 = seen.unwrap().values().sum();
+    assert!((SIZE as u64..SIZE as u64 + (128 << 10)).contains(&bytes), "{bytes}");
+}
+
+fn a_file_of_ones_own_is_nobody_elses() {
+    let mut site = site();
+    let (first, second) = (container(&mut site, "first"), container(&mut site, "second"));
+    let (ours, theirs) = (site.connect(&first), site.connect(&second));
+    let (reader, their_reader) = (open(&ours, "large", RDONLY), open(&theirs, "large", RDONLY));
+    let base = pattern(1, 0, SIZE);
+    assert!(read(&ours, reader) == base && read(&theirs, their_reader) == base);
+    let writer = open(&ours, "large", RDWR);
+    let mut changed = base.clone();
+    for turn in 0..20 {
+        let at = turn * 50_000;
+        changed[at..at + 3].copy_from_slice(b"new");
+        assert_eq!(ours.pwrite(writer, b"new", at as u64).unwrap(), 3);
+        assert!(read(&ours, reader) == changed, "the file of one's own, turn {turn}");
+        assert!(read(&theirs, their_reader) == base, "the image's, turn {turn}");
+    }
+    assert!(read(&theirs, open(&theirs, "large", RDONLY)) == base);
+    // Both read shared memory again, each its own.
+    let (mine, other) = (windows(&site, &first), windows(&site, &second));
+    assert_eq!((mine.len(), other.len()), (1, 1));
+    assert!(mine.keys().all(|inode| !other.contains_key(inode)));
+    // A file of the image that goes through the kernel is not read from shared memory any more.
+    let kernels = fs::OpenOptions::new().read(true).write(true).open(second.join("large")).unwrap();
+    let mut byte = [0];
+    assert_eq!(theirs.pread(their_reader, &mut byte, 0), Err(Error::Kernel));
+    drop(kernels);
+    assert!(read(&ours, reader) == changed);
+}
+
+fn doors_show_only_what_was_opened_through_them() {
+    let mut site = site();
+    let (first, second) = (container(&mut site, "first"), container(&mut site, "second"));
+    let (ours, theirs) = (site.connect(&first), site.connect(&second));
+    read(&ours, open(&ours, "large", RDONLY));
+    assert_eq!(windows(&site, &second).len(), 0);
+    read(&theirs, open(&theirs, "other", RDONLY));
+    let (mine, other) = (windows(&site, &first), windows(&site, &second));
+    assert_eq!((mine.len(), other.len()), (1, 1));
+    assert!(mine.keys().all(|inode| !other.contains_key(inode)));
+}
+
+fn a_door_that_ends_leaves_the_others_their_windows() {
+    let mut site = site();
+    let (first, second) = (container(&mut site, "first"), container(&mut site, "second"));
+    {
+        let (ours, theirs) = (site.connect(&first), site.connect(&second));
+        read(&ours, open(&ours, "large", RDONLY));
+        read(&theirs, open(&theirs, "large", RDONLY));
+    }
+    site.order(&json!({"op": "unmount", "mountpoint": first}));
+    let theirs = site.connect(&second);
+    assert_eq!(windows(&site, &second).len(), 1);
+    assert_eq!(read(&theirs, open(&theirs, "large", RDONLY)), pattern(1, 0, SIZE));
+    assert_eq!(windows(&site, &second).len(), 1);
+    let again = container(&mut site, "first");
+    let (ours, theirs) = (site.connect(&again), site.connect(&second));
+    assert_eq!(windows(&site, &again).len(), 0);
+    assert_eq!(read(&ours, open(&ours, "large", RDONLY)), pattern(1, 0, SIZE));
+    assert_eq!(windows(&site, &again), windows(&site, &second));
+    assert_eq!(read(&theirs, open(&theirs, "large", RDONLY)), pattern(1, 0, SIZE));
+}
