@@ -73,22 +73,6 @@ impl Channel {
         Ok((count, reply.words[1]))
     }
 
-    /// readlinkat(2).
-    pub fn read_link(&self, at: At, path: &[u8], buffer: &mut [u8]) -> Result<usize> {
-        let claim = self.claim()?;
-        let path_bytes = put_path(&claim, 0, path)?;
-        let reply = claim.ask(Operation::ReadLink, &[at.word(), path_bytes])?;
-        let count = reply.count(PATH_BYTES_MAX + 1)?.min(buffer.len());
-        // SAFETY: the slice holds that many bytes.
-        unsafe { claim.take_raw(buffer.as_mut_ptr(), count) }?;
-        Ok(count)
-    }
-
-    /// faccessat2(2) with effective ids.
-    pub fn access(&self, at: At, path: &[u8], mode: u32, flags: u32) -> Result<()> {
-        self.on_path(Operation::Access, at, path, &[mode.into(), flags.into()])
-    }
-
     pub fn mkdir(&self, at: At, path: &[u8], mode: u32, umask: u32) -> Result<()> {
         self.on_path(Operation::MakeDirectory, at, path, &[mode.into(), umask.into()])
     }

@@ -13,6 +13,7 @@ use polytropo_wire::message::{Operation, REPLY_WORDS, REQUEST_WORDS, outcome};
 
 use crate::arena::Arena;
 use crate::connect::Refused;
+use crate::lookups::Lookups;
 use crate::spin::Spin;
 use crate::sys::{self, Descriptor, Mapping};
 use crate::{EAGAIN, EPROTO, Error, Result};
@@ -30,6 +31,8 @@ pub struct Counters {
     pub requests: AtomicU64,
     /// Reads that were answered from a window or from carried bytes.
     pub local_reads: AtomicU64,
+    /// Questions about paths that were answered from what is kept.
+    pub local_answers: AtomicU64,
     pub sleeps: AtomicU64,
     pub rings: AtomicU64,
     pub window_misses: AtomicU64,
@@ -43,6 +46,8 @@ pub struct Channel {
     bell: Descriptor,
     pub(crate) windows: Descriptor,
     pub(crate) arena: Arena,
+    /// None: nothing may be kept.
+    pub(crate) lookups: Option<Lookups>,
     /// A bit for each slot in use.
     taken: AtomicU32,
     /// A bit for each slot in use whose answer nobody waits for.
@@ -63,6 +68,8 @@ pub(crate) struct Claim<'a> {
 
 /// What came back.
 pub(crate) struct Reply {
+    /// As it stands in the slot.
+    pub outcome: u32,
     pub words: [u64; REPLY_WORDS],
 }
 
@@ -72,6 +79,7 @@ impl Channel {
         socket: Descriptor,
         bell: Descriptor,
         windows: Descriptor,
+        lookups: Option<Lookups>,
         welcome: &Welcome,
     ) -> core::result::Result<Self, Refused> {
         // SAFETY: that part lies in the mapping, page-aligned, and the channel holds both.
@@ -84,6 +92,7 @@ impl Channel {
             bell,
             windows,
             arena: Arena::new()?,
+            lookups,
             taken: AtomicU32::new(0),
             posted: AtomicU32::new(0),
             quick_cpu: sys::has_quick_cpu(),
@@ -124,6 +133,9 @@ impl Channel {
             drop(core::ptr::read(&this.bell));
             drop(core::ptr::read(&this.windows));
             drop(core::ptr::read(&this.arena));
+            if let Some(lookups) = core::ptr::read(&this.lookups) {
+                lookups.forget_in_child();
+            }
         }
     }
 
@@ -282,6 +294,13 @@ impl Claim<'_> {
 
     /// Asks and waits for the answer.
     pub fn ask(&self, operation: Operation, request: &[u64]) -> Result<Reply> {
+        let reply = self.ask_whole(operation, request)?;
+        result_of(reply.outcome)?;
+        Ok(reply)
+    }
+
+    /// The same, where a failure's words are of interest, too.
+    pub fn ask_whole(&self, operation: Operation, request: &[u64]) -> Result<Reply> {
         debug_assert!(request.len() <= REQUEST_WORDS);
         let channel = self.channel;
         let slot = channel.slot(self.number);
@@ -290,17 +309,12 @@ impl Claim<'_> {
         let cpu = sys::current_cpu(channel.quick_cpu);
         channel.notify(cpu);
         channel.wait(slot, cpu)?;
-        match slot.outcome.load(Relaxed) {
-            0 => {}
-            outcome::KERNEL => return Err(Error::Kernel),
-            errno @ 1..4096 => return Err(Error::Errno(errno as i32)),
-            _ => return Err(Error::Errno(EPROTO)),
-        }
+        let outcome = slot.outcome.load(Relaxed);
         let mut words = [0; REPLY_WORDS];
         for (word, place) in words.iter_mut().zip(&slot.reply) {
             *word = place.load(Relaxed);
         }
-        Ok(Reply { words })
+        Ok(Reply { outcome, words })
     }
 
     /// Asks and does not wait: for what cannot fail.
@@ -313,6 +327,16 @@ impl Claim<'_> {
         core::mem::forget(self);
         channel.notify(sys::current_cpu(channel.quick_cpu));
         Ok(())
+    }
+}
+
+/// What an outcome means.
+pub(crate) fn result_of(outcome: u32) -> Result<()> {
+    match outcome {
+        0 => Ok(()),
+        outcome::KERNEL => Err(Error::Kernel),
+        errno @ 1..4096 => Err(Error::Errno(errno as i32)),
+        _ => Err(Error::Errno(EPROTO)),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Connecting: one hello, one welcome.
 
 use polytropo_wire::hello::{Hello, Verdict, WELCOME_BYTES, WELCOME_DESCRIPTORS, Welcome};
-use polytropo_wire::{VERSION, channel};
+use polytropo_wire::{VERSION, channel, epochs};
 
 use crate::channel::Channel;
+use crate::lookups::Lookups;
 use crate::sys::{self, Descriptor, Mapping};
 
 /// Why there is no channel.
@@ -40,14 +41,20 @@ impl Channel {
         if verdict != Verdict::Welcome {
             return Err(Refused::Verdict(verdict));
         }
-        let [Some(memory), Some(bell), Some(windows)] = descriptors else {
+        let [Some(memory), Some(bell), Some(windows), Some(table)] = descriptors else {
             return Err(Refused::Protocol);
         };
         if welcome.version != VERSION || welcome.channel_bytes != channel::TOTAL_BYTES as u64 {
             return Err(Refused::Protocol);
         }
         let memory = Mapping::shared(&memory, channel::TOTAL_BYTES, true)?;
+        // Without it nothing is kept, and everything asked.
+        let lookups = if welcome.epochs_bytes == epochs::TOTAL_BYTES as u64 {
+            Lookups::over(&table).ok()
+        } else {
+            None
+        };
         let up = |descriptor: Descriptor| descriptor.moved_up(LOWEST_DESCRIPTOR);
-        Channel::over(memory, up(socket), up(bell), up(windows), &welcome)
+        Channel::over(memory, up(socket), up(bell), up(windows), lookups, &welcome)
     }
 }

@@ -6,7 +6,7 @@ use polytropo_wire::message::{
     ATTRIBUTE_WORDS, Attributes, CARRIED_BYTES_MAX, Operation, PATH_BYTES_MAX, opened, opened_flags, window,
 };
 
-use crate::channel::{Channel, Claim, Reply};
+use crate::channel::{Channel, Claim, Reply, result_of};
 use crate::files::{File, InUse};
 use crate::windows::{Found, Window};
 use crate::{EINVAL, ENAMETOOLONG, EPROTO, Error, Result};
@@ -66,10 +66,19 @@ impl Channel {
 
     /// openat(2). `flags` and `mode` as there; `umask` is the process's.
     pub fn open(&self, at: At, path: &[u8], flags: u32, mode: u32, umask: u32) -> Result<Opened> {
+        // What is not there is known by whoever asked for it.
+        let asked = self.asked_by_open(at, path, flags);
+        if let Some(known) = asked.as_ref().and_then(|asked| self.recall(asked, at, &mut [])) {
+            result_of(known.outcome)?;
+        }
         let claim = self.claim()?;
         let path_bytes = put_path(&claim, 0, path)?;
         let words = [at.word(), path_bytes, flags.into(), mode.into(), umask.into()];
-        let reply = claim.ask(Operation::Open, &words)?;
+        let reply = claim.ask_whole(Operation::Open, &words)?;
+        if reply.outcome != 0 {
+            self.keep(asked.as_ref(), &reply, &[]);
+        }
+        result_of(reply.outcome)?;
         self.take_opened(&claim, &reply)
     }
 
@@ -100,13 +109,6 @@ impl Channel {
             return Ok(used.attributes());
         }
         self.claim()?.ask(Operation::FileStatus, &[file.0])?.attributes(0)
-    }
-
-    /// fstatat(2) with its flags.
-    pub fn stat(&self, at: At, path: &[u8], flags: u32) -> Result<Attributes> {
-        let claim = self.claim()?;
-        let path_bytes = put_path(&claim, 0, path)?;
-        claim.ask(Operation::Status, &[at.word(), path_bytes, flags.into()])?.attributes(0)
     }
 
     /// pread(2) into a slice.

@@ -314,6 +314,8 @@ pub enum Change<'a> {
     Inode { node: NodeId },
     /// What a name in a directory stands for.
     Entry { parent: NodeId, name: &'a Name },
+    /// Something that nobody above holds a node of.
+    Elsewhere,
 }
 
 /// Wants to know of changes. `origin` is the door whose request made the change: its kernel knows already.

@@ -6,6 +6,7 @@
 pub mod control;
 pub mod doors;
 pub mod enter;
+pub mod epochs;
 pub mod isolation;
 pub mod keeper;
 pub mod link;

@@ -1,11 +1,11 @@
 //! The epoch table: counters of changes, which programs see and only the service writes.
 //!
-//! A program may keep an answer together with a [`Tag`]: which counters the answer depends on (one for each inode on the way, and
-//! the counter of everything) and what they were. The answer stands as long as the tag [holds](Tag::holds).
+//! A program may keep an answer together with a [`Tag`]: which counters the answer depends on (one for each name on the way, one for
+//! the inode that it tells of, and the counter of everything, which also counts changes of who may search which directory) and what they were. The answer stands as long as the tag [holds](Tag::holds).
 //!
-//! - Who changes an inode [begins](Epoch::begin) before any of it can be seen, and [ends](Epoch::end) when all of it can. Both
-//!   are counted, so no lock has to be held in between, and changes of one inode, or of two that share a counter, may overlap.
-//! - Who answers takes a [sample](Epoch::sample) before looking at the inode. While a change is under way there is none: an answer
+//! - Who changes something [begins](Epoch::begin) before any of it can be seen, and [ends](Epoch::end) when all of it can. Both
+//!   are counted, so no lock has to be held in between, and changes of one thing, or of two that share a counter, may overlap.
+//! - Who answers takes a [sample](Epoch::sample) before looking at the thing. While a change is under way there is none: an answer
 //!   from then may be of before the change or of after it.
 //! - Who uses an answer looks at the counters after the last load of the answer, or of all answers that are used together: then there
 //!   was a moment, after the use began, when all of them were true.
@@ -71,7 +71,7 @@ impl Epoch {
     }
 }
 
-/// Inodes that one answer may depend on; those with more are not kept.
+/// Counters that one answer may depend on; those with more are not kept.
 pub const DEPENDENCIES_MAX: usize = 16;
 /// Words of a tag in a reply.
 pub const TAG_WORDS: usize = 2 + DEPENDENCIES_MAX / 4;
@@ -112,13 +112,24 @@ impl Tag {
     /// Whether an answer with this tag is still true. `epochs` are the table's; all of the answer was loaded before.
     #[inline]
     pub fn holds(&self, epochs: &[Epoch]) -> bool {
+        Self::words_hold(&self.to_words(), epochs)
+    }
+
+    /// The same of a tag as it lies in a reply.
+    #[inline]
+    pub fn words_hold(words: &[u64; TAG_WORDS], epochs: &[Epoch]) -> bool {
         fence(Acquire);
+        let count = words[1] as usize;
+        if count == 0 || count > DEPENDENCIES_MAX {
+            return false;
+        }
         let mut sum = 0u64;
-        for counter in self.counters.iter().take(usize::from(self.count)) {
-            let Some(epoch) = epochs.get(usize::from(*counter)) else { return false };
+        for at in 0..count {
+            let counter = (words[2 + at / 4] >> (at % 4 * 16)) as u16;
+            let Some(epoch) = epochs.get(usize::from(counter)) else { return false };
             sum = sum.wrapping_add(epoch.now());
         }
-        self.is_good() && sum == self.sum
+        sum == words[0]
     }
 
     pub fn to_words(&self) -> [u64; TAG_WORDS] {

@@ -1,7 +1,7 @@
 //! The socket's two messages.
 //!
 //! The program sends a [`Hello`] with one descriptor: an `O_PATH` open of the mount's root, which proves that it can reach it.
-//! The service answers with a [`Welcome`]; of [`Verdict::Welcome`] come three descriptors with it, in the order of [`Descriptor`].
+//! The service answers with a [`Welcome`]; of [`Verdict::Welcome`] come four descriptors with it, in the order of [`Descriptor`].
 
 use crate::VERSION;
 
@@ -19,8 +19,10 @@ pub enum Descriptor {
     Bell = 1,
     /// The directory of windows, through a read-only mount.
     Windows = 2,
+    /// The table of epochs.
+    Epochs = 3,
 }
-pub const WELCOME_DESCRIPTORS: usize = 3;
+pub const WELCOME_DESCRIPTORS: usize = 4;
 
 /// What a program says first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,11 +111,20 @@ pub struct Welcome {
     /// `st_dev` of the mount, and the mount's number, as statx(2) tells them.
     pub device: u64,
     pub mount_id: u64,
+    /// Bytes of the table of epochs; 0: there is none, and its descriptor is of no use.
+    pub epochs_bytes: u64,
 }
 
 impl Welcome {
     pub fn refusal(verdict: Verdict) -> Self {
-        Self { version: VERSION, verdict: verdict as u32, channel_bytes: 0, device: 0, mount_id: 0 }
+        Self {
+            version: VERSION,
+            verdict: verdict as u32,
+            channel_bytes: 0,
+            device: 0,
+            mount_id: 0,
+            epochs_bytes: 0,
+        }
     }
 
     pub fn to_bytes(self) -> [u8; WELCOME_BYTES] {
@@ -124,6 +135,7 @@ impl Welcome {
         put(&mut bytes, 16, &self.channel_bytes.to_le_bytes());
         put(&mut bytes, 24, &self.device.to_le_bytes());
         put(&mut bytes, 32, &self.mount_id.to_le_bytes());
+        put(&mut bytes, 40, &self.epochs_bytes.to_le_bytes());
         bytes
     }
 
@@ -137,6 +149,7 @@ impl Welcome {
             channel_bytes: word64(bytes, 16)?,
             device: word64(bytes, 24)?,
             mount_id: word64(bytes, 32)?,
+            epochs_bytes: word64(bytes, 40)?,
         })
     }
 }

@@ -5,6 +5,9 @@
 
 pub const REQUEST_WORDS: usize = 10;
 pub const REPLY_WORDS: usize = 20;
+/// Where replies to `Status`, `Access` and `ReadLink`, and failures of `Open`, have the tag with which they may be kept
+/// ([`crate::epochs::Tag`]); failures, too.
+pub const TAG_AT: usize = 14;
 
 /// Outcomes beyond error numbers, which are below 4096.
 pub mod outcome {

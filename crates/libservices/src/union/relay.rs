@@ -27,17 +27,18 @@ impl Observer for Relay {
         }
         let (Some(nodes), Some(notices)) = (self.nodes.upgrade(), self.notices.upgrade()) else { return };
         match change {
-            Change::Inode { node } => {
-                if let Some(node) = self.find(&nodes, node) {
-                    notices.tell(origin, Change::Inode { node: node.id });
-                }
-            }
-            Change::Entry { parent, name } => {
-                if let Some(parent) = self.find(&nodes, parent) {
+            Change::Inode { node } => match self.find(&nodes, node) {
+                Some(node) => notices.tell(origin, Change::Inode { node: node.id }),
+                None => notices.tell(origin, Change::Elsewhere),
+            },
+            Change::Entry { parent, name } => match self.find(&nodes, parent) {
+                Some(parent) => {
                     let name = names::hidden_by(name).unwrap_or(name);
                     notices.tell(origin, Change::Entry { parent: parent.id, name });
                 }
-            }
+                None => notices.tell(origin, Change::Elsewhere),
+            },
+            Change::Elsewhere => notices.tell(origin, Change::Elsewhere),
         }
     }
 

@@ -9,12 +9,13 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use polytropo_libservices::stack::StackDocument;
-use polytropo_libservices::{Caller, DoorId, FsCapabilities, Interner, Libservice, build_with};
+use polytropo_libservices::{Caller, DoorId, FsCapabilities, Interner, build_with};
 use serde_json::{Value, json};
 
 use crate::doors::channel::{ChannelDoor, ChannelOptions, Peer, WindowAccess};
 use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions, Passthrough};
 use crate::doors::modes::Modes;
+use crate::epochs::Epochs;
 use crate::isolation;
 use crate::link::{Link, Newcomer, Report};
 use crate::passing::{KeepersRegistrar, SIZE_MIN_BYTES};
@@ -48,11 +49,11 @@ struct Opened {
 #[derive(Default)]
 struct Stacks {
     interner: Interner,
-    alive: Mutex<HashMap<String, Weak<dyn Libservice>>>,
+    alive: Mutex<HashMap<String, Weak<Epochs>>>,
 }
 
 impl Stacks {
-    fn get(&self, document: &StackDocument, roots: Vec<OwnedFd>) -> Result<Arc<dyn Libservice>, String> {
+    fn get(&self, document: &StackDocument, roots: Vec<OwnedFd>) -> Result<Arc<Epochs>, String> {
         let mut alive = self.alive.lock();
         alive.retain(|_, stack| stack.strong_count() > 0);
         let text = document.to_json();
@@ -61,6 +62,7 @@ impl Stacks {
         }
         let stack = build_with(document, roots, &self.interner)
             .map_err(|error| format!("the stack cannot be built: {error}"))?;
+        let stack = Epochs::over(stack);
         alive.insert(text, Arc::downgrade(&stack));
         Ok(stack)
     }

@@ -4,6 +4,7 @@
 //! own: this program runs itself once for each.
 
 mod hostile;
+mod lookups;
 mod reading;
 mod sharing;
 mod support;
@@ -19,7 +20,7 @@ const TEST_TIME_MAX: Duration = Duration::from_secs(60);
 type Test = (&'static str, fn());
 
 fn tests() -> Vec<Test> {
-    [reading::TESTS, writing::TESTS, hostile::TESTS, sharing::TESTS].concat()
+    [reading::TESTS, writing::TESTS, lookups::TESTS, hostile::TESTS, sharing::TESTS].concat()
 }
 
 fn main() -> ExitCode {

@@ -177,3 +177,9 @@ pub fn fork_child(work: impl FnOnce()) -> Forked {
 pub fn as_child(work: impl FnOnce()) -> bool {
     fork_child(work).wait()
 }
+
+/// What is to be read, and what is to be written.
+pub fn pipe() -> (std::fs::File, std::fs::File) {
+    let (read, write) = rustix::pipe::pipe().expect("make a pipe");
+    (read.into(), write.into())
+}

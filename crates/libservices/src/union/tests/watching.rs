@@ -11,6 +11,7 @@ impl Observer for Seen {
         let text = match change {
             Change::Inode { node } => format!("inode {}", node.0),
             Change::Entry { parent, name } => format!("entry {} {name:?}", parent.0),
+            Change::Elsewhere => "elsewhere".to_owned(),
         };
         self.0.lock().push((text, origin));
     }

@@ -12,6 +12,7 @@ use super::Shared;
 use super::memory::ChannelMemory;
 use super::walk::{Failure, Ground, fail};
 use crate::doors::modes::Ticket;
+use crate::epochs::Notes;
 use crate::windows::Holder;
 
 /// What was opened.
@@ -164,8 +165,9 @@ impl Client {
         Self { memory, bell, peer, door, covered, files: Mutex::default() }
     }
 
-    pub fn ground(&self) -> Ground<'_> {
+    pub fn ground<'a>(&'a self, notes: Option<&'a Notes<'a>>) -> Ground<'a> {
         Ground {
+            notes,
             stack: &*self.door.stack,
             caller: &self.peer.caller,
             covered: &self.covered,

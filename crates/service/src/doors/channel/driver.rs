@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use polytropo_wire::VERSION;
 use polytropo_wire::channel::TOTAL_BYTES;
+use polytropo_wire::epochs;
 use polytropo_wire::hello::{Verdict, Welcome};
 use polytropo_wire::message::{REPLY_WORDS, outcome};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -25,6 +26,7 @@ use super::operations::{Desk, Work};
 use super::placement::{Placement, current_cpu, leave};
 use super::walk::{Failure, Last, walk};
 use crate::doors::spin::Spin;
+use crate::epochs::Table;
 
 /// Channels of one door.
 const CLIENTS_MAX: usize = 4096;
@@ -245,8 +247,8 @@ impl Thread {
     fn answer(&mut self, client: &Client, request: Request) {
         let counters = &self.waiting.counters;
         counters.requests.fetch_add(1, Relaxed);
-        let mut work =
-            Work { door: &self.shared, client, desk: &mut self.desk, request, reply: [0; REPLY_WORDS] };
+        let reply = [0; REPLY_WORDS];
+        let mut work = Work { door: &self.shared, client, desk: &mut self.desk, request, reply, notes: None };
         let done = catch_unwind(AssertUnwindSafe(|| work.run()));
         let reply = work.reply;
         let code = match done {
@@ -433,9 +435,13 @@ fn greet(client: &Client, shown: &OwnedFd) -> rustix::io::Result<()> {
         channel_bytes: TOTAL_BYTES as u64,
         device: client.peer.device,
         mount_id: client.peer.mount_id,
+        epochs_bytes: client.door.epochs.table().map_or(0, |_| epochs::TOTAL_BYTES as u64),
     };
-    let descriptors = [client.memory.descriptor(), client.bell.as_fd(), shown.as_fd()];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let epochs = client.door.epochs.table().map(Table::descriptor);
+    // Without a table the number of bytes says so, and some descriptor holds the place.
+    let descriptors =
+        [client.memory.descriptor(), client.bell.as_fd(), shown.as_fd(), epochs.unwrap_or(shown.as_fd())];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
         return Err(Errno::MSGSIZE);
@@ -451,6 +457,7 @@ fn covered_nodes(shared: &Arc<Shared>, peer: &Peer) -> FxHashSet<polytropo_libse
         polytropo_libservices::Caller { door: shared.id, ..polytropo_libservices::Caller::service() };
     let nothing = FxHashSet::default();
     let ground = super::walk::Ground {
+        notes: None,
         stack: &*shared.stack,
         caller: &caller,
         covered: &nothing,

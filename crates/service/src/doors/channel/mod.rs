@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use polytropo_libservices::{Capabilities, Change, Coherence, DoorId, Libservice, NodeId, Observer};
 
 use super::modes::{Access, Decision, Door, Mode, Modes, Ticket, Users, Watcher, Wish};
+use crate::epochs::Epochs;
 use crate::windows::{Place, Store, Windows};
 use driver::Driver;
 use kept::Kept;
@@ -56,6 +57,8 @@ pub struct WindowAccess {
 /// What all threads of a door share.
 pub struct Shared {
     pub stack: Arc<dyn Libservice>,
+    /// The same stack.
+    pub epochs: Arc<Epochs>,
     pub id: DoorId,
     pub modes: Arc<Modes>,
     pub windows: Windows,
@@ -98,14 +101,18 @@ impl Shared {
         }
     }
 
+    /// Whether all open files are known. Of stacks that others change the kernel always asks for opens, and holds back only what is
+    /// written through maps.
+    pub fn counts_files(&self) -> bool {
+        self.kernel_tells || self.others_change
+    }
+
     /// Refuses inodes whose truth is the kernel's page cache.
     pub fn may_serve(&self, node: NodeId) -> Result<(), Failure> {
         if self.immutable {
             return Ok(());
         }
-        // Of stacks that others change the kernel always asks for opens, and holds back only what is written through maps.
-        let counted = self.kernel_tells || self.others_change;
-        if !counted || self.modes.users(node).mode() == Some(Mode::Kernel) {
+        if !self.counts_files() || self.modes.users(node).mode() == Some(Mode::Kernel) {
             return Err(Failure::Kernel);
         }
         Ok(())
@@ -149,7 +156,8 @@ pub struct ChannelDoor {
 }
 
 impl ChannelDoor {
-    pub fn start(stack: Arc<dyn Libservice>, options: ChannelOptions, id: DoorId) -> io::Result<Self> {
+    pub fn start(epochs: Arc<Epochs>, options: ChannelOptions, id: DoorId) -> io::Result<Self> {
+        let stack: Arc<dyn Libservice> = epochs.clone();
         let WindowAccess { store, place, shown } = options.windows;
         let coherence = stack.coherence();
         // What others change cannot be kept.
@@ -164,6 +172,7 @@ impl ChannelDoor {
             settle: options.settle,
             kept: Kept::default(),
             modes: options.modes,
+            epochs,
             stack,
             id,
         });

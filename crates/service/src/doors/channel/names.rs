@@ -178,7 +178,7 @@ impl Work<'_> {
             _ => {}
         }
         let target =
-            walk(&self.client.ground(), self.client.start(self.word(0))?, &path, Last { follow: false })?;
+            walk(&self.client.ground(None), self.client.start(self.word(0))?, &path, Last { follow: false })?;
         let (name, attr) = self.entry(&target, if directory { Errno::BUSY } else { Errno::ISDIR })?;
         self.may_remove(&target, attr)?;
         let (parent, caller) = (target.parent().0, self.caller());

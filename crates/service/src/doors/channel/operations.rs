@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use polytropo_libservices::{Attr, Caller, Errno, NodeId, OpenFlags};
 use polytropo_wire::channel::AREA_BYTES;
+use polytropo_wire::epochs::TAG_WORDS;
 use polytropo_wire::message::{
-    ATTRIBUTE_WORDS, Attributes, CARRIED_BYTES_MAX, Operation, PATH_BYTES_MAX, REPLY_WORDS, opened,
+    ATTRIBUTE_WORDS, Attributes, CARRIED_BYTES_MAX, Operation, PATH_BYTES_MAX, REPLY_WORDS, TAG_AT, opened,
     opened_flags, window,
 };
 
@@ -15,6 +16,20 @@ use super::memory::Request;
 use super::permissions::{self, EXECUTE, READ, WRITE};
 use super::walk::{Failure, Last, Target, fail, walk};
 use crate::doors::modes::Ticket;
+use crate::epochs::Notes;
+
+/// Failures that are as true as what they depend on. Others may pass by themselves.
+const LASTING: [Errno; 8] = [
+    Errno::NOENT,
+    Errno::NOTDIR,
+    Errno::ACCESS,
+    Errno::LOOP,
+    Errno::NAMETOOLONG,
+    Errno::INVAL,
+    Errno::ROFS,
+    Errno::ISDIR,
+];
+const _: () = assert!(TAG_AT + TAG_WORDS == REPLY_WORDS && TAG_AT >= ATTRIBUTE_WORDS);
 
 /// One thread's belongings.
 pub struct Desk {
@@ -34,6 +49,8 @@ pub struct Work<'a> {
     pub desk: &'a mut Desk,
     pub request: Request,
     pub reply: [u64; REPLY_WORDS],
+    /// What the answer depends on, for those that may be kept.
+    pub notes: Option<Notes<'a>>,
 }
 
 pub(super) type Done = Result<(), Failure>;
@@ -49,13 +66,14 @@ impl Work<'_> {
         };
         match operation {
             Operation::Ping => Ok(()),
+            Operation::Open if self.opens_only()? => self.kept(Self::open),
             Operation::Open => self.open(),
             Operation::Close => self.client.close(self.word(0)),
             Operation::Read => self.read(),
             Operation::FileStatus => self.file_status(),
-            Operation::Status => self.status(),
-            Operation::Access => self.access(),
-            Operation::ReadLink => self.read_link(),
+            Operation::Status => self.kept(Self::status),
+            Operation::Access => self.kept(Self::access),
+            Operation::ReadLink => self.kept(Self::read_link),
             Operation::Window => self.window(),
             Operation::Write => self.write(),
             Operation::Truncate => self.truncate(),
@@ -72,6 +90,44 @@ impl Work<'_> {
             Operation::TruncatePath => self.truncate_path(),
             _ => Err(Failure::Kernel),
         }
+    }
+
+    /// Does something whose answer the program may keep, and says with it what the answer depends on.
+    fn kept(&mut self, work: impl FnOnce(&mut Self) -> Done) -> Done {
+        self.notes = Some(Notes::new(&self.door.epochs));
+        let done = work(self);
+        let lasting = match &done {
+            // The words of an open file are needed for other things.
+            Ok(()) => self.request.operation != Some(Operation::Open),
+            Err(Failure::Kernel) => true,
+            Err(Failure::Error(error)) => LASTING.contains(&error.errno()),
+        };
+        let tag = self.notes.take().map(|notes| notes.tag());
+        if let Some(tag) = tag.filter(|tag| lasting && tag.is_good()) {
+            self.reply[TAG_AT..].copy_from_slice(&tag.to_words());
+        }
+        done
+    }
+
+    /// What `node` is like, for an answer that depends on it.
+    fn noted(&self, node: NodeId, seen: &Attr) -> Attr {
+        self.notes.as_ref().map_or_else(|| seen.clone(), |notes| notes.attributes(self.caller(), node, seen))
+    }
+
+    /// Refuses files that the kernel has in its hands.
+    fn may_tell(&self, node: NodeId, attr: &Attr) -> Done {
+        let served = if attr.file_type() == libc::S_IFREG { self.door.may_serve(node) } else { Ok(()) };
+        if let (Err(_), true, Some(notes)) = (&served, self.door.counts_files(), &self.notes) {
+            // Nobody tells when the kernel gives it back.
+            notes.spoil();
+        }
+        served
+    }
+
+    /// Opens something that is there, if it is: that it is not may be kept.
+    fn opens_only(&self) -> Result<bool, Failure> {
+        Ok(self.word32(2)? as i32 & (libc::O_CREAT | libc::O_NOFOLLOW | libc::O_TMPFILE) & !libc::O_DIRECTORY
+            == 0)
     }
 
     pub(super) fn word(&self, at: usize) -> u64 {
@@ -107,7 +163,7 @@ impl Work<'_> {
     /// The path that begins at word `at` says and lies at `place` in the area. An empty one means the start itself.
     pub(super) fn walk(&self, at: usize, place: usize, last: Last) -> Result<Target<'_>, Failure> {
         let path = self.take(place, self.word(at + 1), PATH_BYTES_MAX)?;
-        walk(&self.client.ground(), self.client.start(self.word(at))?, &path, last)
+        walk(&self.client.ground(self.notes.as_ref()), self.client.start(self.word(at))?, &path, last)
     }
 
     pub(super) fn put_attributes(&mut self, at: usize, attr: &Attr) {
@@ -267,10 +323,8 @@ impl Work<'_> {
         let attr = {
             let target = self.walk(0, 0, last)?;
             let (node, attr) = target.existing()?;
-            if attr.file_type() == libc::S_IFREG {
-                self.door.may_serve(node)?;
-            }
-            attr.clone()
+            self.may_tell(node, attr)?;
+            self.noted(node, attr)
         };
         self.put_attributes(0, &attr);
         Ok(())
@@ -285,6 +339,7 @@ impl Work<'_> {
         let last = if flags & libc::AT_SYMLINK_NOFOLLOW != 0 { NO_FOLLOW } else { FOLLOW };
         let target = self.walk(0, 0, last)?;
         let (node, attr) = target.existing()?;
+        let attr = &self.noted(node, attr);
         let special = !matches!(attr.file_type(), libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK);
         if mode & WRITE != 0 && !special && (self.client.peer.read_only || self.door.read_only) {
             return fail(Errno::ROFS, "write through a read-only mount");

@@ -7,6 +7,7 @@ use rustc_hash::FxHashSet;
 
 use super::kept::Kept;
 use super::permissions::{self, EXECUTE};
+use crate::epochs::Notes;
 
 /// As in the kernel (MAXSYMLINKS).
 const LINKS_MAX: u32 = 40;
@@ -40,6 +41,8 @@ pub struct Ground<'a> {
     /// The mount is the root directory of the process: absolute links begin there.
     pub is_root: bool,
     pub kept: &'a Kept,
+    /// Where it is noted what the answer depends on, if it may be kept.
+    pub notes: Option<&'a Notes<'a>>,
 }
 
 /// A node that is looked up once for us; given back when dropped.
@@ -170,6 +173,9 @@ pub fn walk<'a>(
             }
             Step::Name(name) => name,
         };
+        if let Some(notes) = ground.notes {
+            notes.name(attr, &name);
+        }
         let found = match ground.stack.lookup(ground.caller, parent, &name) {
             Ok(entry) => Some(Held::of(ground.stack, entry)),
             Err(error) if error.is(Errno::NOENT) && steps.is_empty() => None,

@@ -39,6 +39,8 @@ impl Pending {
             Change::Inode { node } => {
                 self.inodes.insert(node.0);
             }
+            // Of what it has no node for it has nothing to forget.
+            Change::Elsewhere => {}
             Change::Entry { .. } if self.all_names => {}
             Change::Entry { parent, name } => {
                 self.names.insert((parent.0, name.to_boxed()));

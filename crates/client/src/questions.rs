@@ -1,0 +1,137 @@
+//! Questions about paths: answered from what is kept where it is still true, else asked, and kept.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use polytropo_wire::epochs::TAG_WORDS;
+use polytropo_wire::message::{Attributes, Operation, TAG_AT};
+
+use crate::channel::{Channel, Reply, result_of};
+use crate::entry::{ANSWER_WORDS, Answer, TEXT_WORDS};
+use crate::lookups::Asked;
+use crate::operations::{At, put_path};
+use crate::{EPROTO, Error, Result};
+
+/// Flags of open(2) with which a missing name is more, or something else, than a missing name: O_CREAT, O_NOFOLLOW, and O_TMPFILE without
+/// its O_DIRECTORY.
+const NOT_ONLY_OPENED: u32 = 0o100 | 0o400_000 | 0o20_000_000;
+
+impl Channel {
+    fn asked(&self, operation: Operation, at: At, path: &[u8], mode: u32, flags: u32) -> Option<Asked> {
+        self.lookups.as_ref()?;
+        Asked::new(operation as u64 | u64::from(mode) << 8 | u64::from(flags) << 32, at.word(), path)
+    }
+
+    /// What an open asks first.
+    pub(crate) fn asked_by_open(&self, at: At, path: &[u8], flags: u32) -> Option<Asked> {
+        if flags & NOT_ONLY_OPENED != 0 {
+            return None;
+        }
+        // With O_DIRECTORY, for writing and so on there are other failures. The access mode and the flags tell them apart.
+        self.asked(Operation::Open, at, path, 0, flags)
+    }
+
+    /// An answer that is kept and still true.
+    #[inline]
+    pub(crate) fn recall(&self, asked: &Asked, at: At, target: &mut [u64]) -> Option<Answer> {
+        let lookups = self.lookups.as_ref().filter(|_| !self.has_ended())?;
+        // A file that was closed answers nothing.
+        let _used = match at {
+            At::File(file) => Some(self.enter(file).ok()?),
+            At::Root => None,
+        };
+        let answer = lookups.recall(asked, target)?;
+        self.counters.local_answers.fetch_add(1, Relaxed);
+        Some(answer)
+    }
+
+    /// Keeps an answer if the service says that it may be.
+    pub(crate) fn keep(&self, asked: Option<&Asked>, reply: &Reply, target: &[u64]) {
+        let (Some(lookups), Some(asked)) = (&self.lookups, asked) else { return };
+        let tag = reply.words.get(TAG_AT..).and_then(|words| words.try_into().ok());
+        let words = reply.words.get(..ANSWER_WORDS).and_then(|words| words.try_into().ok());
+        if let (Some(tag), Some(words)) = (tag, words) {
+            let tag: [u64; TAG_WORDS] = tag;
+            lookups.keep(asked, &Answer { outcome: reply.outcome, words }, &tag, target);
+        }
+    }
+
+    /// Whatever has no more to say than its words.
+    fn ask_about(
+        &self,
+        operation: Operation,
+        at: At,
+        path: &[u8],
+        mode: u32,
+        flags: u32,
+        words: &[u64],
+    ) -> Result<[u64; ANSWER_WORDS]> {
+        let asked = self.asked(operation, at, path, mode, flags);
+        if let Some(known) = asked.as_ref().and_then(|asked| self.recall(asked, at, &mut [])) {
+            return result_of(known.outcome).map(|()| known.words);
+        }
+        let claim = self.claim()?;
+        let path_bytes = put_path(&claim, 0, path)?;
+        let mut request = [0; 4];
+        (request[0], request[1]) = (at.word(), path_bytes);
+        for (place, word) in request.iter_mut().skip(2).zip(words) {
+            *place = *word;
+        }
+        let reply = claim.ask_whole(operation, &request)?;
+        self.keep(asked.as_ref(), &reply, &[]);
+        result_of(reply.outcome)?;
+        reply.words.get(..ANSWER_WORDS).and_then(|words| words.try_into().ok()).ok_or(Error::Errno(EPROTO))
+    }
+
+    /// fstatat(2) with its flags.
+    #[inline]
+    pub fn stat(&self, at: At, path: &[u8], flags: u32) -> Result<Attributes> {
+        let words = self.ask_about(Operation::Status, at, path, 0, flags, &[flags.into()])?;
+        Ok(Attributes::from_words(&words))
+    }
+
+    /// faccessat2(2) with effective ids.
+    pub fn access(&self, at: At, path: &[u8], mode: u32, flags: u32) -> Result<()> {
+        self.ask_about(Operation::Access, at, path, mode.min(255), flags, &[mode.into(), flags.into()])
+            .map(drop)
+    }
+
+    /// readlinkat(2).
+    pub fn read_link(&self, at: At, path: &[u8], buffer: &mut [u8]) -> Result<usize> {
+        let mut target = [0; TEXT_WORDS];
+        let asked = self.asked(Operation::ReadLink, at, path, 0, 0);
+        if let Some(known) = asked.as_ref().and_then(|asked| self.recall(asked, at, &mut target)) {
+            result_of(known.outcome)?;
+            return Ok(take_words(&target, known.words[0], buffer));
+        }
+        let claim = self.claim()?;
+        let path_bytes = put_path(&claim, 0, path)?;
+        let reply = claim.ask_whole(Operation::ReadLink, &[at.word(), path_bytes])?;
+        if reply.outcome != 0 {
+            self.keep(asked.as_ref(), &reply, &[]);
+            result_of(reply.outcome)?;
+        }
+        let whole = reply.count(claim.capacity())?;
+        let count = whole.min(buffer.len());
+        // SAFETY: the slice holds that many bytes.
+        unsafe { claim.take_raw(buffer.as_mut_ptr(), count) }?;
+        if asked.as_ref().is_some_and(|asked| whole <= asked.room_bytes()) && count == whole {
+            put_words(&buffer[..count], &mut target);
+            self.keep(asked.as_ref(), &reply, &target);
+        }
+        Ok(count)
+    }
+}
+
+fn put_words(bytes: &[u8], words: &mut [u64]) {
+    for (word, chunk) in words.iter_mut().zip(bytes.chunks(8)) {
+        *word = chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    }
+}
+
+fn take_words(words: &[u64], count: u64, buffer: &mut [u8]) -> usize {
+    let count = usize::try_from(count).unwrap_or(usize::MAX).min(buffer.len()).min(words.len() * 8);
+    for (chunk, word) in buffer[..count].chunks_mut(8).zip(words) {
+        chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
+    }
+    count
+}

@@ -1,0 +1,68 @@
+//! What an answer depends on, noted while it is looked up.
+
+use std::cell::Cell;
+
+use polytropo_libservices::{Attr, Caller, Libservice, Name, NodeId};
+use polytropo_wire::epochs::{EVERYTHING, Tag};
+
+use super::Epochs;
+
+/// The notes of one answer.
+pub struct Notes<'a> {
+    epochs: &'a Epochs,
+    tag: Cell<Tag>,
+}
+
+impl<'a> Notes<'a> {
+    /// Begin before anything is looked at.
+    pub fn new(epochs: &'a Epochs) -> Self {
+        let mut tag = Tag::default();
+        match epochs.table() {
+            Some(table) => tag.add(EVERYTHING, table.epoch(EVERYTHING).sample()),
+            None => tag.spoil(),
+        }
+        Self { epochs, tag: Cell::new(tag) }
+    }
+
+    /// What the answer depends on, so far.
+    pub fn tag(&self) -> Tag {
+        self.tag.get()
+    }
+
+    /// The answer cannot be kept.
+    pub fn spoil(&self) {
+        self.update(Tag::spoil);
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Tag)) {
+        let mut tag = self.tag.get();
+        change(&mut tag);
+        self.tag.set(tag);
+    }
+
+    fn add(&self, counter: u16) {
+        if let Some(table) = self.epochs.table() {
+            self.update(|tag| tag.add(counter, table.epoch(counter).sample()));
+        }
+    }
+
+    /// A name is looked up next.
+    pub fn name(&self, directory: &Attr, name: &Name) {
+        if let Some(table) = self.epochs.table().filter(|_| !self.epochs.immutable) {
+            self.add(table.of_name(directory.ino, name));
+        }
+    }
+
+    /// The answer tells of `node`'s attributes. Tells them as they are now: `seen` were read before it was known which counter is theirs.
+    pub fn attributes(&self, caller: &Caller, node: NodeId, seen: &Attr) -> Attr {
+        let Some(table) = self.epochs.table().filter(|_| !self.epochs.immutable) else { return seen.clone() };
+        self.add(table.of_inode(seen.ino));
+        match self.epochs.getattr(caller, node, None) {
+            Ok(attr) if attr.ino == seen.ino => attr,
+            _ => {
+                self.spoil();
+                seen.clone()
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The table of epochs in memory that programs map and cannot write.
+
+use std::hash::{BuildHasher, RandomState};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+
+use polytropo_libservices::Name;
+use polytropo_wire::VERSION;
+use polytropo_wire::epochs::{COUNTERS, COUNTERS_AT, EVERYTHING, Epoch, Header, MAGIC, TOTAL_BYTES};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::{Errno, Result};
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// The counters of one stack.
+pub struct Table {
+    base: NonNull<u8>,
+    descriptor: OwnedFd,
+    /// Which inodes share a counter is nobody's to know.
+    secret: RandomState,
+}
+
+// SAFETY: the mapping belongs to the value, and is used through atomics only.
+unsafe impl Send for Table {}
+// SAFETY: as above.
+unsafe impl Sync for Table {}
+
+impl Table {
+    pub fn new() -> Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let descriptor = rustix::fs::memfd_create("polytropo-epochs", flags)?;
+        rustix::fs::ftruncate(&descriptor, TOTAL_BYTES as u64)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, wherever the kernel likes.
+        let base = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), TOTAL_BYTES, protection, MapFlags::SHARED, &descriptor, 0)?
+        };
+        let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::NOMEM)?;
+        let made = Self { base, descriptor, secret: RandomState::new() };
+        // Pages are the service's from the beginning: a program that read one first would pay for it.
+        for at in (0..TOTAL_BYTES).step_by(4096) {
+            // SAFETY: within the mapping, aligned, and nobody else has it yet.
+            unsafe { made.base.add(at).cast::<u64>().write_volatile(0) };
+        }
+        // From here on nobody can write it but through the mapping above, however it is opened: not by write(2), by mapping, by punching holes.
+        let seals = SealFlags::FUTURE_WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&made.descriptor, seals)?;
+        made.header().version.store(VERSION.into(), Relaxed);
+        made.header().counters.store(COUNTERS as u64, Relaxed);
+        made.header().magic.store(MAGIC, Release);
+        Ok(made)
+    }
+
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: the header lies at the mapping's base, page-aligned, and is made of atomics.
+        unsafe { self.base.cast().as_ref() }
+    }
+
+    pub fn epoch(&self, counter: u16) -> &Epoch {
+        assert!(usize::from(counter) < COUNTERS);
+        // SAFETY: that many counters lie in the mapping, aligned; they are made of atomics.
+        unsafe { self.base.add(COUNTERS_AT).cast::<Epoch>().add(usize::from(counter)).as_ref() }
+    }
+
+    /// The counter of an inode's attributes, and of what a directory lists.
+    pub fn of_inode(&self, ino: u64) -> u16 {
+        Self::fold(self.secret.hash_one(ino))
+    }
+
+    /// The counter of what a name in a directory stands for.
+    pub fn of_name(&self, directory_ino: u64, name: &Name) -> u16 {
+        Self::fold(self.secret.hash_one((directory_ino, name.as_bytes())))
+    }
+
+    fn fold(hash: u64) -> u16 {
+        const _: () = assert!(EVERYTHING == 0);
+        // Never the one of everything.
+        (hash % (COUNTERS as u64 - 1)) as u16 + 1
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new`; whoever uses the memory borrows from this value. A failure would only leave it mapped.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), TOTAL_BYTES) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{FallocateFlags, Mode, OFlags};
+    use std::os::fd::AsRawFd;
+
+    /// Also as root, which may open anything again for writing.
+    #[test]
+    fn nobody_else_can_write_it() {
+        let table = Table::new().unwrap();
+        let again = format!("/proc/self/fd/{}", table.descriptor().as_raw_fd());
+        let Ok(opened) = rustix::fs::open(&again, OFlags::RDWR, Mode::empty()) else { return };
+        assert_eq!(rustix::io::pwrite(&opened, b"x", 4096), Err(Errno::PERM));
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        assert_eq!(rustix::fs::fallocate(&opened, hole, 4096, 4096), Err(Errno::PERM));
+        assert_eq!(rustix::fs::ftruncate(&opened, 0), Err(Errno::PERM));
+        let map = |protection| {
+            // SAFETY: a new mapping, wherever the kernel likes; it is never touched.
+            unsafe {
+                rustix::mm::mmap(std::ptr::null_mut(), 4096, protection, MapFlags::SHARED, &opened, 4096)
+            }
+        };
+        assert_eq!(map(ProtFlags::READ | ProtFlags::WRITE).err(), Some(Errno::PERM));
+        let seen = map(ProtFlags::READ).unwrap();
+        // SAFETY: the mapping just made.
+        let opened_up = unsafe {
+            rustix::mm::mprotect(
+                seen,
+                4096,
+                rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::WRITE,
+            )
+        };
+        assert_eq!(opened_up, Err(Errno::ACCESS));
+        table.epoch(1).begin();
+        // SAFETY: mapped for reading, page-aligned.
+        assert_ne!(unsafe { seen.cast::<u64>().add(1).read_volatile() }, 0);
+    }
+
+    #[test]
+    fn counters_are_not_the_one_of_everything() {
+        let table = Table::new().unwrap();
+        assert!((0..100_000).all(|ino| (1..COUNTERS as u16).contains(&table.of_inode(ino))));
+    }
+}
