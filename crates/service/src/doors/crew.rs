@@ -1,4 +1,4 @@
-//! How many threads wait for messages.
+//! How many threads of a door wait for messages.
 //!
 //! The kernel wakes the threads that wait in read(2) in turn, so a lone program would be served by another thread, on
 //! another core or with colder caches, each time. One thread stays where the program runs, and often finds the next request
@@ -14,8 +14,6 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-/// How often the watch looks; readers that were at the same request all the while are stuck.
-const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 /// After so many looks at nothing the watch sleeps until there is a request.
 const QUIET_LOOKS_MAX: u32 = 16;
 /// Messages in a row without a wait that show a backlog.
@@ -47,6 +45,8 @@ pub struct Crew {
     standing: Mutex<Standing>,
     call: Condvar,
     watch_sleeps: AtomicBool,
+    /// How often the watch looks; readers that were at the same request all the while are stuck.
+    watch_interval: Duration,
     /// More readers than that do not make work faster that needs the CPU.
     cpus: usize,
 }
@@ -62,13 +62,14 @@ struct Standing {
 
 impl Crew {
     /// Of `count` threads, the first of which reads at once.
-    pub fn new(count: usize) -> Self {
+    pub fn new(count: usize, watch_interval: Duration) -> Self {
         Self {
             readers: AtomicUsize::new(1),
             beats: (0..count.max(1)).map(|_| Beat::default()).collect(),
             standing: Mutex::default(),
             call: Condvar::new(),
             watch_sleeps: AtomicBool::new(false),
+            watch_interval,
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
@@ -95,14 +96,32 @@ impl Crew {
         beat.store(beat.load(Ordering::Relaxed) & !STATES | state, order);
     }
 
-    /// One more thread is to read, if any is left.
-    pub fn call(&self) {
+    /// One more thread is to read. False if none is left.
+    pub fn call(&self) -> bool {
         let mut standing = self.standing.lock();
-        if standing.waiting > standing.calls {
+        let any = standing.waiting > standing.calls;
+        if any {
             standing.calls += 1;
             self.readers.fetch_add(1, Ordering::Relaxed);
             self.call.notify_one();
         }
+        any
+    }
+
+    /// Whether a call would be heard.
+    pub fn has_standby(&self) -> bool {
+        let standing = self.standing.lock();
+        standing.waiting > standing.calls
+    }
+
+    /// A thread that is made now reads at once.
+    pub fn joins(&self) {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It could not be made.
+    pub fn leaves(&self) {
+        self.readers.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// One more thread is to read, if fewer than `limit` do, and fewer than there are CPUs.
@@ -121,11 +140,9 @@ impl Crew {
         self.cpus
     }
 
-    /// The calling thread will not read for a while.
-    pub fn begin_slow(&self) {
-        if self.readers.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.call();
-        }
+    /// The calling thread will not read for a while. False if nobody else does.
+    pub fn begin_slow(&self) -> bool {
+        self.readers.fetch_sub(1, Ordering::Relaxed) > 1 || self.call()
     }
 
     pub fn end_slow(&self) {
@@ -175,7 +192,7 @@ impl Crew {
         let mut stuck = false;
         while !stuck && standing.calls == 0 && !standing.ended {
             if quiet_looks < QUIET_LOOKS_MAX {
-                self.call.wait_for(standing, WATCH_INTERVAL);
+                self.call.wait_for(standing, self.watch_interval);
             } else {
                 self.watch_sleeps.store(true, Ordering::SeqCst);
                 if self.beats().iter().any(|beat| beat & STATES == WORKING) {
@@ -195,8 +212,16 @@ impl Crew {
         stuck
     }
 
-    fn beats(&self) -> Vec<u64> {
+    pub fn beats(&self) -> Vec<u64> {
         self.beats.iter().map(|beat| beat.0.load(Ordering::SeqCst)).collect()
+    }
+
+    /// Whether a thread other than `number` reads, or has gone on to another request since its beat was as `before`.
+    pub fn other_lives(&self, number: usize, before: &[u64]) -> bool {
+        let lives =
+            |now: u64, before: u64| now & STATES == READING || (now & STATES == WORKING && now != before);
+        let beats = self.beats();
+        beats.iter().zip(before).enumerate().any(|(at, (now, before))| at != number && lives(*now, *before))
     }
 }
 
@@ -278,6 +303,8 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
+    const INTERVAL: Duration = Duration::from_millis(1);
+
     /// The advice after each of `times` messages.
     fn advice(load: &mut Load, waited_us: u64, senders: &[u32], times: u32) -> Vec<Advice> {
         let senders = senders.iter().cycle();
@@ -315,15 +342,28 @@ mod tests {
 
     #[test]
     fn the_last_reader_stays() {
-        let crew = Crew::new(1);
+        let crew = Crew::new(1, INTERVAL);
         assert!(!crew.may_leave());
         crew.call();
         assert!(!crew.may_leave(), "nobody stood by to be called");
     }
 
     #[test]
+    fn a_thread_that_does_not_go_on_does_not_live() {
+        let crew = Crew::new(2, INTERVAL);
+        let before = crew.beats();
+        assert!(!crew.other_lives(0, &before), "one that stands by");
+        crew.works(1);
+        assert!(crew.other_lives(0, &before) && !crew.other_lives(1, &before));
+        let before = crew.beats();
+        assert!(!crew.other_lives(0, &before), "one that is stuck");
+        crew.reads(1);
+        assert!(crew.other_lives(0, &before));
+    }
+
+    #[test]
     fn who_stands_by_reads_when_called_and_goes_at_the_end() {
-        let crew = Arc::new(Crew::new(3));
+        let crew = Arc::new(Crew::new(3, INTERVAL));
         crew.reads(0);
         let threads: Vec<_> = [1, 2]
             .map(|number| {
@@ -347,14 +387,14 @@ mod tests {
 
     #[test]
     fn the_watch_reads_when_all_readers_are_stuck() {
-        let crew = Arc::new(Crew::new(2));
+        let crew = Arc::new(Crew::new(2, INTERVAL));
         crew.works(0);
         assert!(crew.stand_by(1), "returns only because thread 0 never finishes");
     }
 
     #[test]
     fn a_watch_that_fell_asleep_is_woken_by_a_request() {
-        let crew = Arc::new(Crew::new(2));
+        let crew = Arc::new(Crew::new(2, INTERVAL));
         crew.reads(0);
         let watch = {
             let crew = crew.clone();

@@ -8,6 +8,7 @@ mod lookups;
 mod reading;
 mod sharing;
 mod support;
+mod threads;
 mod writing;
 
 use std::process::{Command, ExitCode};
@@ -20,7 +21,7 @@ const TEST_TIME_MAX: Duration = Duration::from_secs(60);
 type Test = (&'static str, fn());
 
 fn tests() -> Vec<Test> {
-    [reading::TESTS, writing::TESTS, lookups::TESTS, hostile::TESTS, sharing::TESTS].concat()
+    [reading::TESTS, writing::TESTS, lookups::TESTS, hostile::TESTS, sharing::TESTS, threads::TESTS].concat()
 }
 
 fn main() -> ExitCode {

@@ -1,7 +1,9 @@
 //! One program at this door: who it is, its memory, its open files.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use parking_lot::Mutex;
 use polytropo_libservices::{Attr, Caller, Errno, HandleId, NodeId, OpenFlags};
@@ -14,6 +16,8 @@ use super::walk::{Failure, Ground, fail};
 use crate::doors::modes::Ticket;
 use crate::epochs::Notes;
 use crate::windows::Holder;
+
+const WRITE_THROUGH: OpenFlags = OpenFlags::SYNC.union(OpenFlags::DSYNC);
 
 /// What was opened.
 pub enum Kind {
@@ -126,6 +130,34 @@ impl Files {
     }
 }
 
+/// Which thread serves a channel: at most one at a time.
+#[derive(Default)]
+pub struct Turn(AtomicU32);
+
+const NOBODYS: u32 = 0;
+const TAKEN: u32 = 1;
+/// Taken, and nobody else looks at the channel.
+const LEFT_TO_HOLDER: u32 = 2;
+
+impl Turn {
+    pub fn take(&self) -> bool {
+        self.0.load(Relaxed) == NOBODYS && self.0.compare_exchange(NOBODYS, TAKEN, Acquire, Relaxed).is_ok()
+    }
+
+    /// True if the channel has to be looked at again, for the others have stopped to.
+    pub fn give_back(&self) -> bool {
+        self.0.swap(NOBODYS, AcqRel) == LEFT_TO_HOLDER
+    }
+
+    /// If a thread has the channel it is to see to it that the channel is looked at afterwards. False if none has.
+    pub fn leave_to_holder(&self) -> bool {
+        match self.0.compare_exchange(TAKEN, LEFT_TO_HOLDER, AcqRel, Acquire) {
+            Ok(_) => true,
+            Err(found) => found == LEFT_TO_HOLDER,
+        }
+    }
+}
+
 /// Who connected, and to what: checked by the keeper.
 pub struct Peer {
     pub caller: Caller,
@@ -151,7 +183,10 @@ pub struct Client {
     pub door: Arc<Shared>,
     /// Each is looked up once.
     pub covered: FxHashSet<NodeId>,
+    pub turn: Turn,
     files: Mutex<Files>,
+    /// Some file was opened so that each write waits for the disk.
+    any_writes_through: AtomicBool,
 }
 
 impl Client {
@@ -162,7 +197,16 @@ impl Client {
         door: Arc<Shared>,
         covered: FxHashSet<NodeId>,
     ) -> Self {
-        Self { memory, bell, peer, door, covered, files: Mutex::default() }
+        Self {
+            memory,
+            bell,
+            peer,
+            door,
+            covered,
+            turn: Turn::default(),
+            files: Mutex::default(),
+            any_writes_through: AtomicBool::new(false),
+        }
     }
 
     pub fn ground<'a>(&'a self, notes: Option<&'a Notes<'a>>) -> Ground<'a> {
@@ -184,7 +228,22 @@ impl Client {
         }
     }
 
+    /// What tells of the program's requests and of its end.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 4] {
+        let peer = &self.peer;
+        [self.bell.as_fd(), peer.socket.as_fd(), peer.process.as_fd(), peer.mounts.as_fd()]
+    }
+
+    /// Whether each write to the file waits for the disk.
+    pub fn writes_through(&self, number: u64) -> bool {
+        self.any_writes_through.load(Relaxed)
+            && self.file(number).is_ok_and(|file| file.flags.intersects(WRITE_THROUGH))
+    }
+
     pub fn insert(&self, file: Arc<OpenFile>) -> Result<u64, Failure> {
+        if file.flags.intersects(WRITE_THROUGH) {
+            self.any_writes_through.store(true, Relaxed);
+        }
         self.files.lock().insert(file)
     }
 

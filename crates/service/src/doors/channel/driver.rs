@@ -1,26 +1,27 @@
-//! The thread that looks for requests in all channels of a door, and ends those whose programs are gone.
+//! The threads that look for requests in all channels of a door, and end those whose programs are gone.
+//!
+//! One looks, as long as it can cope. What may wait for a disk makes another one look meanwhile, and so does a request that turns out to
+//! take long. A channel is served by one thread at a time, which keeps its requests in order.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use polytropo_wire::VERSION;
 use polytropo_wire::channel::TOTAL_BYTES;
 use polytropo_wire::epochs;
 use polytropo_wire::hello::{Verdict, Welcome};
-use polytropo_wire::message::{REPLY_WORDS, outcome};
-use rustc_hash::{FxHashMap, FxHashSet};
+use polytropo_wire::message::{Operation, REPLY_WORDS, outcome};
+use rustc_hash::FxHashSet;
 use rustix::event::{EventfdFlags, epoll};
 use rustix::io::Errno;
-use serde::Serialize;
 
 use super::Shared;
 use super::client::{Client, Peer};
+use super::hall::{Active, ChannelStatistics, Hall};
 use super::memory::{ChannelMemory, Request};
 use super::operations::{Desk, Work};
 use super::placement::{Placement, current_cpu, leave};
@@ -32,6 +33,8 @@ use crate::epochs::Table;
 const CLIENTS_MAX: usize = 4096;
 /// Requests taken from one channel before the others have their turn.
 const BURST_MAX: usize = 16;
+/// And so long at the most.
+const BURST_TIME_MAX: Duration = Duration::from_micros(100);
 /// How long the thread looks out for a request before it sleeps, if a program runs on another CPU.
 const LOOK_MAX: Duration = Duration::from_micros(20);
 /// Rounds between looks at who hung up, under load.
@@ -43,103 +46,40 @@ const SOCKET: u64 = 1;
 const PROCESS: u64 = 2;
 const MOUNTS: u64 = 3;
 /// The door's own bell has no client.
-const WAKE: u64 = 0;
-
-/// What a door's channels did.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct ChannelStatistics {
-    pub channels: u64,
-    pub channels_opened: u64,
-    pub requests: u64,
-    /// Answered "ask the kernel".
-    pub to_kernel: u64,
-    pub errors: u64,
-    pub sleeps: u64,
-    /// To another CPU than the programs'.
-    pub moves: u64,
-}
-
-#[derive(Default)]
-struct Counters {
-    channels: AtomicU64,
-    channels_opened: AtomicU64,
-    requests: AtomicU64,
-    to_kernel: AtomicU64,
-    errors: AtomicU64,
-    sleeps: AtomicU64,
-    moves: AtomicU64,
-}
-
-/// Where programs wait to be served, and the way to wake the thread.
-struct Waiting {
-    arrivals: Mutex<Vec<Peer>>,
-    wake: OwnedFd,
-    stop: AtomicBool,
-    counters: Counters,
-}
+pub const WAKE: u64 = 0;
 
 pub struct Driver {
-    waiting: Arc<Waiting>,
-    thread: Option<JoinHandle<()>>,
+    hall: Arc<Hall>,
 }
 
 impl Driver {
     pub fn start(shared: Arc<Shared>) -> io::Result<Self> {
-        let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let waiting = Arc::new(Waiting {
-            arrivals: Mutex::default(),
-            wake,
-            stop: AtomicBool::new(false),
-            counters: Counters::default(),
-        });
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let data = epoll::EventData::new_u64(WAKE);
-        epoll::add(&epoll, &waiting.wake, data, epoll::EventFlags::IN)?;
-        let name = format!("channels{}", shared.id.0);
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let thread = Thread {
-            spin: Spin::new(cpus, LOOK_MAX),
-            placement: Placement::new(),
-            cpu: 0,
-            shared,
-            waiting: waiting.clone(),
-            epoll,
-            clients: FxHashMap::default(),
-            active: Vec::new(),
-            last_key: 0,
-            desk: Desk::default(),
-            panicked: false,
-        };
-        let thread = std::thread::Builder::new().name(name).spawn(move || thread.run())?;
-        Ok(Self { waiting, thread: Some(thread) })
+        let hall = Arc::new(Hall::new(shared)?);
+        start_thread(&hall, true)?;
+        Ok(Self { hall })
     }
 
     pub fn connect(&self, peer: Peer) {
-        self.waiting.arrivals.lock().push(peer);
-        ring(self.waiting.wake.as_fd());
+        self.hall.arrivals.lock().push(peer);
+        ring(self.hall.wake.as_fd());
     }
 
     pub fn statistics(&self) -> ChannelStatistics {
-        let counters = &self.waiting.counters;
-        ChannelStatistics {
-            channels: counters.channels.load(Relaxed),
-            channels_opened: counters.channels_opened.load(Relaxed),
-            requests: counters.requests.load(Relaxed),
-            to_kernel: counters.to_kernel.load(Relaxed),
-            errors: counters.errors.load(Relaxed),
-            sleeps: counters.sleeps.load(Relaxed),
-            moves: counters.moves.load(Relaxed),
-        }
+        self.hall.statistics()
     }
 
     pub fn stop(&mut self) {
-        self.waiting.stop.store(true, SeqCst);
-        ring(self.waiting.wake.as_fd());
-        if let Some(thread) = self.thread.take() {
-            // A panic was logged by the panic hook already.
-            let _ = thread.join();
-        }
+        self.hall.end();
     }
+}
+
+/// Starts one more thread, which `looks` for requests at once or stands by; false if there are enough.
+fn start_thread(hall: &Arc<Hall>, looks: bool) -> io::Result<bool> {
+    hall.start_thread(|number| {
+        let name = format!("channels{}.{number}", hall.shared.id.0);
+        let thread = Thread::new(hall.clone(), number);
+        std::thread::Builder::new().name(name).spawn(move || thread.run(looks))
+    })
 }
 
 /// Tells why there is no channel.
@@ -150,38 +90,91 @@ pub fn refuse(socket: BorrowedFd<'_>, verdict: Verdict) {
     let _ = rustix::net::send(socket, &bytes, flags);
 }
 
+/// One of the door's threads.
 struct Thread {
+    hall: Arc<Hall>,
     shared: Arc<Shared>,
-    waiting: Arc<Waiting>,
-    epoll: OwnedFd,
-    clients: FxHashMap<u64, Arc<Client>>,
-    /// Those who are looked at without being rung for.
-    active: Vec<(u64, Arc<Client>)>,
-    last_key: u64,
+    /// Which one of the crew.
+    number: usize,
+    /// Those who are looked at without being rung for, as of the change `known`.
+    active: Active,
+    known: Option<u64>,
     desk: Desk,
     spin: Spin,
     placement: Placement,
     /// The CPU, plus one, that programs were told last.
     cpu: u32,
-    panicked: bool,
+    rounds: u32,
 }
 
 impl Thread {
-    fn run(mut self) {
-        let mut rounds: u32 = 0;
-        while !self.waiting.stop.load(Relaxed) {
-            rounds = rounds.wrapping_add(1);
-            if rounds % ROUNDS_PER_LOOK == 0 {
+    fn new(hall: Arc<Hall>, number: usize) -> Self {
+        Self {
+            shared: hall.shared.clone(),
+            spin: Spin::new(hall.crew.cpus(), LOOK_MAX),
+            hall,
+            number,
+            active: Arc::default(),
+            known: None,
+            desk: Desk::default(),
+            placement: Placement::new(),
+            cpu: 0,
+            rounds: 0,
+        }
+    }
+
+    fn run(mut self, mut looks: bool) {
+        while looks || self.hall.crew.stand_by(self.number) {
+            looks = false;
+            self.keep_standby();
+            if !self.look() {
+                break;
+            }
+        }
+        self.hall.crew.end();
+        // Whoever else sleeps at the bell is to end too.
+        ring(self.hall.wake.as_fd());
+    }
+
+    /// Somebody is always to stand by, who sees when this thread is stuck.
+    fn keep_standby(&self) {
+        if !self.hall.crew.has_standby() {
+            self.start_another(false);
+        }
+    }
+
+    fn start_another(&self, looks: bool) -> bool {
+        start_thread(&self.hall, looks).unwrap_or_else(|error| {
+            log::warn!("channel door {}: no further thread: {error}", self.shared.id.0);
+            false
+        })
+    }
+
+    /// Looks for requests until another thread does so, which stays: true; or until the end.
+    fn look(&mut self) -> bool {
+        loop {
+            self.hall.crew.reads(self.number);
+            if self.hall.stop.load(Relaxed) {
+                return false;
+            }
+            self.rounds = self.rounds.wrapping_add(1);
+            if self.rounds % ROUNDS_PER_LOOK == 0 {
                 self.wait(false);
             }
-            if self.serve_active() {
+            if self.serve_put_off() || self.serve_active() {
                 continue;
             }
+            let others = (!self.hall.crew.is_alone()).then(|| self.hall.crew.beats());
             if self.may_spin() && self.look_out() {
                 continue;
             }
-            if self.fall_asleep() {
-                self.waiting.counters.sleeps.fetch_add(1, Relaxed);
+            if others.is_some_and(|before| self.hall.crew.other_lives(self.number, &before))
+                && self.hall.crew.may_leave()
+            {
+                return true;
+            }
+            if self.hall.fall_asleep() {
+                self.hall.counters.sleeps.fetch_add(1, Relaxed);
                 self.wait(true);
             }
         }
@@ -190,7 +183,7 @@ impl Thread {
     /// Whether something is asked within a short time.
     fn look_out(&mut self) -> bool {
         let mut found = false;
-        let (active, stop) = (&self.active, &self.waiting.stop);
+        let (active, stop) = (&self.active, &self.hall.stop);
         self.spin.look_out(|| {
             std::hint::spin_loop();
             found = active.iter().any(|(_, client)| client.memory.has_next()) || stop.load(Relaxed);
@@ -201,51 +194,110 @@ impl Thread {
 
     /// Does what is asked in the active channels; false if nothing was.
     fn serve_active(&mut self) -> bool {
+        if let Some(active) = self.hall.active(&mut self.known) {
+            self.active = active;
+        }
         let mut any = false;
-        let mut at = 0;
-        while let Some((key, client)) = self.active.get(at).cloned() {
-            match self.serve(&client) {
-                Ok(served) => {
-                    any |= served;
-                    at += 1;
+        for (key, client) in self.active.clone().iter() {
+            if !client.turn.take() {
+                continue;
+            }
+            match self.serve(client) {
+                Ok(Served::Nothing) => {}
+                Ok(Served::Some) => any = true,
+                Ok(Served::Slow(request)) => {
+                    any = true;
+                    self.let_go(*key, client);
+                    self.answer_slow(client, request);
+                    continue;
                 }
                 Err(why) => {
                     log::info!("channel of process {} is ended: {why}", client.peer.caller.pid);
-                    self.end(key);
+                    self.hall.end_channel(*key);
                 }
             }
+            self.let_go(*key, client);
         }
         any
     }
 
-    fn serve(&mut self, client: &Arc<Client>) -> Result<bool, polytropo_queue::Error> {
+    fn let_go(&self, key: u64, client: &Arc<Client>) {
+        if client.turn.give_back() {
+            self.hall.activate(key, client);
+        }
+    }
+
+    /// Serves one channel for a while, in turn with the others.
+    fn serve(&mut self, client: &Arc<Client>) -> Result<Served, polytropo_queue::Error> {
+        let begun = (self.active.len() > 1).then(Instant::now);
         for served in 0..BURST_MAX {
-            match client.memory.next()? {
-                Some(request) => {
-                    self.keep_apart(client);
-                    self.answer(client, request);
+            let Some(request) = client.memory.next()? else {
+                return Ok(if served > 0 { Served::Some } else { Served::Nothing });
+            };
+            self.keep_apart(client);
+            match pace(client, &request) {
+                Pace::Quick => self.answer(client, request),
+                Pace::SlowInOrder => self.answer_slow(client, request),
+                Pace::Slow if self.hall.may_be_slow() => return Ok(Served::Slow(request)),
+                Pace::Slow if self.hall.put_off(client, request) => {}
+                Pace::Slow => {
+                    let nothing = [0; REPLY_WORDS];
+                    client.memory.answer(request.slot, Errno::AGAIN.raw_os_error() as u32, &nothing);
                 }
-                None => return Ok(served > 0),
+            }
+            if begun.is_some_and(|begun| begun.elapsed() > BURST_TIME_MAX) {
+                break;
             }
         }
-        Ok(true)
+        Ok(Served::Some)
+    }
+
+    /// Answers while another thread looks for requests, if there is one left.
+    fn answer_slow(&mut self, client: &Arc<Client>, request: Request) {
+        if !self.hall.may_be_slow() {
+            return self.answer(client, request);
+        }
+        self.hall.counters.slow.fetch_add(1, Relaxed);
+        if !self.hall.crew.begin_slow() {
+            // Counted before it runs, so that nobody else is called for the same.
+            self.hall.crew.joins();
+            if !self.start_another(true) {
+                self.hall.crew.leaves();
+            }
+        }
+        self.answer(client, request);
+        while let Some((client, request)) = self.hall.take_put_off() {
+            self.answer(&client, request);
+        }
+        self.hall.crew.end_slow();
+    }
+
+    /// Does what was put off, if that is possible now.
+    fn serve_put_off(&mut self) -> bool {
+        if !self.hall.has_put_off() || !self.hall.may_be_slow() {
+            return false;
+        }
+        let Some((client, request)) = self.hall.take_put_off() else { return false };
+        self.answer_slow(&client, request);
+        true
     }
 
     /// Leaves the program's CPU if both stay on one.
     fn keep_apart(&mut self, client: &Client) {
         let (mut own, theirs) = (current_cpu(), client.memory.client_cpu());
         if self.placement.should_move(own, theirs) && leave(own) {
-            self.waiting.counters.moves.fetch_add(1, Relaxed);
+            self.hall.counters.moves.fetch_add(1, Relaxed);
             own = current_cpu();
         }
         if own != self.cpu {
             self.cpu = own;
-            self.active.iter().for_each(|(_, client)| client.memory.publish_cpu(own));
+            self.hall.publish_cpu(own);
         }
     }
 
     fn answer(&mut self, client: &Client, request: Request) {
-        let counters = &self.waiting.counters;
+        self.hall.crew.works(self.number);
+        let counters = &self.hall.counters;
         counters.requests.fetch_add(1, Relaxed);
         let reply = [0; REPLY_WORDS];
         let mut work = Work { door: &self.shared, client, desk: &mut self.desk, request, reply, notes: None };
@@ -263,7 +315,7 @@ impl Thread {
                 error.errno().raw_os_error() as u32
             }
             Err(_) => {
-                if !std::mem::replace(&mut self.panicked, true) {
+                if !self.hall.panicked.swap(true, Relaxed) {
                     let (door, what) = (self.shared.id.0, request.operation);
                     log::error!(
                         "channel door {door}: a layer of the stack panicked in {what:?}; the program got EIO"
@@ -284,27 +336,12 @@ impl Thread {
         })
     }
 
-    /// Says in each channel that the bell must be rung. False if something came in meanwhile.
-    fn fall_asleep(&mut self) -> bool {
-        for (_, client) in &self.active {
-            client.memory.publish_cpu(0);
-            client.memory.fence();
-        }
-        if self.active.iter().any(|(_, client)| client.memory.has_next()) {
-            let own = current_cpu();
-            self.active.iter().for_each(|(_, client)| client.memory.publish_cpu(own));
-            return false;
-        }
-        self.active.clear();
-        true
-    }
-
     /// Takes in what happened; sleeps until something does.
     fn wait(&mut self, sleep: bool) {
         let mut space = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; 64];
         let none = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
         let timeout = if sleep { None } else { Some(&none) };
-        let happened = match epoll::wait(&self.epoll, &mut space, timeout) {
+        let happened = match epoll::wait(&self.hall.epoll, &mut space, timeout) {
             Ok((events, _)) => events.iter().map(|event| event.data.u64()).collect::<Vec<_>>(),
             Err(Errno::INTR) => return,
             Err(errno) => {
@@ -315,47 +352,26 @@ impl Thread {
         for number in happened {
             match (number >> 2, number & 3) {
                 (0, _) => {
-                    silence(self.waiting.wake.as_fd());
+                    silence(self.hall.wake.as_fd());
                     self.welcome_arrivals();
                 }
                 (key, BELL) => self.rung(key),
-                (key, _) => self.end(key),
+                (key, _) => self.hall.end_channel(key),
             }
         }
     }
 
     fn rung(&mut self, key: u64) {
-        let Some(client) = self.clients.get(&key) else { return };
+        let Some(client) = self.hall.clients.lock().get(&key).cloned() else { return };
         silence(client.bell.as_fd());
-        client.memory.publish_cpu(current_cpu());
-        if !self.active.iter().any(|(other, _)| *other == key) {
-            self.active.push((key, client.clone()));
-        }
-    }
-
-    /// The program is gone, or is not to be served any more.
-    fn end(&mut self, key: u64) {
-        self.active.retain(|(other, _)| *other != key);
-        let Some(client) = self.clients.remove(&key) else { return };
-        self.waiting.counters.channels.fetch_sub(1, Relaxed);
-        for descriptor in [
-            client.bell.as_fd(),
-            client.peer.socket.as_fd(),
-            client.peer.process.as_fd(),
-            client.peer.mounts.as_fd(),
-        ] {
-            // Would else be told of as long as the program keeps its own descriptor.
-            if let Err(errno) = epoll::delete(&self.epoll, descriptor) {
-                log::debug!("descriptor {} was not waited for: {errno}", descriptor.as_raw_fd());
-            }
-        }
-        client.memory.end();
+        self.hall.activate(key, &client);
     }
 
     fn welcome_arrivals(&mut self) {
-        let arrivals = std::mem::take(&mut *self.waiting.arrivals.lock());
+        let hall = &self.hall;
+        let arrivals = std::mem::take(&mut *hall.arrivals.lock());
         for peer in arrivals {
-            if self.clients.len() >= CLIENTS_MAX {
+            if hall.clients.lock().len() >= CLIENTS_MAX {
                 refuse(peer.socket.as_fd(), Verdict::TooMany);
                 continue;
             }
@@ -364,12 +380,14 @@ impl Thread {
                 refuse(peer.socket.as_fd(), Verdict::Failed);
                 continue;
             };
-            match open_channel(&self.shared, shown, &self.epoll, self.last_key + 1, peer) {
+            let key = hall.last_key.fetch_add(1, Relaxed) + 1;
+            // Counted first: what is told of it meanwhile, to another thread, is to find it.
+            let mut clients = hall.clients.lock();
+            match open_channel(&self.shared, shown, &hall.epoll, key, peer) {
                 Ok(client) => {
-                    self.last_key += 1;
-                    self.clients.insert(self.last_key, Arc::new(client));
-                    self.waiting.counters.channels.fetch_add(1, Relaxed);
-                    self.waiting.counters.channels_opened.fetch_add(1, Relaxed);
+                    clients.insert(key, Arc::new(client));
+                    hall.counters.channels.fetch_add(1, Relaxed);
+                    hall.counters.channels_opened.fetch_add(1, Relaxed);
                 }
                 Err(errno) => log::warn!("a channel for process {pid} cannot be opened: {errno}"),
             }
@@ -379,8 +397,38 @@ impl Thread {
 
 impl Drop for Thread {
     fn drop(&mut self) {
-        let keys: Vec<_> = self.clients.keys().copied().collect();
-        keys.into_iter().for_each(|key| self.end(key));
+        if std::thread::panicking() {
+            // Nothing is served any more, so programs are to know.
+            self.hall.stop.store(true, SeqCst);
+            self.hall.crew.end();
+            self.hall.end_all_channels();
+        }
+    }
+}
+
+/// What one look at a channel found.
+enum Served {
+    Nothing,
+    Some,
+    /// To be answered after the channel was let go, for it takes long.
+    Slow(Request),
+}
+
+/// How a request is to be answered. Programs wait for most answers before they ask on, so that order matters for those only for which they do
+/// not: what is posted comes before what follows.
+enum Pace {
+    Quick,
+    /// May wait for a disk; nothing that follows in the channel has to wait for it.
+    Slow,
+    /// May wait for a disk, and so does what follows.
+    SlowInOrder,
+}
+
+fn pace(client: &Client, request: &Request) -> Pace {
+    match request.operation {
+        Some(Operation::Sync) => Pace::Slow,
+        Some(Operation::Write) if client.writes_through(request.words[0]) => Pace::SlowInOrder,
+        _ => Pace::Quick,
     }
 }
 
@@ -402,12 +450,7 @@ fn open_channel(
     let entered = watch(epoll, key, &client).and_then(|()| greet(&client, shown));
     if let Err(errno) = entered {
         refuse(client.peer.socket.as_fd(), Verdict::Failed);
-        for descriptor in [
-            client.bell.as_fd(),
-            client.peer.socket.as_fd(),
-            client.peer.process.as_fd(),
-            client.peer.mounts.as_fd(),
-        ] {
+        for descriptor in client.descriptors() {
             // Those that were not added yet are not there.
             let _ = epoll::delete(epoll, descriptor);
         }
@@ -481,7 +524,7 @@ fn covered_nodes(shared: &Arc<Shared>, peer: &Peer) -> FxHashSet<polytropo_libse
     found
 }
 
-fn ring(bell: BorrowedFd<'_>) {
+pub fn ring(bell: BorrowedFd<'_>) {
     // EAGAIN: it rings already.
     let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
 }

@@ -6,6 +6,7 @@
 mod changes;
 mod client;
 mod driver;
+mod hall;
 mod kept;
 mod memory;
 mod names;
@@ -30,7 +31,7 @@ use kept::Kept;
 use walk::Failure;
 
 pub use client::Peer;
-pub use driver::ChannelStatistics;
+pub use hall::ChannelStatistics;
 
 /// How a door works.
 pub struct ChannelOptions {

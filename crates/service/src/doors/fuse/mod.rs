@@ -47,6 +47,9 @@ use session::Session;
 use statistics::AllCounters;
 use worker::{Threads, Worker};
 
+/// How often somebody looks whether all threads are stuck.
+const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+
 /// How a door works.
 #[derive(Clone, Debug)]
 pub struct FuseOptions {
@@ -113,7 +116,7 @@ impl FuseDoor {
         let session = Arc::new(Session::new(stack, door, options));
         let stop = Arc::new(AtomicBool::new(false));
         let count = session.options.threads.max(1);
-        let crew = Arc::new(Crew::new(count));
+        let crew = Arc::new(Crew::new(count, WATCH_INTERVAL));
         let threads = Threads { stop: stop.clone(), crew: crew.clone(), handles: Vec::new() };
         let counters = Arc::<AllCounters>::default();
         let late = Late::start(format!("fuse{}.late", door.0), || {
