@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use polytropo_libservices::{
-    DirPlusSink, FallocateMode, HandleId, OpenFlags, Opened, RenameFlags, SetAttr, XattrFlags,
+    ContentId, DirPlusSink, FallocateMode, HandleId, OpenFlags, Opened, RenameFlags, SetAttr, XattrFlags,
 };
 
 use super::*;
@@ -209,5 +209,9 @@ impl Libservice for Epochs {
 
     fn immutable_file(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
         self.below.immutable_file(handle)
+    }
+
+    fn content(&self, handle: HandleId) -> Option<ContentId> {
+        self.below.content(handle)
     }
 }
