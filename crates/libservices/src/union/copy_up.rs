@@ -346,8 +346,9 @@ impl Union {
     fn enter_index(&self, work: &Work, node: &Arc<Node>, copy: &Copy) -> Result<()> {
         let Some(origin) = node.origin else { return Ok(()) };
         let left = copy.nlink.saturating_sub(node.names_removed.load(Relaxed));
-        if copy.marked {
-            self.record_links(&copy.held, left)?;
+        // Of what cannot carry it and has one name, the upper's own count will do.
+        if copy.marked || left > 1 {
+            work.record_names(&self.own, &copy.held, origin, copy.marked, left)?;
         }
         let text = origin.text();
         let (links, name) = (&work.links, Name::new(text.as_bytes())?);
@@ -355,12 +356,7 @@ impl Union {
         links.service().rename(&self.own, work.tmp.node, &copy.name, links.node, name, none)?;
         work.index.lock().insert(origin, copy.ino);
         *node.links.lock() = Some(left);
-        work.record_removed(&self.own, origin, 0)
-    }
-
-    pub(super) fn record_links(&self, held: &Held, links: u32) -> Result<()> {
-        let (text, none) = (links.to_string(), XattrFlags::empty());
-        held.service().setxattr(&self.own, held.node, marks::LINKS, text.as_bytes(), none)
+        work.removed.set(&self.own, origin, None)
     }
 
     /// Says on disk that entries of the directory may carry an origin, before the first does.

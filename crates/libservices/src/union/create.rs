@@ -6,6 +6,7 @@ use super::Union;
 use super::layers::{Held, OpenFile, Origin, names};
 use super::lookup::Found;
 use super::nodes::{Node, Seed, Stack};
+use crate::capabilities::Capabilities;
 use crate::error::{Errno, Error, Result};
 use crate::name::Name;
 use crate::types::*;
@@ -124,8 +125,13 @@ impl Union {
         let mut links = node.links.lock();
         let Some(before) = *links else { return Ok(()) };
         let after = before.saturating_add_signed(change);
-        if node.kind == libc::S_IFREG {
-            self.record_links(held, after)?;
+        if let (Some(work), Some(origin)) = (&self.work, node.origin) {
+            let apart = work.counts_names(origin);
+            let carries =
+                node.kind == libc::S_IFREG && self.capabilities_below().contains(Capabilities::XATTRS);
+            if apart || carries {
+                work.record_names(&self.own, held, origin, carries && !apart, after)?;
+            }
         }
         *links = Some(after);
         Ok(())

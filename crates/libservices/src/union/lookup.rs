@@ -177,7 +177,7 @@ impl Union {
             impure: marks.impure,
             links,
             names_removed: match (&self.work, origin) {
-                (Some(work), Some(origin)) => work.index.lock().removed(origin),
+                (Some(work), Some(origin)) => work.removed.get(origin).unwrap_or(0),
                 _ => 0,
             },
         };

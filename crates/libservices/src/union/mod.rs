@@ -26,6 +26,7 @@ mod record;
 mod relay;
 mod remove;
 mod rename;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod work;

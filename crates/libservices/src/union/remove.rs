@@ -170,7 +170,7 @@ impl Union {
             return match (&self.work, node.origin) {
                 // Of the last name, what was recorded of the others is forgotten.
                 (Some(work), Some(origin)) => {
-                    work.record_removed(&self.own, origin, if nlink > 1 { gone } else { 0 })
+                    work.removed.set(&self.own, origin, (nlink > 1).then_some(gone))
                 }
                 _ => Ok(()),
             };
@@ -178,9 +178,7 @@ impl Union {
         self.count_links(node, &held, -1)?;
         let last = *node.links.lock() == Some(0);
         if let (true, Some(origin), Some(work)) = (last, node.origin, &self.work) {
-            let text = origin.text();
-            work.links.service().unlink(&self.own, work.links.node, Name::new(text.as_bytes())?)?;
-            work.index.lock().remove(origin);
+            work.leave_index(&self.own, origin)?;
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 //!
 //! `work/` holds what is being copied; it is cleared at start. `links/` has one name, `ORDINAL-INO` of the lower inode,
 //! for every copied file of several names, so that all of them lead to the copy; and for symbolic links and special files,
-//! which cannot carry their origin themselves. `removed/` has one name, `ORDINAL-INO-COUNT`, for every lower inode of several names that lost
+//! which cannot carry their origin themselves; of these, `ORDINAL-INO-COUNT` says how many names the union has, where the
+//! lower had several. `removed/` has one name, `ORDINAL-INO-COUNT`, for every lower inode of several names that lost
 //! some of them without having been copied. `whiteout` is the file that whiteouts are links to. `format-N` says that no version may use the upper
 //! that does not know N; without one it is 1.
 
@@ -15,6 +16,7 @@ use rustc_hash::FxHashMap;
 use super::Union;
 use super::layers::{Held, Layer, OpenDir, Origin, marks, names};
 use super::lookup::mark;
+use super::tally::Tally;
 use crate::error::{Errno, Error, Result};
 use crate::name::Name;
 use crate::types::*;
@@ -34,7 +36,10 @@ const WHITEOUT: &str = "whiteout";
 pub struct Work {
     pub tmp: Arc<Held>,
     pub links: Arc<Held>,
-    removed: Arc<Held>,
+    /// How many names of a lower inode that was not copied are gone.
+    pub removed: Tally,
+    /// How many names a copy in `links/` has that cannot carry the number itself.
+    names: Tally,
     area: Arc<Held>,
     /// The upper says that it is of the format that has partial files.
     partial_files: AtomicBool,
@@ -45,12 +50,11 @@ pub struct Work {
     pub index: Mutex<Index>,
 }
 
-/// What `links/` and `removed/` hold, in memory.
+/// What `links/` holds, in memory.
 #[derive(Default)]
 pub struct Index {
     origins: FxHashMap<Origin, u64>,
     upper_inos: FxHashMap<u64, Origin>,
-    removed: FxHashMap<Origin, u32>,
 }
 
 impl Index {
@@ -65,11 +69,6 @@ impl Index {
     pub fn insert(&mut self, origin: Origin, upper_ino: u64) {
         self.origins.insert(origin, upper_ino);
         self.upper_inos.insert(upper_ino, origin);
-    }
-
-    /// How many names of a lower inode are gone.
-    pub fn removed(&self, origin: Origin) -> u32 {
-        self.removed.get(&origin).copied().unwrap_or(0)
     }
 
     pub fn remove(&mut self, origin: Origin) {
@@ -90,14 +89,13 @@ impl Work {
         let links = directory(caller, &area, names::fixed("links"))?;
         let removed = directory(caller, &area, names::fixed("removed"))?;
         clear(caller, &tmp, 0)?;
-        let mut index = read_index(caller, &links)?;
-        index.removed = read_removed(caller, &removed)?;
-        let index = Mutex::new(index);
+        let (removed, names) = (Tally::read(caller, &removed)?, Tally::read(caller, &links)?);
+        let index = Mutex::new(read_index(caller, &links, &names)?);
         let whiteout = area.find(caller, names::fixed(WHITEOUT))?.map(|(held, _)| Arc::new(held));
         let whiteout = Mutex::new(whiteout);
         let (partial_files, making_format) = (AtomicBool::new(partial_files), Mutex::default());
         let next = AtomicU64::new(0);
-        Ok(Self { tmp, links, removed, area, partial_files, making_format, whiteout, next, index })
+        Ok(Self { tmp, links, removed, names, area, partial_files, making_format, whiteout, next, index })
     }
 
     pub fn has_partial_files(&self) -> bool {
@@ -157,27 +155,33 @@ impl Work {
         }
     }
 
-    /// Records how many names of a lower inode are gone; 0 when that does not matter any more.
-    pub fn record_removed(&self, caller: &Caller, origin: Origin, count: u32) -> Result<()> {
-        let before = self.index.lock().removed(origin);
-        let (service, node) = (self.removed.service(), self.removed.node);
-        let (old, new) = (removed_name(origin, before), removed_name(origin, count));
-        match (before, count) {
-            (before, count) if before == count => return Ok(()),
-            (0, _) => {
-                drop(self.removed.take(service.mknod(caller, node, &new, libc::S_IFREG, 0)?));
-                self.index.lock().removed.insert(origin, count);
-            }
-            (_, 0) => {
-                service.unlink(caller, node, &old)?;
-                self.index.lock().removed.remove(&origin);
-            }
-            _ => {
-                service.rename(caller, node, &old, node, &new, RenameFlags::empty())?;
-                self.index.lock().removed.insert(origin, count);
-            }
+    /// Records how many names the union has for a copy of several names in `links/`.
+    pub fn record_names(
+        &self,
+        caller: &Caller,
+        held: &Held,
+        origin: Origin,
+        carries: bool,
+        links: u32,
+    ) -> Result<()> {
+        if carries {
+            let (text, none) = (links.to_string(), XattrFlags::empty());
+            return held.service().setxattr(caller, held.node, marks::LINKS, text.as_bytes(), none);
         }
-        Ok(())
+        self.names.set(caller, origin, Some(links))
+    }
+
+    /// Whether a copy in `links/` that cannot carry how many names it has had several in the lower.
+    pub fn counts_names(&self, origin: Origin) -> bool {
+        self.names.get(origin).is_some()
+    }
+
+    /// Takes a copy out of `links/` whose last name went.
+    pub fn leave_index(&self, caller: &Caller, origin: Origin) -> Result<()> {
+        let text = origin.text();
+        self.links.service().unlink(caller, self.links.node, Name::new(text.as_bytes())?)?;
+        self.index.lock().remove(origin);
+        self.names.set(caller, origin, None)
     }
 }
 
@@ -219,11 +223,6 @@ fn make_empty(caller: &Caller, directory: &Held, name: &Name) -> Result<()> {
     Ok(())
 }
 
-fn removed_name(origin: Origin, count: u32) -> Box<Name> {
-    let text = format!("{}-{count}", origin.text());
-    Name::new(text.as_bytes()).expect("numbers are a name").to_boxed()
-}
-
 impl Union {
     /// The copy that stands for a lower inode of several names.
     pub(super) fn copied_link(
@@ -252,15 +251,22 @@ impl Union {
         if !work.index.lock().contains(origin) {
             return Ok(None);
         }
-        let recorded =
-            if attr.file_type() == libc::S_IFREG { mark(caller, held, marks::LINKS)? } else { None };
         // It was found by some name.
         let counted = || attr.nlink.saturating_sub(1).max(1);
-        Ok(Some(recorded.and_then(|text| count(&text)).unwrap_or_else(counted)))
+        Ok(Some(recorded(caller, held, origin, attr, &work.names)?.unwrap_or_else(counted)))
     }
 }
 
-fn count(text: &[u8]) -> Option<u32> {
+/// How many names a copy in `links/` has, where that is recorded.
+fn recorded(caller: &Caller, held: &Held, origin: Origin, attr: &Attr, names: &Tally) -> Result<Option<u32>> {
+    if let Some(apart) = names.get(origin) {
+        return Ok(Some(apart));
+    }
+    let text = if attr.file_type() == libc::S_IFREG { mark(caller, held, marks::LINKS)? } else { None };
+    Ok(text.and_then(|text| count(&text)))
+}
+
+pub fn count(text: &[u8]) -> Option<u32> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
@@ -311,31 +317,21 @@ pub fn list(caller: &Caller, directory: &Arc<Held>) -> Result<Vec<Box<Name>>> {
     Ok(found)
 }
 
-fn read_index(caller: &Caller, links: &Arc<Held>) -> Result<Index> {
+fn read_index(caller: &Caller, links: &Arc<Held>, names: &Tally) -> Result<Index> {
     let mut index = Index::default();
     for name in list(caller, links)? {
-        let Some((held, attr)) = links.find(caller, &name)? else { continue };
         let Some(origin) = Origin::parse(name.as_bytes()) else { continue };
-        let is_file = attr.file_type() == libc::S_IFREG;
-        let recorded = if is_file { mark(caller, &held, marks::LINKS)? } else { None };
-        if recorded.and_then(|text| count(&text)) == Some(0) {
+        let Some((held, attr)) = links.find(caller, &name)? else { continue };
+        if recorded(caller, &held, origin, &attr, names)? == Some(0) {
             // Its last name went, the entry stayed.
             links.service().unlink(caller, links.node, &name)?;
             continue;
         }
         index.insert(origin, attr.ino);
     }
-    Ok(index)
-}
-
-fn read_removed(caller: &Caller, removed: &Arc<Held>) -> Result<FxHashMap<Origin, u32>> {
-    let mut found = FxHashMap::default();
-    for name in list(caller, removed)? {
-        let text = name.as_bytes();
-        let Some(dash) = text.iter().rposition(|byte| *byte == b'-') else { continue };
-        if let (Some(origin), Some(count)) = (Origin::parse(&text[..dash]), count(&text[dash + 1..])) {
-            found.insert(origin, count);
-        }
+    // Counted, but not copied any more, or not yet.
+    for origin in names.origins().into_iter().filter(|origin| !index.contains(*origin)) {
+        names.set(caller, origin, None)?;
     }
-    Ok(found)
+    Ok(index)
 }

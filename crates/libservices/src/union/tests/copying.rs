@@ -182,6 +182,39 @@ fn symbolic_links_keep_their_number() {
 }
 
 #[test]
+fn symbolic_links_of_several_names_are_counted() {
+    let rig = Rig::new(1);
+    std::os::unix::fs::symlink("target", rig.lower(0, "a")).unwrap();
+    host::hard_link(rig.lower(0, "a"), rig.lower(0, "b")).unwrap();
+    let view = rig.union();
+    let ino = view.attr("a").unwrap().ino;
+    // It is copied up before the name is found to be there.
+    assert_eq!(errno(view.link("a", "b")), Errno::EXIST);
+    let check = |view: &View, names: &[&str]| {
+        for path in names {
+            let attr = view.attr(path).unwrap();
+            assert_eq!((attr.ino, attr.nlink as usize), (ino, names.len()), "{path}");
+        }
+    };
+    check(&view, &["a", "b"]);
+    view.link("b", "c").unwrap();
+    check(&view, &["a", "b", "c"]);
+    drop(view);
+    let view = rig.union();
+    check(&view, &["c", "b", "a"]);
+    view.unlink("a").unwrap();
+    view.rename("b", "d").unwrap();
+    check(&view, &["c", "d"]);
+    drop(view);
+    let view = rig.union();
+    check(&view, &["d", "c"]);
+    view.unlink("c").unwrap();
+    view.unlink("d").unwrap();
+    assert_eq!(host::read_dir(rig.upper(".wh..wh.polytropo/links")).unwrap().count(), 0);
+    view.assert_nothing_held();
+}
+
+#[test]
 fn only_what_lies_in_a_lower_that_never_changes_is_given_out() {
     let rig = Rig::new(1);
     rig.put(0, "f", "base");
