@@ -9,7 +9,7 @@ export CARGO_BUILD_JOBS := $(CARGO_JOBS)
 # Programs that the product needs, and what only its tests and benchmarks need.
 PACKAGES := runc crun fuse3 mmdebstrap umoci uidmap conmon golang-github-containers-common python3-venv build-essential
 TEST_PACKAGES := busybox-static acl attr dbench fio git musl-tools libpython3.11-testsuite postgresql python3.11 redis-server rsync stress-ng e2fsprogs
-BENCH_PACKAGES := fuse-overlayfs podman
+BENCH_PACKAGES := fuse-overlayfs podman rocksdb-tools strace
 
 .PHONY: all bootstrap product-bootstrap build venv demo lint test rust-test python-test soak bench-fuse clean uninstall
 
@@ -77,6 +77,7 @@ bench-fuse: product-bootstrap build venv
 
 .PHONY: bench-path
 bench-path: product-bootstrap build venv
+	@tools/bootstrap $(BENCH_PACKAGES) git
 	$(VENV)/bin/python -m benchmarks.path $(BENCH_ARGUMENTS)
 
 # Stops what runs, removes state, caches and builds. Refuses while there are volumes or containers, unless FORCE=1.
@@ -118,7 +119,3 @@ miri:
 	    MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked -p polytropo-queue --test words --test bytes \
 	        --test wrap --target-dir target/miri; \
 	else echo "miri: skipped, it is not installed (rustup +nightly component add miri)"; fi
-
-.PHONY: bench-preload
-bench-preload: build venv
-	$(VENV)/bin/python -m benchmarks.path.preload $(BENCH_ARGUMENTS)

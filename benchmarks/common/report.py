@@ -127,6 +127,8 @@ def machine() -> dict[str, Any]:
 def _shown(value: float | None, unit: str) -> str:
     if value is None:
         return ""
+    if unit == "count":
+        return f"{value:.0f}"
     if unit == "bytes":
         return f"{value / (1 << 20):.1f} MiB"
     for size, name in ((1e9, "s"), (1e6, "ms"), (1e3, "us")):

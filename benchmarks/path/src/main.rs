@@ -3,7 +3,9 @@
 
 mod sides;
 
+use std::io::Read;
 use std::path::PathBuf;
+use std::sync::Barrier;
 use std::time::Instant;
 
 use clap::Parser;
@@ -86,6 +88,10 @@ fn measure<S: Side>(side: &S, arguments: &Arguments) -> Outcome<Figures> {
     if arguments.write {
         write(side, &mut figures, ms)?;
     }
+    by_two(side, &mut figures, arguments)?;
+    if arguments.socket.is_none() {
+        foreign(&mut figures, ms)?;
+    }
     Ok(figures)
 }
 
@@ -104,10 +110,15 @@ fn read<S: Side>(side: &S, figures: &mut Figures, ms: u64) -> Outcome<()> {
     for (name, bytes) in
         [("pread 1 B", 1), ("pread 4 KiB", 4096), ("pread 64 KiB", 64 << 10), ("pread 1 MiB", 1 << 20)]
     {
-        let mut state = 1;
         let places = LARGE_BYTES / bytes.max(4096) as u64;
+        let mut state = 1;
         time(figures, name, ms, || {
             let at = next(&mut state) % places * bytes.max(4096) as u64;
+            side.pread(&file, &mut buffer[..bytes], at)
+        })?;
+        let mut at = 0;
+        time(figures, &format!("{name}, in sequence"), ms, || {
+            at = (at + bytes as u64) % (LARGE_BYTES - (1 << 20));
             side.pread(&file, &mut buffer[..bytes], at)
         })?;
     }
@@ -117,6 +128,7 @@ fn read<S: Side>(side: &S, figures: &mut Figures, ms: u64) -> Outcome<()> {
 fn look<S: Side>(side: &S, figures: &mut Figures, ms: u64) -> Outcome<()> {
     time(figures, "stat", ms, || side.stat("names/0500"))?;
     time(figures, "stat missing", ms, || side.stat_missing("names/none"))?;
+    time(figures, "access", ms, || side.access("names/0501"))?;
     let file = side.open("small", libc::O_RDONLY)?;
     time(figures, "fstat", ms, || side.fstat(&file))?;
     side.close(file)?;
@@ -132,34 +144,22 @@ fn look<S: Side>(side: &S, figures: &mut Figures, ms: u64) -> Outcome<()> {
 
 fn write<S: Side>(side: &S, figures: &mut Figures, ms: u64) -> Outcome<()> {
     let bytes = vec![7; 4096];
-    let flags = libc::O_RDWR | libc::O_CREAT;
-    let file = side.open("scratch", flags)?;
+    let file = side.open("scratch", CREATE)?;
     for block in 0..256 {
         side.pwrite(&file, &bytes, block * 4096)?;
     }
     let mut state = 1;
     time(figures, "pwrite 4 KiB", ms, || side.pwrite(&file, &bytes, next(&mut state) % 256 * 4096))?;
     side.close(file)?;
-    let flags_append = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND | libc::O_TRUNC;
-    let mut file = Some(side.open("appended", flags_append)?);
-    let mut appended = 0;
-    time(figures, "append 4 KiB", ms, || {
-        appended += 1;
-        // Begun anew now and then, since the disk is small.
-        if appended % APPENDS == 0 {
-            file.take().map_or(Ok(()), |full| side.close(full))?;
-            file = Some(side.open("appended", flags_append)?);
-        }
-        file.as_ref().map_or(Ok(()), |file| side.pwrite(file, &bytes, 0))
-    })?;
-    file.map_or(Ok(()), |file| side.close(file))?;
-    side.unlink("appended")?;
+    let mut log = Log::begin(side, "appended")?;
+    time(figures, "append 4 KiB", ms, || log.append(&bytes))?;
+    log.end()?;
     time(figures, "create+unlink", ms, || {
-        side.close(side.open("new", flags)?)?;
+        side.close(side.open("new", CREATE)?)?;
         side.unlink("new")
     })?;
     time(figures, "create+write 4 KiB+close, unlink", ms, || {
-        let file = side.open("new", flags)?;
+        let file = side.open("new", CREATE)?;
         side.pwrite(&file, &bytes, 0)?;
         side.close(file)?;
         side.unlink("new")
@@ -168,5 +168,125 @@ fn write<S: Side>(side: &S, figures: &mut Figures, ms: u64) -> Outcome<()> {
     time(figures, "rename", ms, || {
         names.swap(0, 1);
         side.rename(names[0], names[1])
+    })?;
+    side.unlink(names[1])
+}
+
+const CREATE: i32 = libc::O_RDWR | libc::O_CREAT;
+
+/// A file that grows, begun anew now and then, since the disk is small.
+struct Log<'a, S: Side> {
+    side: &'a S,
+    name: String,
+    file: Option<S::Handle>,
+    appended: u64,
+}
+
+impl<'a, S: Side> Log<'a, S> {
+    const FLAGS: i32 = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND | libc::O_TRUNC;
+
+    fn begin(side: &'a S, name: &str) -> Outcome<Self> {
+        let file = Some(side.open(name, Self::FLAGS)?);
+        Ok(Self { side, name: name.to_owned(), file, appended: 0 })
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Outcome<()> {
+        self.appended += 1;
+        if self.appended % APPENDS == 0 {
+            self.file.take().map_or(Ok(()), |full| self.side.close(full))?;
+            self.file = Some(self.side.open(&self.name, Self::FLAGS)?);
+        }
+        self.file.as_ref().map_or(Ok(()), |file| self.side.pwrite(file, bytes, 0))
+    }
+
+    fn end(mut self) -> Outcome<()> {
+        self.file.take().map_or(Ok(()), |file| self.side.close(file))?;
+        self.side.unlink(&self.name)
+    }
+}
+
+/// The same by two threads at once, each on a file of its own where files are changed: nanoseconds that a call of one takes.
+fn by_two<S: Side>(side: &S, figures: &mut Figures, arguments: &Arguments) -> Outcome<()> {
+    let ms = arguments.time_ms;
+    pair(figures, "pread 4 KiB", ms, |thread| {
+        let file = side.open("large", libc::O_RDONLY)?;
+        let (mut buffer, mut state) = (vec![0; 4096], thread as u64 + 1);
+        let places = LARGE_BYTES / 4096;
+        Ok(move || side.pread(&file, &mut buffer, next(&mut state) % places * 4096))
+    })?;
+    pair(figures, "stat", ms, |thread| Ok(move || side.stat(["names/0500", "names/0600"][thread])))?;
+    pair(figures, "open+read+close 4 KiB", ms, |_| {
+        let mut buffer = vec![0; 4096];
+        Ok(move || {
+            let file = side.open("small", libc::O_RDONLY)?;
+            side.pread(&file, &mut buffer, 0)?;
+            side.close(file)
+        })
+    })?;
+    if !arguments.write {
+        return Ok(());
+    }
+    let bytes = [7; 4096];
+    pair(figures, "pwrite 4 KiB", ms, |thread| {
+        let file = side.open(&format!("pair{thread}"), CREATE)?;
+        for block in 0..256 {
+            side.pwrite(&file, &bytes, block * 4096)?;
+        }
+        let mut state = 1;
+        Ok(move || side.pwrite(&file, &bytes, next(&mut state) % 256 * 4096))
+    })?;
+    pair(figures, "append 4 KiB", ms, |thread| {
+        let mut log = Log::begin(side, &format!("log{thread}"))?;
+        Ok(move || log.append(&bytes))
+    })?;
+    pair(figures, "create+unlink", ms, |thread| {
+        let name = format!("new{thread}");
+        Ok(move || {
+            side.close(side.open(&name, CREATE)?)?;
+            side.unlink(&name)
+        })
+    })?;
+    ["pair0", "pair1", "log0", "log1"].iter().try_for_each(|name| side.unlink(name))
+}
+
+fn pair<W: FnMut() -> Outcome<()>>(
+    figures: &mut Figures,
+    name: &str,
+    ms: u64,
+    make: impl Fn(usize) -> Outcome<W> + Sync,
+) -> Outcome<()> {
+    let start = Barrier::new(2);
+    let run = |thread| -> Outcome<f64> {
+        let made = make(thread);
+        start.wait();
+        let mut work = made?;
+        let begun = Instant::now();
+        let mut count = 0u64;
+        while count % 16 != 0 || begun.elapsed().as_millis() < u128::from(ms) {
+            work()?;
+            count += 1;
+        }
+        Ok(begun.elapsed().as_nanos() as f64 / count.max(1) as f64)
+    };
+    let [one, two] = std::thread::scope(|scope| {
+        let other = scope.spawn(|| run(1));
+        let own = run(0);
+        [own, other.join().unwrap_or_else(|_| Err("a thread panicked".into()))]
+    });
+    figures.insert(format!("{name}, two threads"), ((one? + two?) / 2.0).into());
+    Ok(())
+}
+
+/// Calls that are not about files of ours: what looking at them costs.
+fn foreign(figures: &mut Figures, ms: u64) -> Outcome<()> {
+    time(figures, "close of no descriptor", ms, || {
+        // SAFETY: there is no such descriptor.
+        let closed = unsafe { libc::close(-1) };
+        if closed < 0 { Ok(()) } else { Err("it was there".into()) }
+    })?;
+    let zero = std::fs::File::open("/dev/zero").map_err(|error| error.to_string())?;
+    let mut byte = [0; 1];
+    time(figures, "read 1 B of /dev/zero", ms, || {
+        (&zero).read_exact(&mut byte).map_err(|error| error.to_string())
     })
 }

@@ -1,0 +1,179 @@
+"""Where the sides of the comparison work: directories on one ext4 filesystem, shown in different ways."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from polytropo.preload_files import stage_library, stage_sites
+from polytropo.service import service_binary
+
+DISK_BYTES = 2 << 30
+TIMEOUT_S = 120.0
+CHANNEL = "channel"
+LAYER = "channel, image layer"
+PRELOADED = "preloaded"
+FUSE = "FUSE"
+EXT4 = "ext4"
+OVERLAY = "overlayfs"
+FUSE_OVERLAYFS = "fuse-overlayfs"
+C_LIBRARY = Path("/lib/x86_64-linux-gnu/libc.so.6")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory of one side."""
+
+    side: str
+    directory: Path
+    variables: dict[str, str] = field(default_factory=dict)
+    """What programs here have in their environment."""
+    socket: Path | None = None
+    """Where the probe connects instead of asking the kernel."""
+    writable: bool = True
+
+
+def ext4_in_memory() -> Path:
+    """An empty ext4 filesystem on a loop device in memory; goes with the mount namespace."""
+    size = f"size={DISK_BYTES + (64 << 20)}"
+    command("mount", "-t", "tmpfs", "-o", size, "tmpfs", "/mnt")
+    disk, at = Path("/mnt/disk"), Path("/mnt/ext4")
+    with disk.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, DISK_BYTES)
+    at.mkdir()
+    command("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", disk)
+    command("mount", "-o", "loop", disk, at)
+    return at
+
+
+def command(*words: str | Path, cwd: Path | None = None) -> None:
+    """Runs a program; its failure ends the benchmark with all that it said."""
+    done = subprocess.run(words, capture_output=True, text=True, cwd=cwd, timeout=TIMEOUT_S, check=False)
+    if done.returncode != 0:
+        sys.exit(f"bench-path: {words}: status {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+class Keeper:
+    """A service of its own, which mounts stacks."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        run_dir.mkdir()
+        words = [str(service_binary()), "keeper", f"--run-dir={run_dir}", "--uid-base=3000000"]
+        self.process = subprocess.Popen([*words, "--idle-timeout-s=3600"], stderr=subprocess.DEVNULL)
+        self.gate = run_dir / "channel" / "channel.sock"
+        deadline = time.monotonic() + 20
+        while not self.gate.exists():
+            if time.monotonic() > deadline:
+                sys.exit("bench-path: the service does not start")
+            time.sleep(0.01)
+
+    def mount(self, root: dict[str, object], at: Path, **settings: object) -> Path:
+        at.mkdir()
+        stack = {"version": 1, "root": root, **settings}
+        order = {"op": "mount", "stack": stack, "mountpoint": str(at)}
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(TIMEOUT_S)
+            connection.connect(str(self.run_dir / "control.sock"))
+            connection.sendall(json.dumps(order).encode() + b"\n")
+            answer = json.loads(connection.makefile().readline())
+        if "ok" not in answer:
+            sys.exit(f"bench-path: {answer}")
+        return at
+
+    def variables(self, at: Path) -> dict[str, str]:
+        """With them programs load the preload library for the mount."""
+        directory = self.run_dir / "preload"
+        directory.mkdir(exist_ok=True)
+        library = stage_library(directory)
+        with C_LIBRARY.open("rb") as file:
+            stage_sites(directory, file.fileno())
+        return {
+            "LD_PRELOAD": str(library),
+            "POLYTROPO_CHANNEL": str(self.gate),
+            "POLYTROPO_MOUNT": str(at),
+        }
+
+
+def places_for_calls(scratch: Path, keeper: Keeper) -> list[Place]:
+    """Directories with the same files for each side, written to by one side alone."""
+    names = ("channel", "layer", "preloaded", "fuse", "ext4", "overlay", "fuse-overlay")
+    channel, layer, preloaded, fuse, ext4, overlay, other = (_fill(scratch / name) for name in names)
+    exclusive = {"kind": "dir", "coherence": "exclusive"}
+    by_channel = keeper.mount(
+        {**exclusive, "path": str(channel)}, scratch / "at-channel", channel_writes=True
+    )
+    by_layer = keeper.mount(
+        {"kind": "dir", "path": str(layer), "coherence": "immutable", "read_only": True}, scratch / "at-layer"
+    )
+    by_library = keeper.mount(
+        {**exclusive, "path": str(preloaded)}, scratch / "at-preloaded", channel_writes=True
+    )
+    return [
+        Place(CHANNEL, by_channel, socket=keeper.gate),
+        Place(LAYER, by_layer, socket=keeper.gate, writable=False),
+        Place(PRELOADED, by_library, keeper.variables(by_library)),
+        Place(FUSE, keeper.mount({**exclusive, "path": str(fuse)}, scratch / "at-fuse")),
+        Place(EXT4, ext4),
+        Place(OVERLAY, overlayfs(scratch, overlay)),
+        Place(FUSE_OVERLAYFS, fuse_overlayfs(scratch, other)),
+    ]
+
+
+def places_for_programs(scratch: Path, keeper: Keeper, lower: Path) -> list[Place]:
+    """The tree `lower`, to be changed: copied for ext4, under a fresh upper for the others."""
+    plain = scratch / "plain"
+    command("cp", "-a", lower, plain)
+
+    def union(name: str, **settings: object) -> Path:
+        upper = scratch / f"{name}-upper"
+        upper.mkdir()
+        lowers = [{"kind": "dir", "path": str(lower), "coherence": "immutable", "read_only": True}]
+        over = {"kind": "dir", "path": str(upper), "coherence": "exclusive"}
+        return keeper.mount({"kind": "union", "lowers": lowers, "upper": over}, scratch / name, **settings)
+
+    by_library = union("programs-preloaded", channel_writes=True)
+    return [
+        Place(PRELOADED, by_library, keeper.variables(by_library)),
+        Place(FUSE, union("programs-fuse")),
+        Place(EXT4, plain),
+        Place(OVERLAY, overlayfs(scratch, lower)),
+        Place(FUSE_OVERLAYFS, fuse_overlayfs(scratch, lower)),
+    ]
+
+
+def overlayfs(scratch: Path, lower: Path) -> Path:
+    """Kernel overlayfs over a directory."""
+    at, options = _over(scratch, lower, "overlayfs")
+    command("mount", "-t", "overlay", "overlay", "-o", options, at)
+    return at
+
+
+def fuse_overlayfs(scratch: Path, lower: Path) -> Path:
+    """fuse-overlayfs over a directory; its process ends with the namespace."""
+    at, options = _over(scratch, lower, "fuse-overlayfs")
+    command("fuse-overlayfs", "-o", options, at)
+    return at
+
+
+def _over(scratch: Path, lower: Path, kind: str) -> tuple[Path, str]:
+    upper, work, at = (scratch / f"{kind}-{lower.name}-{part}" for part in ("upper", "work", "at"))
+    for directory in (upper, work, at):
+        directory.mkdir()
+    return at, f"lowerdir={lower},upperdir={upper},workdir={work}"
+
+
+def _fill(directory: Path) -> Path:
+    directory.mkdir()
+    (directory / "large").write_bytes(random.Random(1).randbytes(1 << 20) * 64)
+    (directory / "small").write_bytes(random.Random(2).randbytes(4096))
+    names = directory / "names"
+    names.mkdir()
+    for number in range(1000):
+        (names / f"{number:04}").touch()
+    return directory
