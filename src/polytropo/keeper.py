@@ -10,12 +10,16 @@ from pathlib import Path
 
 from polytropo.errors import PolytropoError, storage_errors
 from polytropo.host import is_rootless
-from polytropo.state import State
+from polytropo.state import TUNING, State
 from polytropo.tenants import Tenant, prepare_group, run_dir
 
 FUSE_DESCRIPTORS = "POLYTROPO_FUSE_FD"
 """Names descriptors of /dev/fuse, one a mount ("3,4"), for users who may not open it. The kernel takes only
 those that were opened in the user namespace in which the service mounts."""
+
+COPY_ENGINE = "POLYTROPO_COPY"
+"""By what services started from now on copy: tuned (the usual), libc or kernel."""
+COPY_ENGINES = ("tuned", "libc", "kernel")
 
 START_TIMEOUT_S = 30.0
 _LOG_MAX_BYTES = 4 << 20
@@ -76,6 +80,8 @@ def _keeper_command(state: State, tenant: Tenant, ready_fd: int, devices: list[i
         f"--idle-timeout-s={tenant.idle_timeout_s}",
         f"--cache-bytes={tenant.cache_bytes}",
         f"--ready-fd={ready_fd}",
+        f"--copy-engine={_copy_engine()}",
+        f"--tuning-dir={state.home / TUNING}",
     ]
     if is_rootless():
         command += ["--rootless", *(f"--fuse-fd={device}" for device in devices)]
@@ -88,6 +94,13 @@ def _keeper_command(state: State, tenant: Tenant, ready_fd: int, devices: list[i
     except PermissionError:
         return command
     return ["/bin/sh", "-c", _ENTER_GROUPS, "sh", *map(str, leaf.procs_files()), "--", *command]
+
+
+def _copy_engine() -> str:
+    engine = os.environ.get(COPY_ENGINE) or COPY_ENGINES[0]
+    if engine not in COPY_ENGINES:
+        raise PolytropoError(f'{COPY_ENGINE} is "{engine}"; give one of {", ".join(COPY_ENGINES)}')
+    return engine
 
 
 def _given_devices() -> list[int]:

@@ -1,5 +1,6 @@
 """What each tenant's service does and uses: its own counters beside those of its control group."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -8,6 +9,10 @@ import msgspec
 from polytropo.service import ServiceGone, reach
 from polytropo.state import State
 from polytropo.tenants import get_tenant, list_tenants, tenant_group
+
+Copies = dict[str, dict[int, int]]
+"""How many memory copies there were between programs and the service, on both sides: by situation (those of
+`polytropo tune memcpy`) and the least size in bytes."""
 
 
 class OperationStats(msgspec.Struct, kw_only=True):
@@ -28,6 +33,7 @@ class MountStats(msgspec.Struct, kw_only=True):
     operations: dict[str, OperationStats] = {}
     read_bytes: int = 0
     written_bytes: int = 0
+    copies: Copies = {}
 
 
 class PastStats(msgspec.Struct, kw_only=True):
@@ -36,6 +42,7 @@ class PastStats(msgspec.Struct, kw_only=True):
     operations: dict[str, OperationStats] = {}
     read_bytes: int = 0
     written_bytes: int = 0
+    copies: Copies = {}
 
 
 class _ServiceStats(msgspec.Struct, kw_only=True):
@@ -64,6 +71,7 @@ class TenantStats(msgspec.Struct, kw_only=True):
     error_count: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
+    copies: Copies = {}
     mounts: list[MountStats] = []
 
 
@@ -108,3 +116,15 @@ def _add_service(stats: TenantStats, answer: dict[str, Any]) -> None:
     stats.error_count = sum(each.errors for each in operations)
     stats.read_bytes = sum(door.read_bytes for door in doors)
     stats.written_bytes = sum(door.written_bytes for door in doors)
+    stats.copies = sum_copies(door.copies for door in doors)
+
+
+def sum_copies(each: Iterable[Copies]) -> Copies:
+    """All of them together, small sizes first."""
+    summed: Copies = {}
+    for copies in each:
+        for situation, sizes in copies.items():
+            row = summed.setdefault(situation, {})
+            for size_bytes, count in sizes.items():
+                row[size_bytes] = row.get(size_bytes, 0) + count
+    return {situation: dict(sorted(row.items())) for situation, row in summed.items()}

@@ -20,6 +20,8 @@ from polytropo.host import is_rootless
 from polytropo.trees import remove_tree
 
 VERSION = 1
+TUNING = "tuning"
+"""Where plans of `polytropo tune` lie."""
 
 # Mode of each directory of the layout. Layers may hold setuid programs, so other users stay out;
 # a container's root has to be reachable for the ids that its programs run under.

@@ -4,6 +4,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64, fence};
 
+use polytropo_copy::engine::Engine;
 use polytropo_queue::{Borrowed, Rcqs};
 use polytropo_wire::channel::{
     AREA_BYTES, Header, MAGIC, QUEUE_AT, QUEUE_BYTES, SLOTS, SLOTS_AT, Slot, area_at, state,
@@ -13,6 +14,7 @@ use polytropo_wire::message::{Operation, REPLY_WORDS, REQUEST_WORDS, outcome};
 
 use crate::arena::Arena;
 use crate::connect::Refused;
+use crate::copies::{Situation, engine_of};
 use crate::lookups::Lookups;
 use crate::spin::Spin;
 use crate::sys::{self, Descriptor, Mapping};
@@ -48,6 +50,7 @@ pub struct Channel {
     pub(crate) arena: Arena,
     /// None: nothing may be kept.
     pub(crate) lookups: Option<Lookups>,
+    pub(crate) engine: Engine,
     /// A bit for each slot in use.
     taken: AtomicU32,
     /// A bit for each slot in use whose answer nobody waits for.
@@ -85,7 +88,7 @@ impl Channel {
         // SAFETY: that part lies in the mapping, page-aligned, and the channel holds both.
         let queue_memory = unsafe { Borrowed::new(memory.base().add(QUEUE_AT), QUEUE_BYTES) };
         let queue = Rcqs::attach(queue_memory).map_err(|_| Refused::Protocol)?;
-        let made = Self {
+        let mut made = Self {
             queue,
             memory,
             socket,
@@ -93,6 +96,7 @@ impl Channel {
             windows,
             arena: Arena::new()?,
             lookups,
+            engine: Engine::library(),
             taken: AtomicU32::new(0),
             posted: AtomicU32::new(0),
             quick_cpu: sys::has_quick_cpu(),
@@ -104,10 +108,11 @@ impl Channel {
         if made.header().magic.load(Acquire) != MAGIC {
             return Err(Refused::Protocol);
         }
+        made.engine = engine_of(made.header());
         Ok(made)
     }
 
-    fn header(&self) -> &Header {
+    pub(crate) fn header(&self) -> &Header {
         // SAFETY: the header lies at the beginning of the mapping, page-aligned, and is made of atomics.
         unsafe { self.memory.base().cast().as_ref() }
     }
@@ -136,6 +141,8 @@ impl Channel {
             if let Some(lookups) = core::ptr::read(&this.lookups) {
                 lookups.forget_in_child();
             }
+            // Its code is inherited.
+            drop(core::ptr::read(&this.engine));
         }
     }
 
@@ -266,7 +273,7 @@ impl Claim<'_> {
         }
         // SAFETY: the range lies in the area, just checked, which is this claim's own; the service reads it only after it was posted, as
         // bytes that may change at any time.
-        unsafe { core::ptr::copy_nonoverlapping(from, self.area().as_ptr().add(at), count) };
+        unsafe { self.channel.copy(self.area().as_ptr().add(at), from, count, Situation::Handed) };
         Ok(())
     }
 
@@ -279,7 +286,7 @@ impl Claim<'_> {
             return Err(Error::Errno(EPROTO));
         }
         // SAFETY: as in `put_raw`.
-        unsafe { core::ptr::copy_nonoverlapping(self.area().as_ptr(), to, count) };
+        unsafe { self.channel.copy(to, self.area().as_ptr(), count, Situation::Fresh) };
         Ok(())
     }
 

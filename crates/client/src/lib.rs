@@ -12,6 +12,7 @@ mod arena;
 mod changes;
 mod channel;
 mod connect;
+mod copies;
 mod entry;
 mod files;
 mod lookups;

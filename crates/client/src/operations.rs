@@ -7,6 +7,7 @@ use polytropo_wire::message::{
 };
 
 use crate::channel::{Channel, Claim, Reply, result_of};
+use crate::copies::Situation;
 use crate::files::{File, InUse};
 use crate::windows::{Found, Window};
 use crate::{EINVAL, ENAMETOOLONG, EPROTO, Error, Result};
@@ -131,7 +132,7 @@ impl Channel {
             let count = length.saturating_sub(offset).min(count as u64) as usize;
             if count > 0 {
                 // SAFETY: the range lies among the carried bytes, of which `length` are there.
-                unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr().add(offset as usize), to, count) };
+                unsafe { self.copy(to, bytes.as_ptr().add(offset as usize), count, Situation::Hot) };
             }
             self.counters.local_reads.fetch_add(1, Relaxed);
             return Ok(count);
@@ -161,7 +162,7 @@ impl Channel {
         loop {
             let missing = match used.window() {
                 // SAFETY: the caller's word.
-                Some(window) => match unsafe { window.read(to, count, offset) } {
+                Some(window) => match unsafe { window.read(self, to, count, offset) } {
                     Found::Bytes(done) => {
                         self.counters.local_reads.fetch_add(1, Relaxed);
                         return Ok(Some(done));

@@ -9,6 +9,7 @@ pub use polytropo_wire::window::Found;
 use polytropo_wire::window::{Geometry, Header, MAGIC, View, WORDS_AT};
 
 use crate::channel::Channel;
+use crate::copies::Situation;
 use crate::sys::{self, Mapping};
 use crate::{EPROTO, Error, Result};
 
@@ -75,15 +76,17 @@ impl Window {
     /// # Safety
     /// `to` must be writable for `count` bytes.
     #[inline]
-    pub unsafe fn read(&self, to: *mut u8, count: usize, offset: u64) -> Found {
+    pub unsafe fn read(&self, channel: &Channel, to: *mut u8, count: usize, offset: u64) -> Found {
+        let copy = channel.copier(count, Situation::Hot);
         let bytes_at = self.geometry.bytes_at();
-        self.view().read(count, offset, |done, at, part| {
+        let found = self.view().read(count, offset, |done, at, part| {
             // SAFETY: the range lies below the size, which is not above the capacity, so in the mapping; `to` is writable for `count`
             // bytes. That the service may change the bytes meanwhile makes the copy worthless, which the looks around it tell.
-            unsafe {
-                let from = self.base.as_ptr().add((bytes_at + at) as usize);
-                core::ptr::copy_nonoverlapping(from, to.add(done), part);
-            }
-        })
+            unsafe { copy(to.add(done), self.base.as_ptr().add((bytes_at + at) as usize), part) }
+        });
+        if let Found::Bytes(done) = found {
+            channel.count_copy(done, Situation::Hot);
+        }
+        found
     }
 }

@@ -3,7 +3,7 @@
 use crate::emit::{CODE_BYTES_MAX, emit};
 use crate::features::Features;
 use crate::sys;
-use crate::variant::Variant;
+use crate::variant::{Move, Variant};
 use core::fmt;
 
 /// `(destination, source, size in bytes)`. The ranges must not overlap.
@@ -33,6 +33,15 @@ impl fmt::Display for CodeError {
 
 impl core::error::Error for CodeError {}
 
+/// memcpy(3) as this program has it.
+///
+/// # Safety
+/// As of every [`CopyFunction`].
+pub unsafe extern "sysv64" fn library(destination: *mut u8, source: *const u8, size_bytes: usize) {
+    // SAFETY: the caller vouches for the ranges.
+    unsafe { core::ptr::copy_nonoverlapping(source, destination, size_bytes) }
+}
+
 /// A mapping of emitted functions. Sealed ones stay for the life of the process.
 #[derive(Debug)]
 pub struct Code {
@@ -60,6 +69,10 @@ impl Code {
         let mut code = Self { at, size_bytes, sealed: false };
         let mut used = 0;
         for (index, variant) in variants.enumerate() {
+            if variant.moves == Move::Library {
+                placed(index, library);
+                continue;
+            }
             // SAFETY: `used` stays within the mapping: each function takes CODE_BYTES_MAX at most, with its alignment.
             let room = unsafe { core::slice::from_raw_parts_mut(at.add(used), CODE_BYTES_MAX) };
             let length = emit(&variant, features, room).ok_or(CodeError::Unsupported(variant))?;

@@ -25,13 +25,15 @@ const CMP_REGISTER: u8 = 0x39;
 const TEST_REGISTER: u8 = 0x85;
 const MOV_REGISTER: u8 = 0x89;
 
-/// Writes the code of `variant` to `room` and tells its length; None if this processor cannot run it or it does not fit.
+/// Writes the code of `variant` to `room` and tells its length; None if this processor cannot run it, it does not fit, or is not
+/// ours to write ([`Move::Library`]).
 pub fn emit(variant: &Variant, features: Features, room: &mut [u8]) -> Option<usize> {
     if !variant.is_sound() || !variant.runs_on(features) {
         return None;
     }
     let mut a = Assembler::new(room);
     match variant.moves {
+        Move::Library => return None,
         Move::Bytes => string(&mut a, false, variant.align),
         Move::Words => string(&mut a, true, variant.align),
         Move::Registers(registers) => {

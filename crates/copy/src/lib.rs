@@ -26,3 +26,4 @@ pub mod space;
 mod sys;
 mod text;
 pub mod variant;
+pub mod word;

@@ -117,26 +117,24 @@ pub fn class_of(size_bytes: usize) -> usize {
 }
 
 impl Plan {
-    /// What is right everywhere and good on most: for processors that nobody searched.
+    /// What is right everywhere and good on most, for processors that nobody searched: memcpy(3), whose makers know many of them, and
+    /// where vector registers are to be kept what needs none.
     pub fn default_for(features: Features) -> Self {
-        let vectors =
-            Variant::parse(if features.avx { "v32.b128" } else { "v16.b128" }).unwrap_or(Variant::MOVSB);
         let words = Variant::parse("v8.b64").unwrap_or(Variant::MOVSB);
-        let mut table: Table = [[[Variant::MOVSB; CLASSES]; SITUATIONS.len()]; 2];
-        let [plain, keep] = &mut table;
-        for row in plain {
-            for (class, variant) in row.iter_mut().enumerate() {
-                // The string instructions begin slowly, slower without FSRM.
-                let from_class = if features.fsrm { class_of(256 << 10) } else { class_of(1 << 20) };
-                *variant = if features.erms && class >= from_class { Variant::MOVSB } else { vectors };
-            }
-        }
+        let mut plan = Self::of(Variant::LIBRARY);
+        let [_, keep] = &mut plan.table;
         for row in keep {
             for (class, variant) in row.iter_mut().enumerate() {
                 let strings = features.fsrm || (features.erms && class >= class_of(512));
                 *variant = if strings { Variant::MOVSB } else { words };
             }
         }
+        plan
+    }
+
+    /// One way for everything.
+    pub fn of(variant: Variant) -> Self {
+        let table = [[[variant; CLASSES]; SITUATIONS.len()]; 2];
         Self { processor: Processor::detect(), surroundings: Surroundings::default(), table }
     }
 

@@ -38,14 +38,16 @@ fn registers() -> impl Iterator<Item = Move> {
 
 /// Every variant that this processor can run; with `keep`, those that give vector registers back (and those that use none).
 pub fn variants(features: Features, keep: bool) -> Vec<Variant> {
-    let moves = [Move::Bytes, Move::Words].into_iter().chain(registers());
+    let moves = [Move::Library, Move::Bytes, Move::Words].into_iter().chain(registers());
     let aligned =
         moves.flat_map(|moves| ALIGNS.into_iter().map(move |align| Variant { moves, align, keep: false }));
     aligned
         .map(|variant| {
-            let uses_vectors = variant.clobbers().vector_registers > 0;
+            let uses_vectors =
+                matches!(variant.moves, Move::Registers(_)) && variant.clobbers().vector_registers > 0;
             Variant { keep: keep && uses_vectors, ..variant }
         })
         .filter(|variant| variant.is_sound() && variant.runs_on(features))
+        .filter(|variant| !keep || variant.clobbers().vector_registers == 0)
         .collect()
 }

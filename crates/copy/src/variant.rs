@@ -3,7 +3,7 @@
 //! `movsb`, `movsq.dst`: string instructions, perhaps with the destination aligned first. Otherwise dot by dot: `v32`, bytes of
 //! a register; `b256`, bytes a turn; `nt`, stores past the caches; `sl`, streaming loads; `staged`, `x2` or `x4`, the
 //! order of blocks; `t0@8`, prefetch and its distance in cache lines; `dst` or `src`, what is aligned; `keep`, vector
-//! registers are given back as they were. For example `v32.b256.nt.nta@16.dst`.
+//! registers are given back as they were. For example `v32.b256.nt.nta@16.dst`. `libc` is memcpy(3) as the program has it.
 
 use crate::features::Features;
 use crate::text::{Text, number};
@@ -15,6 +15,8 @@ pub const NAME_BYTES_MAX: usize = 48;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Move {
+    /// memcpy(3) of whatever the program is linked with.
+    Library,
     /// `rep movsb`.
     Bytes,
     /// `rep movsq`, then the rest byte by byte.
@@ -103,13 +105,16 @@ const HINTS: [(Hint, &str); 5] =
     [(Hint::T0, "t0"), (Hint::T1, "t1"), (Hint::T2, "t2"), (Hint::NonTemporal, "nta"), (Hint::Write, "w")];
 
 impl Variant {
+    pub const LIBRARY: Self = Self { moves: Move::Library, align: Align::Neither, keep: false };
     pub const MOVSB: Self = Self { moves: Move::Bytes, align: Align::Neither, keep: false };
     pub const MOVSQ: Self = Self { moves: Move::Words, align: Align::Neither, keep: false };
 
     /// Whether the parameters make sense together, whatever the processor.
     pub fn is_sound(&self) -> bool {
-        let Move::Registers(r) = self.moves else {
-            return !self.keep && self.align != Align::Source;
+        let r = match self.moves {
+            Move::Registers(r) => r,
+            Move::Library => return *self == Self::LIBRARY,
+            Move::Bytes | Move::Words => return !self.keep && self.align != Align::Source,
         };
         let prefetch = match r.prefetch {
             None => r.order != Order::Staged,
@@ -159,6 +164,8 @@ impl Variant {
             Move::Registers(r) if r.width_bytes > 8 && !self.keep => {
                 Clobbers { vector_registers: r.registers(), width_bytes: r.width_bytes }
             }
+            // Nobody knows, so all of them.
+            Move::Library => Clobbers { vector_registers: 32, width_bytes: 64 },
             _ => Clobbers { vector_registers: 0, width_bytes: 0 },
         }
     }
@@ -169,6 +176,10 @@ impl Variant {
         let first = words.next()?;
         let mut variant = Self { moves: Move::Bytes, align: Align::Neither, keep: false };
         let mut registers = match first {
+            "libc" => {
+                variant.moves = Move::Library;
+                None
+            }
             "movsb" => None,
             "movsq" => {
                 variant.moves = Move::Words;
@@ -210,6 +221,7 @@ impl Variant {
     pub fn name(&self) -> Text<NAME_BYTES_MAX> {
         let mut name = Text::default();
         match self.moves {
+            Move::Library => name.push("libc"),
             Move::Bytes => name.push("movsb"),
             Move::Words => name.push("movsq"),
             Move::Registers(r) => r.push_name(&mut name),

@@ -107,3 +107,35 @@ fn impossible_names_are_refused() {
         assert_eq!(Variant::parse(name), None, "{name}");
     }
 }
+
+#[cfg(feature = "std")]
+proptest! {
+    #[test]
+    fn words_lead_back_to_their_variants(plain in any_variant(false), keep in any_variant(true)) {
+        prop_assert_eq!(Variant::from_word(plain.to_word()), Some(plain));
+        prop_assert_eq!(Variant::from_word(keep.to_word()), Some(keep));
+    }
+
+    #[test]
+    fn what_a_word_says_can_be(word: u32) {
+        if let Some(variant) = Variant::from_word(word) {
+            prop_assert!(variant.is_sound());
+            prop_assert_eq!(variant.to_word(), word);
+        }
+    }
+
+    /// Whatever stands in shared memory: bytes are copied rightly, and by nothing that changes registers which are to be kept.
+    #[test]
+    fn engines_of_any_words_copy(words in prop::collection::vec(any::<u32>().prop_map(|word| word & 0xff_ffff), 105), keep: bool, size in 0..5000usize) {
+        let context = if keep { Context::Keep } else { Context::Plain };
+        let engine = polytropo_copy::engine::Engine::of_words(|index| words[index], context, Features::detect());
+        let engine = engine.expect("an engine");
+        let source: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+        for (situation, _) in SITUATIONS {
+            let mut destination = vec![0; size];
+            // SAFETY: both have that size.
+            unsafe { engine.copy(destination.as_mut_ptr(), source.as_ptr(), size, situation) };
+            prop_assert_eq!(&destination, &source);
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //! persons ([`control`]) and mounts; its child, the confined [`worker`], touches data. They talk over a [`link`].
 
 pub mod control;
+pub mod copies;
 pub mod doors;
 pub mod enter;
 pub mod epochs;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use polytropo_libservices::stack::StackDocument;
-use polytropo_service::{keeper, logging, worker};
+use polytropo_service::{copies, keeper, logging, worker};
 
 /// Serves a tenant's containers their files. Started by `polytropo`, not by hand.
 #[derive(Parser)]
@@ -64,6 +64,12 @@ struct KeeperArguments {
     /// Let programs write through shared memory. Then the kernel holds back no writes of other programs.
     #[arg(long)]
     channel_writes: bool,
+    /// By what bytes are copied between programs and the service.
+    #[arg(long, value_enum, default_value_t)]
+    copy_engine: copies::Choice,
+    /// Where plans of `polytropo tune memcpy` lie.
+    #[arg(long)]
+    tuning_dir: Option<PathBuf>,
     /// The tenant's name, for mount tables and logs.
     #[arg(long)]
     tenant: Option<String>,
@@ -114,6 +120,8 @@ fn run_keeper(arguments: KeeperArguments) -> ExitCode {
         rootless: arguments.rootless,
         cache_bytes: arguments.cache_bytes,
         channel_writes: arguments.channel_writes,
+        copy_engine: arguments.copy_engine,
+        tuning_dir: arguments.tuning_dir,
         devices,
     };
     match keeper::run(config) {

@@ -7,6 +7,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use crate::copies::{Copied, PlanWords};
 use crate::message::{REPLY_WORDS, REQUEST_WORDS};
 
 pub const MAGIC: u64 = u64::from_le_bytes(*b"POLYCHAN");
@@ -33,7 +34,17 @@ pub struct Header {
     pub ended: AtomicU32,
     pub service: ServiceLine,
     pub client: ClientLine,
+    /// Written by the service before the welcome.
+    pub plan: PlanLines,
+    /// Counted by the program: what it copied.
+    pub copied: CopiedLines,
 }
+
+#[repr(C, align(128))]
+pub struct PlanLines(pub PlanWords);
+
+#[repr(C, align(128))]
+pub struct CopiedLines(pub Copied);
 
 /// Written by the service.
 #[repr(C, align(128))]

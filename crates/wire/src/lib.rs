@@ -4,6 +4,7 @@
 //! - [`hello`]: the two messages on the socket, after which it only tells of the other side's end;
 //! - [`channel`]: the memory that one process and its service share for requests;
 //! - [`message`]: what requests and replies say;
+//! - [`copies`]: how bytes are copied there, and which were;
 //! - [`window`]: a file's cached bytes, which programs read without asking; how they are read and changed;
 //! - [`posts`]: writes that need not wait;
 //! - [`epochs`]: counters of changes, by which programs know whether what they were told is still true.
@@ -13,6 +14,7 @@
 #![no_std]
 
 pub mod channel;
+pub mod copies;
 pub mod epochs;
 pub mod hello;
 pub mod message;

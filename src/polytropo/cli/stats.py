@@ -17,12 +17,15 @@ _CLEAR = "\x1b[H\x1b[2J"
 @click.command()
 @tenant_option
 @click.option("--operations", is_flag=True, help="Each mount with its operations, one by one.")
+@click.option("--copies", is_flag=True, help="The memory copies of the private path, by situation and size.")
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
 @click.option(
     "--interval", type=click.FloatRange(min=0.1), default=2.0, metavar="SECONDS", help="Pause of --watch (2)."
 )
 @json_option
-def stats(tenant: str | None, operations: bool, watch: bool, interval: float, as_json: bool) -> None:
+def stats(
+    tenant: str | None, operations: bool, copies: bool, watch: bool, interval: float, as_json: bool
+) -> None:
     """Show what services do and use, for all tenants unless one is named.
 
     Operations and bytes count since a mount was made; memory and processor time are those of service and
@@ -32,6 +35,7 @@ def stats(tenant: str | None, operations: bool, watch: bool, interval: float, as
     Example:
       polytropo stats
       polytropo stats --tenant shop --operations
+      polytropo stats --copies
       polytropo stats --watch --json
     """
     from polytropo.state import State
@@ -45,6 +49,8 @@ def stats(tenant: str | None, operations: bool, watch: bool, interval: float, as
             _print_json(shown, one_line=watch)
         elif operations:
             _print_operations(shown)
+        elif copies:
+            _print_copies(shown)
         else:
             _print_tenants(shown)
         if not watch:
@@ -111,3 +117,16 @@ def _print_operations(shown: "list[TenantStats]") -> None:
         if ran.count
     ]
     print_table(("tenant", "mount", "operation", "count", "errors", "mean time"), rows)
+
+
+def _print_copies(shown: "list[TenantStats]") -> None:
+    from polytropo.cli.output import print_table
+    from polytropo.units import format_size
+
+    rows = [
+        (each.tenant, situation, format_size(size_bytes), count)
+        for each in shown
+        for situation, sizes in each.copies.items()
+        for size_bytes, count in sizes.items()
+    ]
+    print_table(("tenant", "situation", "from size", "copies"), rows)

@@ -10,9 +10,8 @@ import msgspec
 
 from polytropo import _native
 from polytropo.errors import storage_errors
-from polytropo.state import Record, State, write_atomically
+from polytropo.state import TUNING, Record, State, write_atomically
 
-DIRECTORY = "tuning"
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CPUINFO = Path("/proc/cpuinfo")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -76,7 +75,7 @@ def surroundings() -> Surroundings:
 def plan_path(state: State) -> Path:
     """Where the plan for this machine's processor model is kept."""
     vendor, family, model, stepping = _native.copy_processor()
-    return state.home / DIRECTORY / f"{vendor}-{family}-{model}-{stepping}.plan"
+    return state.home / TUNING / f"{vendor}-{family}-{model}-{stepping}.plan"
 
 
 def journal_path(state: State) -> Path:

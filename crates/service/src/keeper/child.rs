@@ -60,8 +60,8 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts a worker and waits until it is confined.
-    pub fn start(ids: Ids, watcher: Arc<dyn Watcher>) -> Result<Arc<Self>, Refusal> {
+    /// Starts a worker and waits until it is confined. `copies`: the plan that it copies by.
+    pub fn start(ids: Ids, copies: Option<String>, watcher: Arc<dyn Watcher>) -> Result<Arc<Self>, Refusal> {
         let (ours, theirs) =
             Link::pair().map_err(|errno| Refusal::of(errno, "the link to a worker cannot be made"))?;
         let (tell, told) = sync_channel(1);
@@ -103,19 +103,19 @@ impl Child {
             alive: AtomicBool::new(true),
         });
         let _ = owner.send(child.clone());
-        child.wait_until_ready()?;
+        child.wait_until_ready(copies)?;
         info!("worker {pid} is ready");
         Ok(child)
     }
 
-    fn wait_until_ready(&self) -> Result<(), Refusal> {
-        self.shake_hands().map_err(|problem| {
+    fn wait_until_ready(&self, copies: Option<String>) -> Result<(), Refusal> {
+        self.shake_hands(copies).map_err(|problem| {
             self.kill();
             Refusal::new(format!("the worker cannot be started: {problem}"))
         })
     }
 
-    fn shake_hands(&self) -> Result<(), String> {
+    fn shake_hands(&self, copies: Option<String>) -> Result<(), String> {
         match self.next_report()? {
             Report::Separated {} => {}
             report => return Err(what_went_wrong(report)),
@@ -124,7 +124,7 @@ impl Child {
             .map_err(|error| format!("its user namespace cannot be opened: {error}"))?;
         let _ = self.namespace.set(namespace.into());
         self.ids.write(self.pid).map_err(|error| format!("its ids cannot be mapped: {error}"))?;
-        self.link.send(&Task::Mapped {}, &[]).map_err(describe)?;
+        self.link.send(&Task::Mapped { copies }, &[]).map_err(describe)?;
         match self.next_report()? {
             Report::Ready {} => Ok(()),
             report => Err(what_went_wrong(report)),

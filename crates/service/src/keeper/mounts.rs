@@ -66,7 +66,12 @@ impl Keeper {
             return Ok(living.clone());
         }
         let watcher: Arc<dyn Watcher> = Arc::new(Watching(self.me.clone()));
-        let started = Child::start(ids, watcher.clone())?;
+        let (copies, problem) =
+            crate::copies::read(self.config.copy_engine, self.config.tuning_dir.as_deref());
+        if let Some(problem) = problem {
+            warn!("{problem}");
+        }
+        let started = Child::start(ids, copies, watcher.clone())?;
         started.listen(watcher)?;
         workers.push(started.clone());
         Ok(started)

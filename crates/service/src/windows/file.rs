@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use parking_lot::Mutex;
+use polytropo_copy::plan::Situation;
 use polytropo_libservices::{Attempt, NodeId};
 use polytropo_wire::VERSION;
 use polytropo_wire::window::{BLOCK_BYTES, Changes, Geometry, Header, MAGIC, SIZE_UNKNOWN, View, WORDS_AT};
@@ -205,7 +206,7 @@ impl Window {
             // SAFETY: the range lies in the mapping and is allocated; readers believe none of it before the word says so.
             unsafe {
                 let to = self.base.as_ptr().add(at as usize);
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+                crate::copies::copy(to, bytes.as_ptr(), bytes.len(), Situation::Handed);
             }
             Ok(())
         })

@@ -11,9 +11,12 @@ mod store;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use polytropo_copy::plan::Situation;
 use polytropo_libservices::{Caller, Errno, Error, HandleId, Libservice, NodeId, Result};
 use polytropo_wire::window::{BLOCK_BYTES, FILE_BYTES_MAX};
 use rustc_hash::FxHashMap;
+
+use crate::copies::Tally;
 
 pub use budget::Budget;
 pub use file::Window;
@@ -33,6 +36,8 @@ pub struct Windows {
     /// None: the door has no windows.
     place: Option<Arc<Place>>,
     table: Mutex<Table>,
+    /// Counts what is copied at this door.
+    tally: Arc<Tally>,
 }
 
 #[derive(Default)]
@@ -55,7 +60,11 @@ pub struct Holder(Mutex<Option<Arc<Window>>>);
 
 impl Windows {
     pub fn new(stack: Arc<dyn Libservice>, store: Arc<Store>, place: Option<Arc<Place>>) -> Self {
-        Self { stack, store, place, table: Mutex::default() }
+        Self { stack, store, place, table: Mutex::default(), tally: Arc::default() }
+    }
+
+    pub fn tally(&self) -> &Arc<Tally> {
+        &self.tally
     }
 
     /// Whether a file of `size_bytes` may have a window.
@@ -211,6 +220,7 @@ impl Windows {
         let count = self.stack.read(caller, node, handle, block * BLOCK_BYTES, buffer)?;
         // Beyond the end there are zeros, should the file grow.
         buffer[count..].fill(0);
+        self.tally.add(Situation::Handed, buffer.len());
         window.fill(block, buffer, changes)
     }
 

@@ -5,7 +5,7 @@ mod serving;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use log::{error, info};
+use log::{error, info, warn};
 
 use crate::isolation;
 use crate::link::{Link, Report, Task};
@@ -40,7 +40,12 @@ fn start() -> Result<Link, String> {
     isolation::enter(|| {
         link.send(&Report::Separated {}, &[]).map_err(|e| format!("the keeper does not listen: {e}"))?;
         match link.receive::<Task>() {
-            Ok(Some((Task::Mapped {}, _))) => Ok(()),
+            Ok(Some((Task::Mapped { copies }, _))) => {
+                // Now, because no code can be made later. Without it bytes are copied all the same.
+                crate::copies::install(copies.as_deref())
+                    .unwrap_or_else(|problem| warn!("copies are made by memcpy(3): {problem}"));
+                Ok(())
+            }
             other => Err(format!("the keeper maps no ids but says {other:?}")),
         }
     })
@@ -90,7 +95,7 @@ fn serve(link: &Arc<Link>) -> rustix::io::Result<()> {
                 let problem = doors.connect(door, newcomer, descriptors).err();
                 link.send(&Report::Done { request, problem }, &[])?;
             }
-            Task::Roots {} | Task::Mapped {} => return Err(rustix::io::Errno::PROTO),
+            Task::Roots {} | Task::Mapped { .. } => return Err(rustix::io::Errno::PROTO),
             Task::Statistics { request, door } => {
                 let statistics = doors.statistics(door);
                 link.send(&Report::Statistics { request, statistics }, &[])?;

@@ -12,6 +12,7 @@ use polytropo_libservices::stack::StackDocument;
 use polytropo_libservices::{Caller, DoorId, FsCapabilities, Interner, build_with};
 use serde_json::{Value, json};
 
+use crate::copies::{Tally, counts_by_name};
 use crate::doors::channel::{ChannelDoor, ChannelOptions, Peer, WindowAccess};
 use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions, Passthrough};
 use crate::doors::modes::Modes;
@@ -42,6 +43,7 @@ struct Opened {
     channels: HashMap<u64, Arc<ChannelDoor>>,
     /// What doors did that have ended.
     past: DoorStatistics,
+    past_copies: Tally,
 }
 
 /// The stacks that are alive. A document that is served again while its stack still lives, for programs that kept an
@@ -202,14 +204,22 @@ impl Doors {
                     let opened = self.open.lock();
                     (opened.doors.get(&number).cloned(), opened.channels.get(&number).cloned())
                 };
+                let copied = channels.as_ref().map(|c| c.copied()).unwrap_or_default();
                 let told = door.and_then(|door| serde_json::to_value(door.statistics()).ok());
                 let channels = channels.and_then(|c| serde_json::to_value(c.statistics()).ok());
                 told.map(|mut told| {
                     told["channels"] = channels.unwrap_or_default();
+                    told["copies"] = json!(counts_by_name(&copied));
                     told
                 })
             }
-            None => serde_json::to_value(&self.open.lock().past).ok(),
+            None => {
+                let opened = self.open.lock();
+                serde_json::to_value(&opened.past).ok().map(|mut told| {
+                    told["copies"] = json!(counts_by_name(&opened.past_copies.counts()));
+                    told
+                })
+            }
         };
         counted.unwrap_or_else(|| json!({}))
     }
@@ -260,6 +270,7 @@ fn attend(number: u64, door: Arc<FuseDoor>, channels: Arc<ChannelDoor>, link: &L
     opened.doors.remove(&number);
     opened.channels.remove(&number);
     opened.past.add(&door.statistics());
+    opened.past_copies.leave(&channels.copied());
     drop(opened);
     // The stack's last writes are done before the keeper may hear of it. Somebody may be about to connect a program.
     channels.stop();

@@ -3,6 +3,7 @@
 //! The keeper looks at the mount table of the process that connects, so each test is a process of its own, in a mount namespace of its
 //! own: this program runs itself once for each.
 
+mod copies;
 mod hostile;
 mod lookups;
 mod reading;
@@ -21,7 +22,16 @@ const TEST_TIME_MAX: Duration = Duration::from_secs(60);
 type Test = (&'static str, fn());
 
 fn tests() -> Vec<Test> {
-    [reading::TESTS, writing::TESTS, lookups::TESTS, hostile::TESTS, sharing::TESTS, threads::TESTS].concat()
+    let all = [
+        reading::TESTS,
+        writing::TESTS,
+        lookups::TESTS,
+        hostile::TESTS,
+        sharing::TESTS,
+        threads::TESTS,
+        copies::TESTS,
+    ];
+    all.concat()
 }
 
 fn main() -> ExitCode {

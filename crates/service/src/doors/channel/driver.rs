@@ -440,7 +440,7 @@ fn open_channel(
     key: u64,
     peer: Peer,
 ) -> rustix::io::Result<Client> {
-    let made = ChannelMemory::new().and_then(|memory| {
+    let made = ChannelMemory::new(shared.windows.tally().clone()).and_then(|memory| {
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok((memory, bell))
     });

@@ -2,19 +2,24 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::fence;
 
+use polytropo_copy::plan::Situation;
 use polytropo_queue::{Borrowed, Config, Rcqs};
 use polytropo_wire::VERSION;
 use polytropo_wire::channel::{
     AREA_BYTES, Header, MAGIC, QUEUE_AT, QUEUE_BYTES, QUEUE_CAPACITY, SLOTS, SLOTS_AT, Slot, TOTAL_BYTES,
     area_at, state,
 };
+use polytropo_wire::copies::Counts;
 use polytropo_wire::message::{Operation, REPLY_WORDS, REQUEST_WORDS};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::copies::{Counting, Tally};
 
 /// A request, copied out of its slot.
 #[derive(Clone, Copy, Debug)]
@@ -26,18 +31,38 @@ pub struct Request {
 
 /// The memory of one channel.
 pub struct ChannelMemory {
-    base: NonNull<u8>,
+    region: Arc<Region>,
     descriptor: OwnedFd,
     queue: Rcqs<Borrowed>,
 }
 
+/// The mapping itself.
+struct Region {
+    base: NonNull<u8>,
+    tally: Arc<Tally>,
+}
+
 // SAFETY: the mapping belongs to the value; what lies in it is used through atomics, or copied as bytes.
-unsafe impl Send for ChannelMemory {}
+unsafe impl Send for Region {}
 // SAFETY: as above.
-unsafe impl Sync for ChannelMemory {}
+unsafe impl Sync for Region {}
+
+impl Region {
+    fn header(&self) -> &Header {
+        // SAFETY: the header lies at the mapping's base, page-aligned, and is made of atomics.
+        unsafe { self.base.cast().as_ref() }
+    }
+}
+
+impl Counting for Region {
+    fn counts(&self) -> Counts {
+        self.header().copied.0.counts()
+    }
+}
 
 impl ChannelMemory {
-    pub fn new() -> rustix::io::Result<Self> {
+    /// `tally` counts what is copied in and out, on both sides.
+    pub fn new(tally: Arc<Tally>) -> rustix::io::Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let descriptor = rustix::fs::memfd_create("polytropo-channel", flags)?;
         rustix::fs::ftruncate(&descriptor, TOTAL_BYTES as u64)?;
@@ -50,18 +75,15 @@ impl ChannelMemory {
             rustix::mm::mmap(std::ptr::null_mut(), TOTAL_BYTES, protection, MapFlags::SHARED, &descriptor, 0)?
         };
         let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::NOMEM)?;
+        let region = Arc::new(Region { base, tally });
         // SAFETY: that many bytes of the mapping, page-aligned; the value holds both this and the mapping.
         let queue_memory = unsafe { Borrowed::new(base.add(QUEUE_AT), QUEUE_BYTES) };
         let config = Config::strict(QUEUE_CAPACITY);
-        let queue = Rcqs::create(queue_memory, &config).map_err(|_| Errno::NOMEM);
-        let made = match queue {
-            Ok(queue) => Self { base, descriptor, queue },
-            Err(errno) => {
-                // SAFETY: mapped above, and nothing points there.
-                let _ = unsafe { rustix::mm::munmap(base.as_ptr().cast(), TOTAL_BYTES) };
-                return Err(errno);
-            }
-        };
+        let queue = Rcqs::create(queue_memory, &config).map_err(|_| Errno::NOMEM)?;
+        let known: Arc<dyn Counting> = region.clone();
+        region.tally.join(&known);
+        let made = Self { region, descriptor, queue };
+        crate::copies::hand_over(&made.header().plan.0);
         made.header().version.store(VERSION, Relaxed);
         made.header().magic.store(MAGIC, Release);
         Ok(made)
@@ -72,14 +94,13 @@ impl ChannelMemory {
     }
 
     fn header(&self) -> &Header {
-        // SAFETY: the header lies at the mapping's base, page-aligned, and is made of atomics.
-        unsafe { self.base.cast().as_ref() }
+        self.region.header()
     }
 
     fn slot(&self, number: usize) -> &Slot {
         assert!(number < SLOTS);
         // SAFETY: all slots lie in the mapping, aligned, and are made of atomics.
-        unsafe { self.base.add(SLOTS_AT).cast::<Slot>().add(number).as_ref() }
+        unsafe { self.region.base.add(SLOTS_AT).cast::<Slot>().add(number).as_ref() }
     }
 
     /// The program is told that nothing will be answered any more; those who wait are woken.
@@ -148,7 +169,7 @@ impl ChannelMemory {
     pub fn take(&self, slot: usize, at: usize, bytes: &mut [u8]) -> Option<()> {
         let from = self.area(slot, at, bytes.len())?;
         // SAFETY: the range lies in the mapping; the program may change the bytes meanwhile, and any bytes will do.
-        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
+        unsafe { self.copy(bytes.as_mut_ptr(), from, bytes.len(), Situation::Fresh) };
         Some(())
     }
 
@@ -156,8 +177,16 @@ impl ChannelMemory {
     pub fn put(&self, slot: usize, at: usize, bytes: &[u8]) -> Option<()> {
         let to = self.area(slot, at, bytes.len())?;
         // SAFETY: the range lies in the mapping; what the program does there meanwhile is its own loss.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        unsafe { self.copy(to, bytes.as_ptr(), bytes.len(), Situation::Handed) };
         Some(())
+    }
+
+    /// # Safety
+    /// `from` may be read and `to` written for `count` bytes, and they do not overlap.
+    unsafe fn copy(&self, to: *mut u8, from: *const u8, count: usize, situation: Situation) {
+        self.region.tally.add(situation, count);
+        // SAFETY: the caller's word.
+        unsafe { crate::copies::copy(to, from, count, situation) }
     }
 
     fn area(&self, slot: usize, at: usize, count: usize) -> Option<*mut u8> {
@@ -166,13 +195,14 @@ impl ChannelMemory {
             return None;
         }
         // SAFETY: the areas lie in the mapping, and `at` in the slot's one.
-        Some(unsafe { self.base.add(area_at(slot) + at).as_ptr() })
+        Some(unsafe { self.region.base.add(area_at(slot) + at).as_ptr() })
     }
 }
 
-impl Drop for ChannelMemory {
+impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new`; whoever uses the memory borrows from this value. A failure would only leave it mapped.
+        self.tally.leave(&self.counts());
+        // SAFETY: mapped in `ChannelMemory::new`; whoever uses the memory borrows from this value. A failure would only leave it mapped.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), TOTAL_BYTES) };
     }
 }

@@ -23,7 +23,10 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use polytropo_libservices::{Capabilities, Change, Coherence, DoorId, Libservice, NodeId, Observer};
 
+use polytropo_wire::copies::Counts;
+
 use super::modes::{Access, Decision, Door, Mode, Modes, Ticket, Users, Watcher, Wish};
+use crate::copies::Tally;
 use crate::epochs::Epochs;
 use crate::windows::{Place, Store, Windows};
 use driver::Driver;
@@ -153,6 +156,7 @@ impl Watcher for Shared {
 /// The channels of one stack.
 pub struct ChannelDoor {
     driver: Mutex<Driver>,
+    tally: Arc<Tally>,
     stopped: AtomicBool,
 }
 
@@ -182,7 +186,8 @@ impl ChannelDoor {
         if !shared.modes.watch(watcher) {
             log::debug!("channel door {}: another door of the stack watches its modes", id.0);
         }
-        Ok(Self { driver: Mutex::new(Driver::start(shared)?), stopped: AtomicBool::new(false) })
+        let tally = shared.windows.tally().clone();
+        Ok(Self { driver: Mutex::new(Driver::start(shared)?), tally, stopped: AtomicBool::new(false) })
     }
 
     /// Serves a program. It is told by a welcome on its socket, from a thread of the door.
@@ -192,6 +197,11 @@ impl ChannelDoor {
 
     pub fn statistics(&self) -> ChannelStatistics {
         self.driver.lock().statistics()
+    }
+
+    /// What was copied, by the service and by programs.
+    pub fn copied(&self) -> Counts {
+        self.tally.counts()
     }
 
     /// Ends all channels; programs go through the kernel.
