@@ -23,6 +23,19 @@ class OperationStats(msgspec.Struct, kw_only=True):
     total_ns: int = 0
 
 
+class ChannelStats(msgspec.Struct, kw_only=True):
+    """What programs did through shared memory."""
+
+    channels: int = 0
+    channels_opened: int = 0
+    requests: int = 0
+    to_kernel: int = 0
+    """Requests that were left to the kernel."""
+    errors: int = 0
+    calls: dict[str, int] = {}
+    """What became of the calls of preloaded programs, as they told, which may be a lie."""
+
+
 class MountStats(msgspec.Struct, kw_only=True):
     """One mount of a service, since it was made."""
 
@@ -34,6 +47,7 @@ class MountStats(msgspec.Struct, kw_only=True):
     read_bytes: int = 0
     written_bytes: int = 0
     copies: Copies = {}
+    channels: ChannelStats = msgspec.field(default_factory=ChannelStats)
 
 
 class PastStats(msgspec.Struct, kw_only=True):
@@ -43,6 +57,7 @@ class PastStats(msgspec.Struct, kw_only=True):
     read_bytes: int = 0
     written_bytes: int = 0
     copies: Copies = {}
+    channels: ChannelStats = msgspec.field(default_factory=ChannelStats)
 
 
 class _ServiceStats(msgspec.Struct, kw_only=True):
@@ -72,6 +87,10 @@ class TenantStats(msgspec.Struct, kw_only=True):
     read_bytes: int = 0
     written_bytes: int = 0
     copies: Copies = {}
+    request_count: int = 0
+    """Of programs at channels."""
+    calls: dict[str, int] = {}
+    """What became of the calls of preloaded programs, as they told."""
     mounts: list[MountStats] = []
 
 
@@ -114,6 +133,11 @@ def _add_service(stats: TenantStats, answer: dict[str, Any]) -> None:
     stats.mounts = told.mounts
     stats.operation_count = sum(each.count for each in operations)
     stats.error_count = sum(each.errors for each in operations)
+    stats.request_count = sum(door.channels.requests for door in doors)
+    stats.calls = {}
+    for door in doors:
+        for name, count in door.channels.calls.items():
+            stats.calls[name] = stats.calls.get(name, 0) + count
     stats.read_bytes = sum(door.read_bytes for door in doors)
     stats.written_bytes = sum(door.written_bytes for door in doors)
     stats.copies = sum_copies(door.copies for door in doors)

@@ -71,6 +71,15 @@ def test_programs_load_it_and_behave(host: Isolated) -> None:
     assert leftovers(host) == []
 
 
+def test_stats_tell_what_became_of_calls(host: Isolated) -> None:
+    done = run(host, *TRACE, "host", "python3", "-c", READS)
+    (stats,) = host.json("stats", "--tenant", "default")
+    assert stats["calls"]["in the process"] == in_process(done.stderr)
+    assert stats["request_count"] > 0
+    shown = host.polytropo("stats", "--calls").stdout
+    assert "in the process" in shown and "by the kernel: " in shown
+
+
 def test_what_is_shown_cannot_be_changed(host: Isolated) -> None:
     script = f"""
         cd /run/.polytropo || exit 1

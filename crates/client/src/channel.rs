@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, fence};
 use polytropo_copy::engine::Engine;
 use polytropo_queue::{Borrowed, Rcqs};
 use polytropo_wire::channel::{
-    AREA_BYTES, Header, MAGIC, QUEUE_AT, QUEUE_BYTES, SLOTS, SLOTS_AT, Slot, area_at, state,
+    AREA_BYTES, Header, MAGIC, QUEUE_AT, QUEUE_BYTES, SLOTS, SLOTS_AT, Slot, TOLD, area_at, state,
 };
 use polytropo_wire::hello::Welcome;
 use polytropo_wire::message::{Operation, REPLY_WORDS, REQUEST_WORDS, outcome};
@@ -121,6 +121,13 @@ impl Channel {
         debug_assert!(number < SLOTS);
         // SAFETY: claims have numbers below SLOTS, all of which lie in the mapping, aligned; slots are made of atomics.
         unsafe { self.memory.base().add(SLOTS_AT).cast::<Slot>().add(number).as_ref() }
+    }
+
+    /// Tells the service what became of calls so far, in the order of [`TOLD`]; nothing depends on it.
+    pub fn tell(&self, counts: [u64; TOLD.len()]) {
+        for (place, count) in self.header().told.counts.iter().zip(counts) {
+            place.store(count, Relaxed);
+        }
     }
 
     /// Whether the service has given this channel up. Its end by death shows only when something is asked.

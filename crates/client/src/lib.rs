@@ -27,6 +27,7 @@ pub use channel::{Channel, Counters};
 pub use connect::Refused;
 pub use files::File;
 pub use operations::{At, Opened};
+pub use polytropo_wire::channel::TOLD;
 pub use polytropo_wire::message::Attributes;
 
 /// Why an operation was not done.

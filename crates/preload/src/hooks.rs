@@ -19,17 +19,17 @@ pub enum Answer {
 
 /// Called by the entry for every call that the table does not pass on unseen.
 pub extern "C" fn dispatch(call: &mut Call) {
-    let result = match operations::answer(call.rax, &call.arguments) {
-        Answer::Pass(why) => return trace::count(Counter::Kernel(why)),
-        Answer::Asked(result) => {
-            trace::count(Counter::Kernel(trace::Why::Asked));
-            result
-        }
-        Answer::Done(result) => {
-            trace::count(Counter::Process);
-            result
-        }
+    let requests = operations::requests();
+    let (counter, result) = match operations::answer(call.rax, &call.arguments) {
+        Answer::Pass(why) => (Counter::Kernel(why), None),
+        Answer::Asked(result) => (Counter::Kernel(trace::Why::Asked), Some(result)),
+        Answer::Done(result) if operations::requests() == requests => (Counter::Process, Some(result)),
+        Answer::Done(result) => (Counter::Request, Some(result)),
     };
+    if trace::count(counter) {
+        operations::tell();
+    }
+    let Some(result) = result else { return };
     call.rax = result as usize;
     call.resume_at += SYSCALL_BYTES;
 }

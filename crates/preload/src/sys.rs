@@ -222,6 +222,13 @@ pub fn status_at(path: &[u8]) -> Option<Status> {
     (done == 0).then(|| Status::from_words(&words))
 }
 
+/// Whether a path of the program's is one that it may execute.
+pub fn is_executable(path: usize) -> bool {
+    const X_OK: usize = 1;
+    // SAFETY: the kernel reads the path, or says EFAULT.
+    unsafe { call(nr::FACCESSAT, [AT_FDCWD, path, X_OK, 0, 0, 0]) == 0 }
+}
+
 /// Opened for reading and nothing else, and not for direct I/O.
 pub fn is_for_reading_only(descriptor: usize) -> bool {
     const F_GETFL: usize = 3;

@@ -2,6 +2,8 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use polytropo_client::TOLD;
+
 use crate::scan::Summary;
 use crate::sys;
 use crate::text::Text;
@@ -76,6 +78,10 @@ const ASIDES: [(Aside, &[u8]); 11] = [
 ];
 
 const WHY_COUNT: usize = WHYS.len();
+const _: () = assert!(WHY_COUNT + 2 == TOLD.len(), "a reason has no name in the channel's statistics");
+const COUNTS_PER_TELLING: u64 = 256;
+/// Closing and replacing descriptors between fork and exec.
+const COUNTS_OF_CHILD: u64 = 10;
 static ENABLED: AtomicBool = AtomicBool::new(false);
 static PROCESS: AtomicU64 = AtomicU64::new(0);
 static REQUEST: AtomicU64 = AtomicU64::new(0);
@@ -106,17 +112,40 @@ pub fn enabled() -> bool {
     ENABLED.load(Ordering::Relaxed)
 }
 
+/// True now and then: time to tell the service.
 #[inline]
-pub fn count(counter: Counter) {
-    if !enabled() {
-        return;
-    }
+pub fn count(counter: Counter) -> bool {
     let counter = match counter {
         Counter::Process => &PROCESS,
         Counter::Request => &REQUEST,
         Counter::Kernel(why) => &KERNEL[why as usize],
     };
-    counter.fetch_add(1, Ordering::Relaxed);
+    let count = counter.load(Ordering::Relaxed);
+    if enabled() {
+        counter.fetch_add(1, Ordering::Relaxed);
+    } else {
+        // Several times cheaper. Of two threads at once one may not be counted.
+        counter.store(count + 1, Ordering::Relaxed);
+    }
+    count % COUNTS_PER_TELLING == COUNTS_PER_TELLING - 1
+}
+
+/// What was counted, in the order of the channel's `TOLD`.
+pub fn counts() -> [u64; TOLD.len()] {
+    let mut counts = [0; TOLD.len()];
+    for (place, counter) in counts.iter_mut().zip([&PROCESS, &REQUEST].into_iter().chain(&KERNEL)) {
+        *place = counter.load(Ordering::Relaxed);
+    }
+    counts
+}
+
+/// The process is about to become another program, and its counters with it.
+pub fn report_before_exec() {
+    let [process, request, kernel @ ..] = counts();
+    // Of a child that was made only to become another program there is nothing to tell.
+    if process + request > 0 || kernel.iter().sum::<u64>() > COUNTS_OF_CHILD {
+        report();
+    }
 }
 
 /// Files that the service would not read for us any more, and the last error number of those (0: the kernel has the file).

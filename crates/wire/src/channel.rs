@@ -38,6 +38,7 @@ pub struct Header {
     pub plan: PlanLines,
     /// Counted by the program: what it copied.
     pub copied: CopiedLines,
+    pub told: Told,
 }
 
 #[repr(C, align(128))]
@@ -58,6 +59,25 @@ pub struct ServiceLine {
 pub struct ClientLine {
     /// The CPU, plus one, of the thread that asked last.
     pub cpu: AtomicU32,
+}
+
+/// What becomes of a program's calls, by the names that statistics show.
+pub const TOLD: [&str; 9] = [
+    "in the process",
+    "by request",
+    "not ours",
+    "end of process",
+    "not shared",
+    "offset not held",
+    "shares files",
+    "unseen",
+    "asked",
+];
+
+/// Written by the program now and then, for statistics alone: how many of each of [`TOLD`].
+#[repr(C, align(128))]
+pub struct Told {
+    pub counts: [AtomicU64; TOLD.len()],
 }
 
 pub mod state {

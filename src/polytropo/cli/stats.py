@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from polytropo.observe import TenantStats
     from polytropo.state import State
 
+_ANSWERED = ("in the process", "by request")
 _CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -18,13 +19,20 @@ _CLEAR = "\x1b[H\x1b[2J"
 @tenant_option
 @click.option("--operations", is_flag=True, help="Each mount with its operations, one by one.")
 @click.option("--copies", is_flag=True, help="The memory copies of the private path, by situation and size.")
+@click.option("--calls", is_flag=True, help="What became of the calls of preloaded programs.")
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
 @click.option(
     "--interval", type=click.FloatRange(min=0.1), default=2.0, metavar="SECONDS", help="Pause of --watch (2)."
 )
 @json_option
 def stats(
-    tenant: str | None, operations: bool, copies: bool, watch: bool, interval: float, as_json: bool
+    tenant: str | None,
+    operations: bool,
+    copies: bool,
+    calls: bool,
+    watch: bool,
+    interval: float,
+    as_json: bool,
 ) -> None:
     """Show what services do and use, for all tenants unless one is named.
 
@@ -36,6 +44,7 @@ def stats(
       polytropo stats
       polytropo stats --tenant shop --operations
       polytropo stats --copies
+      polytropo stats --calls
       polytropo stats --watch --json
     """
     from polytropo.state import State
@@ -51,6 +60,8 @@ def stats(
             _print_operations(shown)
         elif copies:
             _print_copies(shown)
+        elif calls:
+            _print_calls(shown)
         else:
             _print_tenants(shown)
         if not watch:
@@ -94,6 +105,17 @@ def _print_tenants(shown: "list[TenantStats]") -> None:
         for each in shown
     ]
     print_table(("tenant", "up", "memory", "cpu", "procs", "mounts", "ops", "read", "written"), rows)
+
+
+def _print_calls(shown: "list[TenantStats]") -> None:
+    from polytropo.cli.output import print_table
+
+    rows = [
+        (each.tenant, name if name in _ANSWERED else f"by the kernel: {name}", count)
+        for each in shown
+        for name, count in sorted(each.calls.items(), key=lambda item: (item[0] not in _ANSWERED, -item[1]))
+    ]
+    print_table(("tenant", "answered", "calls"), rows)
 
 
 def _memory(stats: "TenantStats") -> str:

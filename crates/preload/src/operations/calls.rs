@@ -21,6 +21,7 @@ const EBUSY: isize = -16;
 /// Decides one call.
 pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
     if matches!(number, nr::EXIT_GROUP) {
+        process::tell();
         trace::report();
         return Answer::Pass(Why::EndOfProcess);
     }
@@ -37,6 +38,10 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
         nr::FORK | nr::VFORK | nr::CLONE | nr::CLONE3 => child(table, number, arguments),
         nr::EXECVE | nr::EXECVEAT | nr::SENDMSG | nr::SENDMMSG => {
             table.release_all();
+            if number == nr::EXECVE && sys::is_executable(arguments[0]) {
+                process::tell();
+                trace::report_before_exec();
+            }
             Answer::Pass(Why::Shares)
         }
         nr::UNSHARE if arguments[0] & CLONE_FILES == 0 => Answer::Pass(Why::NotOurs),

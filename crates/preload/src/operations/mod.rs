@@ -7,4 +7,4 @@ mod reading;
 mod table;
 
 pub use calls::answer;
-pub use process::{Setting, begin};
+pub use process::{Setting, begin, requests, tell};

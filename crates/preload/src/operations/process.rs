@@ -87,6 +87,21 @@ impl Setting {
     }
 }
 
+/// Tells the service what was counted, if there is one and this process is the channel's.
+pub fn tell() {
+    if table().is_some()
+        && let Some(channel) = LINK.get()
+    {
+        channel.tell(crate::trace::counts());
+    }
+}
+
+/// How many requests there were on this process's channel.
+#[inline]
+pub fn requests() -> u64 {
+    LINK.get().map_or(0, |channel| channel.counters.requests.load(Relaxed))
+}
+
 struct Once(UnsafeCell<Setting>);
 // SAFETY: written before the program has threads and before anything reads it.
 unsafe impl Sync for Once {}

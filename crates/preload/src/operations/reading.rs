@@ -6,7 +6,7 @@ use super::process::{self, LINK};
 use super::table::{Entry, Kind, Table};
 use crate::hooks::Answer;
 use crate::sys;
-use crate::trace::{self, Counter, Why};
+use crate::trace::{self, Why};
 
 /// Reads of one file before it is opened at the service, too: for fewer it does not pay.
 const READS_MIN: u32 = 4;
@@ -65,7 +65,6 @@ fn open_shared(descriptor: usize, entry: &Entry) -> Option<u64> {
     let path = sys::path_of(descriptor, &mut buffer)?;
     let path = setting.inside(path)?;
     let channel = LINK.get_or_connect(|| setting.connect())?;
-    trace::count(Counter::Request);
     let opened = channel.open(At::Root, path, 0, 0, 0).ok()?;
     let file = opened.file;
     let same = sys::status(descriptor).is_some_and(|status| {
@@ -124,7 +123,6 @@ pub fn read(table: &Table, arguments: &[usize; 6]) -> Answer {
             if shared {
                 return Answer::Done(got);
             }
-            trace::count(Counter::Kernel(Why::NotShared));
             return Answer::Asked(got);
         }
     }

@@ -13,7 +13,7 @@ use polytropo_libservices::{Caller, DoorId, FsCapabilities, Interner, build_with
 use serde_json::{Value, json};
 
 use crate::copies::{Tally, counts_by_name};
-use crate::doors::channel::{ChannelDoor, ChannelOptions, Peer, WindowAccess};
+use crate::doors::channel::{ChannelDoor, ChannelOptions, ChannelStatistics, Peer, WindowAccess};
 use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions, Passthrough};
 use crate::doors::modes::Modes;
 use crate::epochs::Epochs;
@@ -44,6 +44,7 @@ struct Opened {
     /// What doors did that have ended.
     past: DoorStatistics,
     past_copies: Tally,
+    past_channels: ChannelStatistics,
 }
 
 /// The stacks that are alive. A document that is served again while its stack still lives, for programs that kept an
@@ -217,6 +218,7 @@ impl Doors {
                 let opened = self.open.lock();
                 serde_json::to_value(&opened.past).ok().map(|mut told| {
                     told["copies"] = json!(counts_by_name(&opened.past_copies.counts()));
+                    told["channels"] = serde_json::to_value(&opened.past_channels).unwrap_or_default();
                     told
                 })
             }
@@ -274,6 +276,9 @@ fn attend(number: u64, door: Arc<FuseDoor>, channels: Arc<ChannelDoor>, link: &L
     drop(opened);
     // The stack's last writes are done before the keeper may hear of it. Somebody may be about to connect a program.
     channels.stop();
+    let mut did = channels.statistics();
+    did.threads = 0;
+    open.lock().past_channels.add(&did);
     drop(channels);
     drop(door);
     // A keeper that is gone needs no report.

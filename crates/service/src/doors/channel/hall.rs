@@ -1,6 +1,6 @@
 //! What the threads of a door have in common: its programs, which of them are looked at, and who of the threads does what.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use polytropo_wire::channel::SLOTS;
+use polytropo_wire::channel::{SLOTS, TOLD};
 use rustc_hash::FxHashMap;
 use rustix::event::{EventfdFlags, epoll};
 use serde::Serialize;
@@ -41,6 +41,39 @@ pub struct ChannelStatistics {
     /// Requests that took a thread for themselves.
     pub slow: u64,
     pub threads: u64,
+    /// What became of programs' calls, as they say.
+    pub calls: BTreeMap<&'static str, u64>,
+}
+
+impl ChannelStatistics {
+    /// Adds what another door did.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            channels,
+            channels_opened,
+            requests,
+            to_kernel,
+            errors,
+            sleeps,
+            moves,
+            slow,
+            threads,
+            calls,
+        } = other;
+        self.channels += channels;
+        self.channels_opened += channels_opened;
+        self.requests += requests;
+        self.to_kernel += to_kernel;
+        self.errors += errors;
+        self.sleeps += sleeps;
+        self.moves += moves;
+        self.slow += slow;
+        self.threads += threads;
+        for (&name, &count) in calls {
+            let sum = self.calls.entry(name).or_default();
+            *sum = sum.saturating_add(count);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -53,6 +86,8 @@ pub struct Counters {
     pub sleeps: AtomicU64,
     pub moves: AtomicU64,
     pub slow: AtomicU64,
+    /// What programs told that are gone.
+    told: Mutex<[u64; TOLD.len()]>,
 }
 
 pub type Active = Arc<Vec<(u64, Arc<Client>)>>;
@@ -78,6 +113,12 @@ pub struct Hall {
     any_later: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
     started: AtomicUsize,
+}
+
+fn add_told(sums: &mut [u64; TOLD.len()], client: &Client) {
+    for (sum, count) in sums.iter_mut().zip(client.memory.told()) {
+        *sum = sum.saturating_add(count);
+    }
 }
 
 impl Hall {
@@ -117,7 +158,14 @@ impl Hall {
             moves: counters.moves.load(Relaxed),
             slow: counters.slow.load(Relaxed),
             threads: self.started.load(Relaxed) as u64,
+            calls: self.calls(),
         }
+    }
+
+    fn calls(&self) -> BTreeMap<&'static str, u64> {
+        let mut sums = *self.counters.told.lock();
+        self.clients.lock().values().for_each(|client| add_told(&mut sums, client));
+        TOLD.into_iter().zip(sums).filter(|(_, count)| *count > 0).collect()
     }
 
     /// Starts one more thread by `start`, which is told its number. False if there are enough.
@@ -162,6 +210,7 @@ impl Hall {
             }
         }
         client.memory.end();
+        add_told(&mut self.counters.told.lock(), &client);
     }
 
     /// Whom to look at, if that changed since the change `known`.

@@ -10,8 +10,8 @@ use polytropo_copy::plan::Situation;
 use polytropo_queue::{Borrowed, Config, Rcqs};
 use polytropo_wire::VERSION;
 use polytropo_wire::channel::{
-    AREA_BYTES, Header, MAGIC, QUEUE_AT, QUEUE_BYTES, QUEUE_CAPACITY, SLOTS, SLOTS_AT, Slot, TOTAL_BYTES,
-    area_at, state,
+    AREA_BYTES, Header, MAGIC, QUEUE_AT, QUEUE_BYTES, QUEUE_CAPACITY, SLOTS, SLOTS_AT, Slot, TOLD,
+    TOTAL_BYTES, area_at, state,
 };
 use polytropo_wire::copies::Counts;
 use polytropo_wire::message::{Operation, REPLY_WORDS, REQUEST_WORDS};
@@ -114,6 +114,12 @@ impl ChannelMemory {
     /// Says that a thread on `cpu` (its number plus one) looks for requests, or with 0 that none does.
     pub fn publish_cpu(&self, cpu: u32) {
         self.header().service.cpu.store(cpu, Relaxed);
+    }
+
+    /// What the program says became of its calls: true or not, and small enough to be added up.
+    pub fn told(&self) -> [u64; TOLD.len()] {
+        const MOST: u64 = 1 << 48;
+        std::array::from_fn(|place| self.header().told.counts[place].load(Relaxed).min(MOST))
     }
 
     /// To be called between saying that nobody looks and looking once more.
