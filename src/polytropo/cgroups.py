@@ -123,9 +123,10 @@ class Group:
         """The processes in the group and below it."""
         found: set[int] = set()
         for directory in self.directories():
-            for procs in [directory / "cgroup.procs", *directory.rglob("cgroup.procs")]:
-                with suppress(FileNotFoundError, OSError):
-                    found.update(int(pid) for pid in procs.read_text().split())
+            # Unlike Path.rglob it passes over groups that go meanwhile.
+            for place, _, _ in os.walk(directory):
+                with suppress(OSError):
+                    found.update(int(pid) for pid in Path(place, "cgroup.procs").read_text().split())
         return found - {0}
 
     def memory_bytes(self) -> int | None:
