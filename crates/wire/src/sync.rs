@@ -21,6 +21,7 @@ pub enum Fault {
     SizeAfterChange,
     SizeKept,
     BlocksKept,
+    HiddenKept,
 }
 
 /// Never, but where a test of the model planted it.

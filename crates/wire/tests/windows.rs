@@ -87,6 +87,15 @@ impl Model {
         self.bytes.iter().for_each(|word| word.store(PUNCHED, Relaxed));
     }
 
+    fn hide(&self) {
+        self.view().hide(&self.changes.lock().unwrap(), 0);
+    }
+
+    /// A reader asks for a block that may be hidden.
+    fn show_again(&self) {
+        self.view().show_again(&self.changes.lock().unwrap(), 0);
+    }
+
     /// Reads all; the version that was found.
     fn read(&self) -> (Found, u64) {
         let since = self.acknowledged.load(polytropo_wire::sync::Acquire);
@@ -240,6 +249,49 @@ fn reader_and_retirement() {
     });
 }
 
+fn hider_and_writer() {
+    explore(|| {
+        let model = Model::new();
+        model.fetch();
+        let hider = {
+            let model = model.clone();
+            thread::spawn(move || {
+                model.hide();
+                model.show_again();
+            })
+        };
+        model.change(2, SIZE);
+        let size = model.file.lock().unwrap().size;
+        model.view().set_size(&model.changes.lock().unwrap(), 1, size);
+        model.read();
+        hider.join().unwrap();
+        model.read();
+    });
+}
+
+fn hider_evictor_and_reader() {
+    explore(|| {
+        let model = Model::new();
+        model.fetch();
+        let threads = [
+            thread::spawn({
+                let model = model.clone();
+                move || {
+                    model.hide();
+                    model.evict();
+                }
+            }),
+            thread::spawn({
+                let model = model.clone();
+                move || model.show_again()
+            }),
+        ];
+        model.read();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        model.read();
+    });
+}
+
 const CASES: &[(&str, fn())] = &[
     ("reader and writer", reader_and_writer),
     ("reader and evictor", reader_and_evictor),
@@ -248,6 +300,8 @@ const CASES: &[(&str, fn())] = &[
     ("reader and truncation", reader_and_truncation),
     ("filler and truncation", filler_and_truncation),
     ("reader and retirement", reader_and_retirement),
+    ("hider and writer", hider_and_writer),
+    ("hider, evictor and reader", hider_evictor_and_reader),
 ];
 
 #[test]
@@ -273,6 +327,7 @@ fn each_fault_is_found() {
         Fault::SizeAfterChange,
         Fault::SizeKept,
         Fault::BlocksKept,
+        Fault::HiddenKept,
     ];
     let missed: Vec<_> = faults.into_iter().filter(|fault| !is_found(*fault)).collect();
     plant(None);

@@ -10,7 +10,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 use super::mounting;
 use crate::isolation::ids::Ids;
 
-/// The tmpfs of one worker. It has no bound of its own: a program that reads where nothing is cached would use the bound up, and others
+/// The tmpfs of one worker. It has no bound of its own (the size is beyond all memory, and lets statfs(2) tell how much is used): a program that reads where nothing is cached would use the bound up, and others
 /// then die of it. The worker keeps to its budget. No huge pages: with them the kernel allocates 2 MiB where the worker asks for a block.
 pub struct WindowStore {
     /// The mount; it goes when this is closed, and with it what was not opened through it.
@@ -66,8 +66,12 @@ impl WindowStore {
 fn mount_tmpfs() -> Result<OwnedFd> {
     use rustix::mount::{fsconfig_create, fsconfig_set_string, fsmount, fsopen};
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in [("source", "polytropo-windows"), ("mode", "0700"), ("size", "0"), ("nr_inodes", "0")]
-    {
+    for (key, value) in [
+        ("source", "polytropo-windows"),
+        ("mode", "0700"),
+        ("size", "1152921504606846976"),
+        ("nr_inodes", "0"),
+    ] {
         fsconfig_set_string(&context, key, value)?;
     }
     fsconfig_create(&context)?;

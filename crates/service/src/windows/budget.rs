@@ -1,44 +1,219 @@
-//! How much memory all windows of a service take together.
+//! How much memory all windows of a service take together, and which blocks have it.
+//!
+//! The tmpfs knows no bound, so all that is allocated there is counted here first: blocks, and the pages of words that each window
+//! begins with.
 
-use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use polytropo_wire::window::BLOCK_BYTES;
+use rustc_hash::{FxHashMap, FxHashSet};
+use serde::Serialize;
 
 use super::file::Window;
+use super::policy::{Moves, Policy};
 
-/// The blocks of all windows, in the order in which they came.
+/// Fewer blocks are no cache.
+const BLOCKS_MIN: usize = 4;
+/// Of the budget, the part that words of windows may have.
+const WORDS_SHARE: u64 = 8;
+
+/// A window's number, and a block of it.
+type Key = (u64, u64);
+
+/// See the module.
 pub struct Budget {
-    blocks_max: usize,
-    resident: Mutex<VecDeque<(Weak<Window>, u64)>>,
+    bytes_max: u64,
+    state: Mutex<State>,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct State {
+    policy: Policy<Key>,
+    windows: FxHashMap<u64, Account>,
+    words_bytes: u64,
+    /// Fills between making room and the end. Each may take memory that the policy counts as free again.
+    under_way: usize,
+}
+
+struct Account {
+    window: Weak<Window>,
+    blocks: FxHashSet<u64>,
+}
+
+/// Blocks whose state is to change.
+struct Decided {
+    hide: Vec<(Weak<Window>, u64)>,
+    evict: Vec<(Weak<Window>, u64)>,
+}
+
+#[derive(Default)]
+struct Counters {
+    fills: AtomicU64,
+    shown_again: AtomicU64,
+    evictions: AtomicU64,
+}
+
+/// What windows hold, and what became of requests for their blocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct WindowStatistics {
+    pub bytes_max: u64,
+    /// Allocated, of `bytes_max`.
+    pub bytes: u64,
+    pub windows: u64,
+    /// Blocks read from the layers below.
+    pub fills: u64,
+    /// Requests for blocks that were still there: what is used was found out by them.
+    pub shown_again: u64,
+    pub evictions: u64,
 }
 
 impl Budget {
-    pub fn new(bytes: u64) -> Arc<Self> {
-        let blocks_max = usize::try_from(bytes / BLOCK_BYTES).unwrap_or(usize::MAX).max(4);
-        Arc::new(Self { blocks_max, resident: Mutex::default() })
+    pub fn new(bytes_max: u64) -> Arc<Self> {
+        Arc::new(Self { bytes_max, state: Mutex::default(), counters: Counters::default() })
     }
 
-    /// Makes room for one more block and counts it.
-    pub fn reserve(&self, window: &Arc<Window>, block: u64) {
-        let mut evicted = Vec::new();
-        {
-            let mut resident = self.resident.lock();
-            while resident.len() >= self.blocks_max {
-                evicted.extend(resident.pop_front());
+    /// Counts a window's words; false if there is no room for so many.
+    pub fn enter(&self, words_bytes: u64) -> bool {
+        let decided = {
+            let mut state = self.state.lock();
+            let sum = state.words_bytes + words_bytes;
+            if sum > self.bytes_max / WORDS_SHARE {
+                return false;
             }
-            resident.push_back((Arc::downgrade(window), block));
+            state.words_bytes = sum;
+            let blocks_max = state.blocks_max(self.bytes_max);
+            let mut moves = Moves::default();
+            state.policy.shrink(blocks_max, &mut moves);
+            state.decided(moves)
+        };
+        self.make(decided);
+        true
+    }
+
+    /// A window is gone, and with it all of its memory.
+    pub fn leave(&self, number: u64, words_bytes: u64) {
+        let mut state = self.state.lock();
+        state.words_bytes -= words_bytes;
+        state.drop_blocks(number);
+    }
+
+    /// The memory of a window's blocks was given back.
+    pub fn drop_blocks(&self, number: u64) {
+        self.state.lock().drop_blocks(number);
+    }
+
+    /// A block is asked for that readers do not see. False if it has to be read from below.
+    pub fn ask(&self, window: &Window, block: u64) -> bool {
+        let decided = {
+            let mut state = self.state.lock();
+            let blocks_max = state.blocks_max(self.bytes_max);
+            let mut moves = Moves::default();
+            if !state.policy.ask((window.number(), block), blocks_max, &mut moves) {
+                return false;
+            }
+            state.decided(moves)
+        };
+        let shown = window.show_again(block);
+        self.make(decided);
+        self.counters.shown_again.fetch_add(u64::from(shown), Relaxed);
+        shown
+    }
+
+    /// Makes room for a block that is about to be filled, and counts it.
+    pub fn reserve<'a>(&'a self, window: &'a Arc<Window>, block: u64) -> Reserved<'a> {
+        let decided = {
+            let mut state = self.state.lock();
+            state.under_way += 1;
+            let mut moves = Moves::default();
+            let key = (window.number(), block);
+            if !state.policy.contains(&key) {
+                let blocks_max = state.blocks_max(self.bytes_max);
+                state.policy.admit(key, blocks_max, &mut moves);
+                let account = || Account { window: Arc::downgrade(window), blocks: FxHashSet::default() };
+                state.windows.entry(key.0).or_insert_with(account).blocks.insert(block);
+            }
+            state.decided(moves)
+        };
+        self.counters.fills.fetch_add(1, Relaxed);
+        self.make(decided);
+        Reserved { budget: self, window, block }
+    }
+
+    /// Does outside of the lock what was decided under it.
+    fn make(&self, decided: Decided) {
+        for (window, block) in decided.hide {
+            if let Some(window) = window.upgrade() {
+                window.hide(block);
+            }
         }
-        for (window, block) in evicted {
+        self.counters.evictions.fetch_add(decided.evict.len() as u64, Relaxed);
+        for (window, block) in decided.evict {
             if let Some(window) = window.upgrade() {
                 window.evict(block);
             }
         }
     }
 
-    /// Windows that are gone take no room.
-    pub fn forget_gone(&self) {
-        self.resident.lock().retain(|(window, _)| window.strong_count() > 0);
+    pub fn statistics(&self) -> WindowStatistics {
+        let state = self.state.lock();
+        WindowStatistics {
+            bytes_max: self.bytes_max,
+            bytes: state.words_bytes + state.policy.len() as u64 * BLOCK_BYTES,
+            windows: state.windows.len() as u64,
+            fills: self.counters.fills.load(Relaxed),
+            shown_again: self.counters.shown_again.load(Relaxed),
+            evictions: self.counters.evictions.load(Relaxed),
+        }
+    }
+}
+
+/// Room for a block while it is filled.
+pub struct Reserved<'a> {
+    budget: &'a Budget,
+    window: &'a Window,
+    block: u64,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let counted = self.budget.state.lock().policy.contains(&(self.window.number(), self.block));
+        if !counted {
+            // Somebody needed the room meanwhile.
+            self.window.evict(self.block);
+        }
+        self.budget.state.lock().under_way -= 1;
+    }
+}
+
+impl State {
+    /// Finds the windows of what was decided, while they are known.
+    fn decided(&mut self, moves: Moves<Key>) -> Decided {
+        let windows = &mut self.windows;
+        let hide = moves.hide.into_iter().filter_map(|(number, block)| {
+            let account = windows.get(&number)?;
+            Some((account.window.clone(), block))
+        });
+        let hide = hide.collect();
+        let evict = moves.evict.into_iter().filter_map(|(number, block)| {
+            let account = windows.get_mut(&number)?;
+            account.blocks.remove(&block);
+            Some((account.window.clone(), block))
+        });
+        Decided { hide, evict: evict.collect() }
+    }
+
+    fn blocks_max(&self, bytes_max: u64) -> usize {
+        let left = bytes_max.saturating_sub(self.words_bytes) / BLOCK_BYTES;
+        usize::try_from(left).unwrap_or(usize::MAX).saturating_sub(self.under_way).max(BLOCKS_MIN)
+    }
+
+    fn drop_blocks(&mut self, number: u64) {
+        let Some(account) = self.windows.remove(&number) else { return };
+        for block in account.blocks {
+            self.policy.remove(&(number, block));
+        }
     }
 }

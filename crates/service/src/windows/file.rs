@@ -58,9 +58,14 @@ impl Window {
         budget: Arc<Budget>,
     ) -> Result<Self> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(root, number.to_string(), flags, Mode::from_raw_mode(0o444))?;
-        let made = Self::map(file, root, number, node, geometry, budget);
+        if !budget.enter(words_bytes(geometry)) {
+            return Err(Errno::NOSPC);
+        }
+        let file = rustix::fs::openat(root, number.to_string(), flags, Mode::from_raw_mode(0o444))
+            .inspect_err(|_| budget.leave(number, words_bytes(geometry)))?;
+        let made = Self::map(file, root, number, node, geometry, budget.clone());
         if made.is_err() {
+            budget.leave(number, words_bytes(geometry));
             let _ = rustix::fs::unlinkat(root, number.to_string(), AtFlags::empty());
         }
         made
@@ -104,6 +109,10 @@ impl Window {
         header.size_bytes.store(SIZE_UNKNOWN, Relaxed);
         header.magic.store(MAGIC, Release);
         Ok(made)
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     pub fn node(&self) -> Option<NodeId> {
@@ -154,6 +163,8 @@ impl Window {
     pub fn discard(&self) {
         self.retire();
         self.unlink();
+        self.punch_all();
+        self.budget.drop_blocks(self.number);
     }
 
     pub fn capacity_bytes(&self) -> u64 {
@@ -219,10 +230,32 @@ impl Window {
         self.punch(block);
     }
 
+    pub fn is_hidden(&self, block: u64) -> bool {
+        self.view().is_hidden(block)
+    }
+
+    /// Readers have to ask for the block.
+    pub fn hide(&self, block: u64) {
+        self.view().hide(&self.changes.lock(), block);
+    }
+
+    /// False if its bytes are not in place.
+    pub fn show_again(&self, block: u64) -> bool {
+        self.view().show_again(&self.changes.lock(), block)
+    }
+
+    /// Of what programs map, and nobody reads any more.
+    fn punch_all(&self) {
+        self.punch_range(self.geometry.bytes_at(), self.geometry.capacity_bytes);
+    }
+
     fn punch(&self, block: u64) {
-        let at = self.geometry.bytes_at() + block * BLOCK_BYTES;
+        self.punch_range(self.geometry.bytes_at() + block * BLOCK_BYTES, BLOCK_BYTES);
+    }
+
+    fn punch_range(&self, at: u64, bytes: u64) {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if let Err(errno) = rustix::fs::fallocate(&self.file, flags, at, BLOCK_BYTES) {
+        if let Err(errno) = rustix::fs::fallocate(&self.file, flags, at, bytes) {
             log::error!("memory of a window cannot be given back: {errno}");
         }
     }
@@ -276,12 +309,15 @@ impl Drop for Window {
         let _ =
             unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.geometry.total_bytes() as usize) };
         // Programs may still map the file: what they do not map, and what nobody reads, is freed.
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let (at, bytes) = (self.geometry.bytes_at(), self.geometry.capacity_bytes);
-        let _ = rustix::fs::fallocate(&self.file, flags, at, bytes);
+        self.punch_all();
         log::trace!("window {} is gone", self.number);
-        self.budget.forget_gone();
+        self.budget.leave(self.number, words_bytes(self.geometry));
     }
+}
+
+/// What is allocated with the window, in whole pages.
+fn words_bytes(geometry: Geometry) -> u64 {
+    (WORDS_AT + geometry.blocks() * 8).next_multiple_of(4096)
 }
 
 impl Link {

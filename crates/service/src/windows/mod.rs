@@ -6,6 +6,7 @@
 
 mod budget;
 mod file;
+mod policy;
 mod store;
 
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use rustc_hash::FxHashMap;
 
 use crate::copies::Tally;
 
-pub use budget::Budget;
+pub use budget::{Budget, WindowStatistics};
 pub use file::Window;
 pub use store::{Place, Store};
 
@@ -177,7 +178,9 @@ impl Windows {
         let end = size_bytes.div_ceil(BLOCK_BYTES).min(window.blocks());
         let ahead = if window.is_in_order(first) { AHEAD_BLOCKS } else { 1 };
         for block in first..end.min(first.saturating_add(ahead)) {
-            if !window.is_resident(block) && !self.fill_block(window, file, block, caller, buffer)? {
+            // To show what nobody asked for would count as a use of it.
+            let there = window.is_resident(block) || (block != first && window.is_hidden(block));
+            if !there && !self.fill_block(window, file, block, caller, buffer)? {
                 return Ok(false);
             }
         }
@@ -212,7 +215,11 @@ impl Windows {
         caller: &Caller,
         buffer: &mut [u8],
     ) -> Result<bool> {
-        self.store.budget().reserve(window, block);
+        let budget = self.store.budget();
+        if budget.ask(window, block) {
+            return Ok(true);
+        }
+        let _reserved = budget.reserve(window, block);
         let changes = window.changes();
         let buffer = buffer.get_mut(..BLOCK_BYTES as usize);
         let buffer =

@@ -11,12 +11,13 @@ use serde_json::json;
 
 use crate::Test;
 use crate::hostile::Raw;
-use crate::support::{Site, pattern};
+use crate::support::{Site, fork_child, pattern};
 
 pub const TESTS: &[Test] = &[
     ("an_image_is_cached_once", an_image_is_cached_once),
     ("a_file_of_ones_own_is_nobody_elses", a_file_of_ones_own_is_nobody_elses),
     ("doors_show_only_what_was_opened_through_them", doors_show_only_what_was_opened_through_them),
+    ("the_ceiling_holds_under_load", the_ceiling_holds_under_load),
     ("a_door_that_ends_leaves_the_others_their_windows", a_door_that_ends_leaves_the_others_their_windows),
 ];
 
@@ -135,4 +136,52 @@ fn a_door_that_ends_leaves_the_others_their_windows() {
     assert_eq!(read(&ours, open(&ours, "large", RDONLY)), pattern(1, 0, SIZE));
     assert_eq!(windows(&site, &again), windows(&site, &second));
     assert_eq!(read(&theirs, open(&theirs, "large", RDONLY)), pattern(1, 0, SIZE));
+}
+
+/// What the whole tmpfs holds, in bytes.
+fn used(site: &Site, mnt: &Path) -> u64 {
+    let found = rustix::fs::fstatfs(&Raw::connect(site, mnt).windows).unwrap();
+    (found.f_blocks - found.f_bfree) * found.f_bsize as u64
+}
+
+/// Many files, several programs, two doors, and room for a few blocks: what the tmpfs really holds stays below the ceiling.
+fn the_ceiling_holds_under_load() {
+    const CACHE_BYTES: u64 = 4 << 20;
+    const FILES: u64 = 40;
+    let mut site = Site::start_with(&["--channel-writes", "--cache-bytes", &CACHE_BYTES.to_string()]);
+    let image = site.directory("image");
+    let size = 400_000;
+    for n in 0..FILES {
+        fs::write(image.join(n.to_string()), pattern(n, 0, size)).unwrap();
+    }
+    let mounts = [container(&mut site, "first"), container(&mut site, "second")];
+    let children: Vec<_> = (0..4)
+        .map(|child| {
+            let (site, mnt) = (&site, &mounts[child % 2]);
+            fork_child(move || {
+                let channel = site.connect(mnt);
+                let files: Vec<_> = (0..FILES).map(|n| open(&channel, &n.to_string(), RDONLY)).collect();
+                let mut random = child as u64 + 1;
+                let mut bytes = vec![0; 100_000];
+                for _ in 0..3000 {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    // A few files are read often.
+                    let n = (random >> 33) % if random >> 32 & 1 == 0 { FILES } else { 3 };
+                    let at = (random >> 40) % size as u64;
+                    let count = channel.pread(files[n as usize], &mut bytes, at).unwrap();
+                    assert_eq!(count, (size - at as usize).min(bytes.len()));
+                    assert!(bytes[..count] == pattern(n, at, count), "other bytes than those of {n} at {at}");
+                }
+            })
+        })
+        .collect();
+    let mut most = 0;
+    for _ in 0..50 {
+        most = most.max(used(&site, &mounts[0]));
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    assert!(children.into_iter().all(|child| child.wait()));
+    let last = used(&site, &mounts[0]);
+    assert!(last > CACHE_BYTES / 2, "nothing much is kept: {last}");
+    assert!(most <= CACHE_BYTES, "{most} bytes");
 }

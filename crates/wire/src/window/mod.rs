@@ -21,9 +21,12 @@ pub const FILE_BYTES_MAX: u64 = 512 << 30;
 
 /// The size word while the file's size is not known: ask the service.
 pub const SIZE_UNKNOWN: u64 = u64::MAX;
-/// Bit of a block's word; the rest is its generation.
+/// Bit of a block's word: readers may believe the bytes.
 pub const RESIDENT: u64 = 1;
-pub const ONE_GENERATION: u64 = 2;
+/// Bit of a block's word: the bytes are in place, for the service to know. Without `RESIDENT` the block is hidden.
+pub const KEPT: u64 = 2;
+/// The rest of a word is the block's generation.
+pub const ONE_GENERATION: u64 = 4;
 
 #[repr(C, align(128))]
 pub struct Header {
@@ -90,7 +93,7 @@ mod tests {
 
     #[test]
     fn reads_what_is_there_and_says_what_is_not() {
-        let (header, words) = (header(BLOCK_BYTES + 5), [AtomicU64::new(RESIDENT), AtomicU64::new(0)]);
+        let (header, words) = (header(BLOCK_BYTES + 5), [AtomicU64::new(RESIDENT | KEPT), AtomicU64::new(0)]);
         let (view, mut changes) = (View::new(&header, &words), Changes::default());
         let read = |count, offset| {
             let mut parts = 0;
@@ -104,10 +107,13 @@ mod tests {
         assert_eq!(read(100, BLOCK_BYTES - 4).0, Found::Bytes(9));
         assert_eq!(view.fill(&changes, 1, 1, || Ok::<(), ()>(())), Ok(false), "it changed");
         assert_eq!(view.fill(&changes, 0, 2, || Ok::<(), ()>(())), Ok(false), "there is no such block");
-        assert!(view.take_back(&changes, 0) && !view.take_back(&changes, 0));
+        assert!(view.hide(&changes, 0) && !view.hide(&changes, 0));
         assert_eq!(read(1, 0).0, Found::Missing(0));
-        view.show_again(&changes, 0);
+        assert!(view.show_again(&changes, 0) && view.show_again(&changes, 0));
         assert_eq!(read(1, 0).0, Found::Bytes(1));
+        assert!(view.hide(&changes, 0) && view.take_back(&changes, 0) && !view.take_back(&changes, 0));
+        assert!(!view.show_again(&changes, 0), "its bytes are not in place any more");
+        assert_eq!(read(1, 0).0, Found::Missing(0));
         view.forget(&mut changes);
         assert!(!view.is_resident(0) && !view.set_size(&changes, 0, 5) && view.set_size(&changes, 1, 5));
         assert_eq!(read(1, 0).0, Found::Missing(0));
@@ -124,11 +130,10 @@ mod tests {
 
     #[test]
     fn what_changes_meanwhile_does_not_count() {
-        let (header, words) = (header(5), [AtomicU64::new(RESIDENT)]);
+        let (header, words) = (header(5), [AtomicU64::new(RESIDENT | KEPT)]);
         let (view, changes) = (View::new(&header, &words), Changes::default());
         let again = || {
-            view.take_back(&changes, 0);
-            view.show_again(&changes, 0);
+            assert!(view.hide(&changes, 0) && view.show_again(&changes, 0));
         };
         assert_eq!(view.read(5, 0, |_, _, _| again()), Found::Missing(0));
         let cut = |_: usize, _: u64, _: usize| assert!(view.set_size(&changes, 0, 4));

@@ -1,7 +1,7 @@
 //! A window's header and words, as readers look at them and as the service changes them. Both halves stand here because they are
 //! one protocol: `tests/loom.rs` tries every interleaving of them.
 
-use super::{BLOCK_BYTES, Header, ONE_GENERATION, RESIDENT, SIZE_UNKNOWN};
+use super::{BLOCK_BYTES, Header, KEPT, ONE_GENERATION, RESIDENT, SIZE_UNKNOWN};
 use crate::sync::{Acquire, AtomicU64, Fault, Relaxed, Release, SeqCst, fence, has};
 
 /// What a read of a window found.
@@ -56,6 +56,11 @@ impl<'a> View<'a> {
 
     pub fn is_resident(&self, block: u64) -> bool {
         self.word(block).is_some_and(|word| word.load(Acquire) & RESIDENT != 0)
+    }
+
+    /// Its bytes are in place, but readers have to ask.
+    pub fn is_hidden(&self, block: u64) -> bool {
+        self.word(block).is_some_and(|word| word.load(Acquire) & (RESIDENT | KEPT) == KEPT)
     }
 
     pub fn is_retired(&self) -> bool {
@@ -129,21 +134,35 @@ impl<'a> View<'a> {
         Ok(true)
     }
 
-    /// Shows a block again whose bytes have stayed in place since it was taken back.
-    pub fn show_again(&self, _changes: &Changes, block: u64) {
-        if let Some(word) = self.word(block).filter(|word| word.load(Relaxed) & RESIDENT == 0) {
-            show(word);
+    /// Readers have to ask for the block, whose bytes stay in place. False if it is not there.
+    pub fn hide(&self, _changes: &Changes, block: u64) -> bool {
+        let Some(word) = self.word(block) else { return false };
+        let seen = word.load(Relaxed);
+        if seen & RESIDENT != 0 {
+            word.store(next(seen) & !RESIDENT, Release);
         }
+        seen & RESIDENT != 0
     }
 
-    /// From here on no reader believes what it copies of the block, so its bytes may be changed. Tells whether it was there.
+    /// Shows a block again that was hidden; false if its bytes are not in place.
+    pub fn show_again(&self, _changes: &Changes, block: u64) -> bool {
+        let Some(word) = self.word(block) else { return false };
+        match word.load(Relaxed) & (RESIDENT | KEPT) {
+            KEPT => show(word),
+            bits => return bits & RESIDENT != 0,
+        }
+        true
+    }
+
+    /// From here on no reader believes what it copies of the block, so its bytes may be changed. Tells whether they were in place.
     pub fn take_back(&self, _changes: &Changes, block: u64) -> bool {
         let Some(word) = self.word(block) else { return false };
         let seen = word.load(Relaxed);
-        if seen & RESIDENT == 0 {
+        if seen & (RESIDENT | KEPT) == 0 {
             return false;
         }
-        word.store(next(seen) & !RESIDENT, Release);
+        let kept = if has(Fault::HiddenKept) { KEPT } else { 0 };
+        word.store(next(seen) & !(RESIDENT | KEPT) | kept, Release);
         // A reader that sees bytes of after this must see the word of before them.
         if !has(Fault::WordWithoutFence) {
             fence(SeqCst);
@@ -181,7 +200,7 @@ impl<'a> View<'a> {
 }
 
 fn show(word: &AtomicU64) {
-    word.store(next(word.load(Relaxed)) | RESIDENT, Release);
+    word.store(next(word.load(Relaxed)) | RESIDENT | KEPT, Release);
 }
 
 fn next(word: u64) -> u64 {
