@@ -6,6 +6,8 @@
 mod changes;
 mod client;
 mod driver;
+#[cfg(test)]
+mod fuzz;
 mod hall;
 mod kept;
 mod memory;
@@ -78,6 +80,34 @@ pub struct Shared {
 }
 
 impl Shared {
+    fn new(epochs: Arc<Epochs>, options: ChannelOptions, id: DoorId) -> Arc<Self> {
+        let stack: Arc<dyn Libservice> = epochs.clone();
+        let WindowAccess { store, place, shown } = options.windows;
+        let coherence = stack.coherence();
+        // What others change cannot be kept.
+        let place = place.filter(|_| coherence != Coherence::Shared);
+        let shared = Arc::new(Self {
+            windows: Windows::new(stack.clone(), store, place),
+            shown,
+            immutable: coherence == Coherence::Immutable,
+            read_only: !stack.capabilities().contains(Capabilities::WRITE),
+            others_change: coherence == Coherence::Shared,
+            kernel_tells: options.kernel_tells,
+            settle: options.settle,
+            kept: Kept::default(),
+            modes: options.modes,
+            epochs,
+            stack,
+            id,
+        });
+        shared.stack.observe(Arc::new(Listener(Arc::downgrade(&shared))));
+        let watcher: Weak<Shared> = Arc::downgrade(&shared);
+        if !shared.modes.watch(watcher) {
+            log::debug!("channel door {}: another door of the stack watches its modes", id.0);
+        }
+        shared
+    }
+
     /// Whether files may be made here: their bytes can be written by nobody whom the door does not hear of.
     pub fn makes_files(&self) -> bool {
         self.others_change || self.kernel_tells
@@ -162,30 +192,7 @@ pub struct ChannelDoor {
 
 impl ChannelDoor {
     pub fn start(epochs: Arc<Epochs>, options: ChannelOptions, id: DoorId) -> io::Result<Self> {
-        let stack: Arc<dyn Libservice> = epochs.clone();
-        let WindowAccess { store, place, shown } = options.windows;
-        let coherence = stack.coherence();
-        // What others change cannot be kept.
-        let place = place.filter(|_| coherence != Coherence::Shared);
-        let shared = Arc::new(Shared {
-            windows: Windows::new(stack.clone(), store, place),
-            shown,
-            immutable: coherence == Coherence::Immutable,
-            read_only: !stack.capabilities().contains(Capabilities::WRITE),
-            others_change: coherence == Coherence::Shared,
-            kernel_tells: options.kernel_tells,
-            settle: options.settle,
-            kept: Kept::default(),
-            modes: options.modes,
-            epochs,
-            stack,
-            id,
-        });
-        shared.stack.observe(Arc::new(Listener(Arc::downgrade(&shared))));
-        let watcher: Weak<Shared> = Arc::downgrade(&shared);
-        if !shared.modes.watch(watcher) {
-            log::debug!("channel door {}: another door of the stack watches its modes", id.0);
-        }
+        let shared = Shared::new(epochs, options, id);
         let tally = shared.windows.tally().clone();
         Ok(Self { driver: Mutex::new(Driver::start(shared)?), tally, stopped: AtomicBool::new(false) })
     }

@@ -117,11 +117,14 @@ impl Work<'_> {
     /// Refuses files that the kernel has in its hands.
     fn may_tell(&self, node: NodeId, attr: &Attr) -> Done {
         let served = if attr.file_type() == libc::S_IFREG { self.door.may_serve(node) } else { Ok(()) };
-        if let (Err(_), true, Some(notes)) = (&served, self.door.counts_files(), &self.notes) {
-            // Nobody tells when the kernel gives it back.
+        served.inspect_err(|_| self.spoil_if_counted())
+    }
+
+    /// The kernel has a file. If that may change, nobody tells when it gives it back.
+    fn spoil_if_counted(&self) {
+        if let (true, Some(notes)) = (self.door.counts_files(), &self.notes) {
             notes.spoil();
         }
-        served
     }
 
     /// Opens something that is there, if it is: that it is not may be kept.
@@ -247,7 +250,7 @@ impl Work<'_> {
         if wanted & WRITE != 0 && client.peer.read_only {
             return fail(Errno::ROFS, "write through a read-only mount");
         }
-        let ticket = self.door.enter(node, wanted)?;
+        let ticket = self.door.enter(node, wanted).inspect_err(|_| self.spoil_if_counted())?;
         let how = if truncates { open_flags | OpenFlags::TRUNCATE } else { open_flags };
         match client.door.stack.open(self.caller(), node, how) {
             Ok(opened) => {
