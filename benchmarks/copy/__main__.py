@@ -1,11 +1,11 @@
 """`make bench-copy`: copies by the tuned plan beside memcpy(3) and the kernel's method, in one run.
 
 First the fast search makes a plan; then plan, memcpy(3) and the kernel's method are measured anew in rounds
-that
-alternate them, so that no figure is one that the search chose for being low by chance. With `--exhaustive`
-some sizes
-are searched exhaustively as well, to compare what both searches find and what they take. Best on an idle
-machine.
+of a drawn order, so that no figure is one that the search chose for being low by chance. memcpy(3) is
+measured twice in each round: how far it is from itself is what the measurement errs by. Then the same three
+ways are given to services, whose programs read, write and copy files through shared memory. With `--searches
+too` some sizes are searched exhaustively as well, to compare what both searches find and what they take;
+`--searches only` does nothing else. Best on an idle machine.
 """
 
 import argparse
@@ -14,22 +14,24 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.report import Report
+from benchmarks.copy import system
+from benchmarks.copy.searches import compare_searches, write_json
 from polytropo import _native
 from polytropo.state import State
 from polytropo.tuning.measure import LIBC, SIZES_BYTES, Machine, ratio_interval
 from polytropo.tuning.memcpy import make_plan, tune
-from polytropo.tuning.search import find
-from polytropo.units import format_size
+from polytropo.tuning.weights import recorded
+from polytropo.units import format_ns, format_size
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OURS = "plan"
 SAMPLE_NS = 50_000
 BEHIND_MAX = 1.05
+PATH_HEADER = "| private path | plan | memcpy(3) | kernel | gain on memcpy(3) | on kernel |"
 HEADER = "| situation | size | variant | GB/s | memcpy(3) | kernel | gain on memcpy(3) | on kernel |"
 
 
@@ -37,32 +39,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench-copy", description=__doc__)
     parser.add_argument("--rounds", type=int, default=41, help="rounds a size and situation")
     parser.add_argument(
-        "--exhaustive", nargs="*", type=int, metavar="BYTES", help="also searched exhaustively"
+        "--searches", choices=("no", "too", "only"), default="no", help="compare both searches"
     )
+    parser.add_argument("--system-rounds", type=int, default=15, help="rounds of the private path")
+    parser.add_argument("--time-ms", type=int, default=200, help="for each of its figures in each round")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
     arguments = parser.parse_args()
     machine = Machine()
-    with tempfile.TemporaryDirectory(prefix="bench-copy-") as home:
-        journal, _ = tune(State.open(Path(home)))
+    searches = [] if arguments.searches == "no" else compare_searches(machine)
+    if arguments.searches == "only":
+        write_json(arguments.out / "copy-searches.json", {"searches": searches})
+        return
     libc = os.confstr("CS_GNU_LIBC_VERSION") or "an unknown C library"
     kernel = _native.copy_kernel_method()
     report = Report("Memory copies by situation and size", ours=OURS)
-    took_s = journal.elapsed_s
-    report.notes.append(f"memcpy(3) of {libc}; the kernel's method here: {kernel}; search {took_s:.0f} s.")
-    rows = [
-        _measure(machine, report, make_plan(journal), situation, size_bytes, arguments.rounds)
-        for situation in machine.situations()
-        for size_bytes in SIZES_BYTES
-    ]
-    print(_table(rows))
-    print("\n".join(_verdicts(rows)))
-    if arguments.exhaustive is not None:
-        rows += [
-            _compare_searches(machine, s, size) for s in machine.situations() for size in arguments.exhaustive
+    with tempfile.TemporaryDirectory(prefix="bench-copy-") as home:
+        journal, plan_file = tune(State.open(Path(home)), weights=recorded())
+        took_s = journal.elapsed_s
+        report.notes.append(
+            f"memcpy(3) of {libc}; the kernel's method here: {kernel}; search {took_s:.0f} s."
+        )
+        rows = [
+            _measure(machine, report, make_plan(journal), situation, size_bytes, arguments.rounds)
+            for situation in machine.situations()
+            for size_bytes in SIZES_BYTES
         ]
+        print(_table(rows))
+        print("\n".join(_verdicts(rows)), flush=True)
+        felt = _measure_path(report, plan_file.parent, arguments.system_rounds, arguments.time_ms)
     report.write(arguments.out, "copy")
-    path = arguments.out / "copy.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"rows": rows}, indent=1) + "\n")
+    result = arguments.out / "copy.json"
+    more = {"rows": rows, "path": felt, "searches": searches}
+    write_json(result, json.loads(result.read_text()) | more)
     print(f"\nwritten: {arguments.out}/copy.json and copy.png")
 
 
@@ -71,8 +79,8 @@ def _measure(
 ) -> dict[str, Any]:
     variant, kernel = plan.get(False, situation, size_bytes), _native.copy_kernel_method()
     rounds = max(15, min(rounds, (2 << 30) // size_bytes))
-    ours, libc, theirs = machine.sample(
-        [variant, LIBC, kernel], situation, size_bytes, rounds=rounds, sample_ns=SAMPLE_NS
+    ours, libc, theirs, again = machine.sample(
+        [variant, LIBC, kernel, LIBC], situation, size_bytes, rounds=rounds, sample_ns=SAMPLE_NS
     )
     metric = f"{situation} {format_size(size_bytes)}"
     for side, values in ((OURS, ours), ("memcpy(3)", libc), ("kernel's method", theirs)):
@@ -87,6 +95,7 @@ def _measure(
         "by_libc": ratio_interval(ours, libc),
         "by_kernel": ratio_interval(ours, theirs),
         "by_best": ratio_interval(ours, best),
+        "by_itself": ratio_interval(again, libc),
     }
 
 
@@ -94,10 +103,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     lines = [HEADER, "|---" * 8 + "|"]
     for row in rows:
         speeds = " | ".join(f"{speed:.1f}" for speed in row["gb_per_s"])
-        gains = " | ".join(
-            f"{1 / median:.2f} ({1 / high:.2f}-{1 / low:.2f})"
-            for median, low, high in (row["by_libc"], row["by_kernel"])
-        )
+        gains = f"{_gain(row['by_libc'])} | {_gain(row['by_kernel'])}"
         size = format_size(row["size_bytes"])
         lines.append(f"| {row['situation']} | {size} | {row['variant']} | {speeds} | {gains} |")
     return "\n".join(lines)
@@ -118,38 +124,52 @@ def _verdicts(rows: list[dict[str, Any]]) -> list[str]:
         if some:
             gains = [1 / row["by_libc"].median for row in some]
             told.append(f"gain on memcpy(3) {what}: {min(gains):.2f} to {max(gains):.2f}")
+    told.append(_own_error(rows))
     return told
+
+
+def _own_error(rows: list[dict[str, Any]]) -> str:
+    """How far memcpy(3) is from itself, and whether the intervals say so."""
+    apart = [row for row in rows if not row["by_itself"].low <= 1 <= row["by_itself"].high]
+    errors = sorted(abs(row["by_itself"].median - 1) for row in rows)
+    worst = max(rows, key=lambda row: abs(row["by_itself"].median - 1))
+    return (
+        f"memcpy(3) beside itself: off by {errors[len(errors) // 2]:.1%} in the middle cell and"
+        f" {errors[-1]:.1%} at most ({_names([worst])}); the 95 % interval misses 1 in {len(apart)} of"
+        f" {len(rows)} cells (1 in 20 is chance): {_names(apart)}"
+    )
+
+
+def _measure_path(report: Report, tuning_dir: Path, rounds: int, time_ms: int) -> dict[str, Any]:
+    """What programs feel of it: times, beside the others' in the same round."""
+    if reason := system.why_not():
+        print(f"\nprivate path: skipped, {reason}")
+        return {}
+    samples = system.measure(tuning_dir, rounds, time_ms)
+    sides = dict(zip(system.ENGINES, (OURS, "memcpy(3)", "kernel's method"), strict=True))
+    print(
+        "\n| private path | plan | memcpy(3) | kernel | gain on memcpy(3) | on kernel |\n" + "|---" * 6 + "|"
+    )
+    told = {}
+    for figure, by_engine in samples.items():
+        for engine, values in by_engine.items():
+            for value in values:
+                report.add(f"path: {figure}", sides[engine], value)
+        ours, libc, kernel = (by_engine[engine] for engine in system.ENGINES)
+        told[figure] = {"by_libc": ratio_interval(ours, libc), "by_kernel": ratio_interval(ours, kernel)}
+        times = " | ".join(format_ns(statistics.median(values)) for values in (ours, libc, kernel))
+        gains = " | ".join(_gain(ratio) for ratio in told[figure].values())
+        print(f"| {figure} | {times} | {gains} |", flush=True)
+    return told
+
+
+def _gain(ratio: tuple[float, float, float]) -> str:
+    median, low, high = ratio
+    return f"{1 / median:.2f} ({1 / high:.2f}-{1 / low:.2f})"
 
 
 def _names(rows: list[dict[str, Any]]) -> str:
     return ", ".join(f"{row['situation']} {format_size(row['size_bytes'])}" for row in rows) or "nowhere"
-
-
-def _compare_searches(machine: Machine, situation: str, size_bytes: int) -> dict[str, Any]:
-    """Both searches of one size, each from nothing, and their finds measured side by side."""
-    found, elapsed_s = {}, {}
-    for name, exhaustive in (("fast", False), ("exhaustive", True)):
-        started_s = time.monotonic()
-        found[name] = find(machine, situation, size_bytes, keep=False, exhaustive=exhaustive).variant
-        elapsed_s[name] = time.monotonic() - started_s
-    fast, thorough = machine.sample(
-        list(found.values()), situation, size_bytes, rounds=41, sample_ns=SAMPLE_NS
-    )
-    ratio = ratio_interval(fast, thorough)
-    share = elapsed_s["fast"] / elapsed_s["exhaustive"]
-    print(
-        f"{situation} {format_size(size_bytes)}: fast {found['fast']}, exhaustive {found['exhaustive']};"
-        f" time {ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f}), search {elapsed_s['fast']:.1f} s"
-        f" of {elapsed_s['exhaustive']:.1f} s ({share:.3f})",
-        flush=True,
-    )
-    return {
-        "searches": found,
-        "situation": situation,
-        "size_bytes": size_bytes,
-        "elapsed_s": elapsed_s,
-        "fast_by_exhaustive": ratio,
-    }
 
 
 if __name__ == "__main__":

@@ -61,11 +61,12 @@ def command(*words: str | Path, cwd: Path | None = None) -> None:
 class Keeper:
     """A service of its own, which mounts stacks."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *options: str) -> None:
         self.run_dir = run_dir
         run_dir.mkdir()
         words = [str(service_binary()), "keeper", f"--run-dir={run_dir}", "--uid-base=3000000"]
-        self.process = subprocess.Popen([*words, "--idle-timeout-s=3600"], stderr=subprocess.DEVNULL)
+        words += ["--idle-timeout-s=3600", *options]
+        self.process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
         self.gate = run_dir / "channel" / "channel.sock"
         deadline = time.monotonic() + 20
         while not self.gate.exists():

@@ -15,8 +15,9 @@ from polytropo.errors import PolytropoError
 from polytropo.state import State
 from polytropo.tuning import plans
 from polytropo.tuning.measure import Machine, median_interval, ratio_interval
-from polytropo.tuning.memcpy import tune
-from polytropo.tuning.search import find
+from polytropo.tuning.memcpy import by_weight, tune
+from polytropo.tuning.search import choose, final_rounds, find
+from polytropo.tuning.weights import gain, load, recorded, weights_of
 
 POLYTROPO = str(Path(sys.executable).parent / "polytropo")
 
@@ -86,9 +87,9 @@ def test_the_95_percent_interval_holds_the_true_median_that_often() -> None:
 def test_a_search_tries_the_whole_space_and_finds_one_that_runs_here() -> None:
     machine = Machine()
     found = find(machine, "hot", 256, keep=False)
-    assert found.tried == len(_native.copy_space(False, 256)) > 100
-    assert found.variant in {*_native.copy_space(False, 256), _native.copy_kernel_method()}
-    assert found.by_libc[1] <= found.by_libc[0] <= found.by_libc[2]
+    assert found.cell.tried == len(_native.copy_space(False, 256)) > 100
+    assert found.cell.variant in {*_native.copy_space(False, 256), _native.copy_kernel_method()}
+    assert found.cell.by_libc[1] <= found.cell.by_libc[0] <= found.cell.by_libc[2]
 
 
 def test_an_interrupted_search_goes_on_where_it_was(state: State) -> None:
@@ -165,3 +166,74 @@ def test_the_command_searches_shows_and_draws(state: State, tmp_path: Path) -> N
 def test_the_command_says_what_it_does_not_take(state: State) -> None:
     wrong = command(state, "tune", "memcpy", "--size", "100")
     assert wrong.returncode != 0 and "powers of two" in wrong.stderr
+
+
+def test_the_choice_is_surely_faster_than_the_usual_ways_or_one_of_them() -> None:
+    even = [1.0, 1.1] * 20
+    samples = {"libc": even, "movsb": [2.0] * 40, "mine": [*even[1:], 1.0], "fast": [0.5] * 40}
+    usual = ("movsb", "libc")
+    assert choose(samples, "fast", None, usual) == "fast"
+    assert choose(samples, "fast", "mine", usual) == "fast"
+    # No difference that is sure: the usual way stays, whoever was there before.
+    assert choose(samples, "mine", None, usual) == "libc"
+    assert choose(samples, "libc", "mine", usual) == "libc"
+    # Nor does one go on that was good for the size before.
+    assert choose(samples, "libc", "movsb", usual) == "libc"
+    samples["other"] = [0.51, 0.52] * 20
+    assert choose(samples, "fast", "other", usual) == "fast"
+    samples["other"] = [0.49, 0.51] * 20
+    assert choose(samples, "fast", "other", usual) == "other"
+
+
+def test_what_is_copied_most_is_searched_first_and_with_the_most_care() -> None:
+    weights = weights_of({"handed": {65536: 10, 32768: 2}, "hot": {4096: 7, 16: 1000}})
+    assert sum(weights.values()) == pytest.approx(1)
+    assert weights["handed", 65536] == pytest.approx(655360 / (655360 + 65536 + 28672))
+    # 32 KiB is between two sizes of the search and counts for the smaller; 16 bytes are below all.
+    assert weights.keys() == {("handed", 65536), ("handed", 16384), ("hot", 4096)}
+    assert by_weight(("hot", "fresh", "handed"), weights) == ["handed", "hot", "fresh"]
+    assert by_weight(("hot", "fresh"), None) == ["hot", "fresh"]
+    assert final_rounds(4096, 0.5) > final_rounds(4096, None) > final_rounds(4096, 0.0)
+    assert final_rounds(64 << 20, 0.5) == 16
+
+
+def test_the_gain_of_a_mixture_weighs_each_size() -> None:
+    def cell(size_bytes: int, ns: float, libc_ns: float) -> plans.Cell:
+        one = (1.0, 1.0, 1.0)
+        return plans.Cell(
+            situation="hot",
+            size_bytes=size_bytes,
+            keep=False,
+            variant="movsb",
+            ns=ns,
+            libc_ns=libc_ns,
+            kernel_ns=4 * ns,
+            by_libc=one,
+            by_kernel=one,
+            tried=1,
+        )
+
+    cells = [cell(1024, 10, 20), cell(4096, 40, 40)]
+    assert gain(cells, {("hot", 1024): 0.5, ("hot", 4096): 0.5}) == pytest.approx((1.5, 4))
+    assert gain(cells, {("hot", 1024): 1.0}) == pytest.approx((2, 4))
+    assert gain(cells, {("cold", 1024): 1.0}) is None
+
+
+def test_weights_come_from_stats_or_from_counts(tmp_path: Path) -> None:
+    path = tmp_path / "weights.json"
+    tenants = [
+        {"tenant": "a", "copies": {"hot": {"4096": 3}}},
+        {"tenant": "b", "copies": {"hot": {"4096": 1}}},
+    ]
+    path.write_text(json.dumps(tenants))
+    assert load(path) == {("hot", 4096): 1}
+    path.write_text('{"fresh": {"65536": 2}}')
+    assert load(path) == {("fresh", 65536): 1}
+    wrong = {"{": "not JSON", "[]": "no copies", '{"warm": {"64": 1}}': "warm", '{"hot": 5}': "stats --json"}
+    for text, why in wrong.items():
+        path.write_text(text)
+        with pytest.raises(PolytropoError, match=why):
+            load(path)
+    with pytest.raises(PolytropoError, match="cannot be read"):
+        load(tmp_path / "none")
+    assert sum(recorded().values()) == pytest.approx(1)

@@ -2,6 +2,7 @@
 //! nanoseconds a call, the median of several batches.
 
 mod sides;
+mod throughput;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -22,6 +23,9 @@ struct Arguments {
     /// Change files too.
     #[arg(long)]
     write: bool,
+    /// Nothing but bytes read and written.
+    #[arg(long)]
+    throughput: bool,
     /// Milliseconds for each figure.
     #[arg(long, default_value_t = 200)]
     time_ms: u64,
@@ -80,6 +84,10 @@ fn time(
 fn measure<S: Side>(side: &S, arguments: &Arguments) -> Outcome<Figures> {
     let mut figures = Figures::new();
     let ms = arguments.time_ms;
+    if arguments.throughput {
+        throughput::throughput(side, &mut figures, ms)?;
+        return Ok(figures);
+    }
     if side.ask().is_some() {
         time(&mut figures, "request that does nothing", ms, || side.ask().unwrap_or(Ok(())))?;
     }

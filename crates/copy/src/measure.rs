@@ -1,9 +1,10 @@
-//! Times of copies in each situation. Contenders are measured in turn within a round, so that what disturbs one disturbs all.
+//! Times of copies in each situation. Contenders are measured in turn within a round, so that what disturbs one disturbs all, in an
+//! order that is drawn for each round, so that what one leaves in the caches meets all others alike.
 
 use crate::code::CopyFunction;
 use crate::plan::Situation;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// What is timed.
@@ -365,10 +366,53 @@ fn samples(
     };
     let times: Vec<usize> = contenders.iter().map(|contender| warm(&mut run, *contender)).collect();
     let mut found = vec![Vec::with_capacity(rounds); contenders.len()];
+    let mut order: Vec<usize> = (0..contenders.len()).collect();
     for _ in 0..rounds {
-        for ((contender, times), samples) in contenders.iter().zip(&times).zip(&mut found) {
-            samples.push(run(*contender, *times) / *times as f64);
+        shuffle(&mut order);
+        for &index in &order {
+            found[index].push(run(contenders[index], times[index]) / times[index] as f64);
         }
     }
     found
+}
+
+/// Fisher and Yates. Orders go on from call to call, since some calls take one round only.
+fn shuffle(order: &mut [usize]) {
+    static STATE: AtomicU64 = AtomicU64::new(0x9E37_79B9_7F4A_7C15);
+    let mut state = STATE.load(Ordering::Relaxed);
+    for last in (1..order.len()).rev() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        order.swap(last, (state >> 32) as usize % (last + 1));
+    }
+    STATE.store(state, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each place of each contender comes up about as often as any other.
+    #[test]
+    fn orders_are_drawn_evenly() {
+        let mut seen = [[0u32; 4]; 4];
+        let mut order = [0, 1, 2, 3];
+        for _ in 0..4000 {
+            shuffle(&mut order);
+            order.iter().enumerate().for_each(|(place, contender)| seen[*contender][place] += 1);
+        }
+        assert!(seen.iter().flatten().all(|count| (850..1150).contains(count)), "{seen:?}");
+    }
+
+    #[test]
+    fn samples_belong_to_their_contenders() {
+        extern "sysv64" fn nothing(_: *mut u8, _: *const u8, _: usize) {}
+        let contenders = [Contender::Libc, Contender::Emitted(nothing)];
+        let found = samples(&contenders, 50, 1000, |contender, times| match contender {
+            Contender::Libc => 1000.0 * times as f64,
+            Contender::Emitted(_) => 2000.0 * times as f64,
+        });
+        assert!(found[0].iter().all(|ns| *ns == 1000.0) && found[1].iter().all(|ns| *ns == 2000.0));
+    }
 }

@@ -9,6 +9,7 @@ from polytropo.cli.options import Size, json_option
 
 if TYPE_CHECKING:
     from polytropo.tuning.plans import Cell, Journal
+    from polytropo.tuning.weights import Weights
 
 _SITUATIONS = ("hot", "fresh", "handed", "relayed", "cold")
 
@@ -42,10 +43,20 @@ def tune() -> None:
     type=Size(),
     help="Only this size (a power of two from 64B on); may be repeated.",
 )
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What is copied, as `polytropo stats --json` prints it; else what came with polytropo.",
+)
 @click.option("--restart", is_flag=True, help="Forget what an earlier search found.")
 @json_option
 def memcpy(
-    exhaustive: bool, situations: tuple[str, ...], sizes: tuple[int, ...], restart: bool, as_json: bool
+    exhaustive: bool,
+    situations: tuple[str, ...],
+    sizes: tuple[int, ...],
+    weights: Path | None,
+    restart: bool,
+    as_json: bool,
 ) -> None:
     """Search for the fastest memory copies.
 
@@ -57,18 +68,21 @@ def memcpy(
     Example:
       polytropo tune memcpy
       polytropo tune memcpy --situation hot --size 4KiB --size 64KiB
+      polytropo stats --json >copied.json; polytropo tune memcpy --weights copied.json
     """
     from polytropo.cli.output import print_json, progress
     from polytropo.errors import PolytropoError
     from polytropo.state import State
     from polytropo.tuning.measure import SIZES_BYTES
     from polytropo.tuning.memcpy import tune as search
+    from polytropo.tuning.weights import load, recorded
 
     for size_bytes in sizes:
         if size_bytes < 64 or size_bytes & (size_bytes - 1) or size_bytes > 64 << 20:
             raise PolytropoError(
                 f"a size of {size_bytes} bytes cannot be searched; give powers of two from 64B to 64MiB"
             )
+    worth = recorded() if weights is None else load(weights)
     state = State.open()
     try:
         with progress("searching", of_bytes=False) as told:
@@ -78,6 +92,7 @@ def memcpy(
                 sizes_bytes=sorted(sizes) or SIZES_BYTES,
                 exhaustive=exhaustive,
                 restart=restart,
+                weights=worth,
                 told=told,
             )
     except KeyboardInterrupt:
@@ -87,6 +102,7 @@ def memcpy(
         print_json({"plan": str(path), "elapsed_s": journal.elapsed_s, "cells": journal.cells})
         return
     _print_cells(journal)
+    _print_gain(journal, worth)
     click.echo(f"\nthe plan is {path}; services that start from now on use it")
 
 
@@ -109,6 +125,7 @@ def show(picture: Path | None, as_json: bool) -> None:
     from polytropo.errors import PolytropoError
     from polytropo.state import State
     from polytropo.tuning import plans
+    from polytropo.tuning.weights import recorded
 
     state = State.open()
     plan, reason = plans.load(state)
@@ -127,6 +144,7 @@ def show(picture: Path | None, as_json: bool) -> None:
         click.echo(f"drawn to {picture}")
         return
     _print_cells(journal)
+    _print_gain(journal, recorded())
 
 
 def _print_cells(journal: "Journal") -> None:
@@ -145,6 +163,17 @@ def _print_cells(journal: "Journal") -> None:
     order = {name: index for index, name in enumerate(_SITUATIONS)}
     cells = sorted(journal.cells, key=lambda cell: (cell.keep, order[cell.situation], cell.size_bytes))
     print_table(headers, [_row(cell) for cell in cells])
+
+
+def _print_gain(journal: "Journal", weights: "Weights") -> None:
+    from polytropo.tuning.weights import gain
+
+    if (gained := gain(journal.cells, weights)) is not None:
+        on_libc, on_kernel = gained
+        click.echo(
+            f"\nwhat the private path copies, all together: {on_libc:.2f} times as fast as memcpy(3),"
+            f" {on_kernel:.2f} times as fast as by the kernel's method"
+        )
 
 
 def _row(cell: "Cell") -> tuple[str, ...]:

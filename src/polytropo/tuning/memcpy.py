@@ -10,6 +10,7 @@ from polytropo.state import State
 from polytropo.tuning import plans
 from polytropo.tuning.measure import SIZES_BYTES, Machine
 from polytropo.tuning.search import find
+from polytropo.tuning.weights import Weights
 
 Told = Callable[[int, int | None, str], None]
 
@@ -21,12 +22,14 @@ def tune(
     sizes_bytes: Sequence[int] = SIZES_BYTES,
     exhaustive: bool = False,
     restart: bool = False,
+    weights: Weights | None = None,
     told: Told = lambda done, total, what: None,
 ) -> tuple[plans.Journal, Path]:
     """Searches, and saves the plan; goes on where an interrupted search ended, unless `restart`.
 
     What is found is saved size by size, so an interruption (KeyboardInterrupt) loses one size at most.
-    Returns what was found and where the plan is.
+    `weights` tell what is copied: that is searched first and with the most care. Returns what was found and
+    where the plan is.
     """
     machine = Machine()
     wanted = situations or machine.situations()
@@ -34,10 +37,21 @@ def tune(
         journal = None if restart else plans.read_journal(state)
         if journal is None or journal.exhaustive != exhaustive:
             journal = plans.Journal(exhaustive=exhaustive, surroundings=plans.surroundings(), cells=[])
-        rows = [(keep, situation) for keep in (False, True) for situation in wanted]
+        rows = [(keep, situation) for keep in (False, True) for situation in by_weight(wanted, weights)]
         for row, (keep, situation) in enumerate(rows):
-            _search_row(state, machine, journal, keep, situation, sizes_bytes, (row, len(rows)), told)
+            _search_row(
+                state, machine, journal, keep, situation, sizes_bytes, weights, (row, len(rows)), told
+            )
         return journal, plans.save(state, make_plan(journal))
+
+
+def by_weight(situations: Sequence[str], weights: Weights | None) -> list[str]:
+    """Those in which the most bytes are copied first, so that an interrupted search knows them."""
+    share = dict.fromkeys(situations, 0.0)
+    for (situation, _), weight in (weights or {}).items():
+        if situation in share:
+            share[situation] += weight
+    return sorted(share, key=lambda situation: -share[situation])
 
 
 def _search_row(
@@ -47,6 +61,7 @@ def _search_row(
     keep: bool,
     situation: str,
     sizes_bytes: Sequence[int],
+    weights: Weights | None,
     place: tuple[int, int],
     told: Told,
 ) -> None:
@@ -72,24 +87,12 @@ def _search_row(
             exhaustive=journal.exhaustive,
             heirs=heirs,
             incumbent=incumbent,
+            weight=weights.get((situation, size_bytes), 0.0) if weights else None,
             progress=partial(_report, told, begin, total, what),
         )
-        heirs, incumbent = found.ranking, found.variant
+        heirs, incumbent = found.ranking, found.cell.variant
         journal.elapsed_s += time.monotonic() - started_s
-        journal.cells.append(
-            plans.Cell(
-                situation=situation,
-                size_bytes=size_bytes,
-                keep=keep,
-                variant=found.variant,
-                ns=found.ns,
-                libc_ns=found.libc_ns,
-                kernel_ns=found.kernel_ns,
-                by_libc=found.by_libc,
-                by_kernel=found.by_kernel,
-                tried=found.tried,
-            )
-        )
+        journal.cells.append(found.cell)
         plans.write_journal(state, journal)
 
 

@@ -6,14 +6,14 @@ measures that with more care.
 """
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import NamedTuple
 
 from polytropo import _native
 from polytropo.tuning.measure import LIBC, Machine, ratio_interval
+from polytropo.tuning.plans import Cell
 
 Progress = Callable[[int, int], None]
 
@@ -30,6 +30,10 @@ class Care(NamedTuple):
 RUNGS = (Care(512, 1, 2_000), Care(128, 3, 5_000), Care(32, 7, 10_000), Care(8, 15, 20_000))
 EXHAUSTIVE = Care(8, 15, 20_000)
 FINAL = Care(1, 41, 50_000)
+# What makes up this share of the bytes that a path copies is decided with more care, and what it never copies
+# with less.
+_WEIGHTY = 0.02
+_FINALS = {"weighty": 81, "usual": FINAL.rounds, "never": 21}
 # From this size on a copy takes longer than a sample should: only what was good at the size before is
 # tried, and some others.
 _LARGE_BYTES = 1 << 20
@@ -39,20 +43,11 @@ _NEWCOMERS = 64
 _BATCH = 64
 
 
-@dataclass(frozen=True)
-class Found:
-    """What was found for one size: the variant, and its time by those of memcpy(3) and of the kernel's
-    method.
-    """
+class Found(NamedTuple):
+    """What was found for one size, and what did best at first, best first."""
 
-    variant: str
-    ns: float
-    libc_ns: float
-    kernel_ns: float
-    by_libc: tuple[float, float, float]
-    by_kernel: tuple[float, float, float]
-    tried: int
-    ranking: tuple[str, ...] = ()
+    cell: Cell
+    ranking: tuple[str, ...]
 
 
 def find(
@@ -64,15 +59,18 @@ def find(
     exhaustive: bool = False,
     heirs: Sequence[str] = (),
     incumbent: str | None = None,
+    space: Sequence[str] | None = None,
+    weight: float | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Found:
     """Finds the fastest variant.
 
     `heirs` are the best of the size before, best first: where copies are long, a search that is not
     exhaustive tries these and some others by chance. `incumbent` is the variant of the size before; it
-    stays unless another is surely faster.
+    stays unless another is surely faster. `space` is what to choose from, else every variant. `weight` is
+    this size's share of the bytes that are copied, if known: how much care the decision is worth.
     """
-    space = _native.copy_space(keep, size_bytes)
+    space = _native.copy_space(keep, size_bytes) if space is None else space
     candidates = space
     if not exhaustive and size_bytes >= _LARGE_BYTES and heirs:
         chosen = [name for name in heirs if name in set(space)][:_HEIRS]
@@ -91,7 +89,45 @@ def find(
         if index == 0:
             ranking = timed[: max(_HEIRS, rung.keep)]
         left = timed[: rung.keep]
-    return _decide(machine, left, situation, size_bytes, incumbent, len(candidates), tuple(ranking))
+    cell = _decide(
+        machine,
+        left,
+        situation,
+        size_bytes,
+        keep=keep,
+        incumbent=incumbent,
+        tried=len(candidates),
+        rounds=final_rounds(size_bytes, weight),
+    )
+    return Found(cell, tuple(ranking))
+
+
+def final_rounds(size_bytes: int, weight: float | None) -> int:
+    """How many rounds decide among the last few; fewer where a copy takes long."""
+    worth = "usual"
+    if weight is not None and not 0 < weight < _WEIGHTY:
+        worth = "weighty" if weight else "never"
+    return max(15, min(_FINALS[worth], (1 << 30) // size_bytes))
+
+
+def choose(
+    samples: Mapping[str, Sequence[float]], best: str, incumbent: str | None, usual: Sequence[str]
+) -> str:
+    """`best` has the least median; another one is taken where that need not be more than chance.
+
+    A plan of few variants keeps the instruction cache free, so the size before hands on its own unless `best`
+    is surely faster. And a plan is to be slower than the better of the `usual` ways nowhere, so that one
+    stays unless what was found is surely faster.
+    """
+    rival = min(usual, key=lambda name: median(samples[name]))
+    for candidate in (incumbent, best):
+        if candidate is None or ratio_interval(samples[best], samples[candidate]).high < 1:
+            continue
+        if candidate in usual and candidate != rival:
+            continue
+        if candidate == rival or ratio_interval(samples[candidate], samples[rival]).high < 1:
+            return candidate
+    return rival
 
 
 def _told(progress: Progress, base: int, total: int, done: int) -> None:
@@ -120,15 +156,16 @@ def _decide(
     finalists: Sequence[str],
     situation: str,
     size_bytes: int,
+    *,
+    keep: bool,
     incumbent: str | None,
     tried: int,
-    ranking: tuple[str, ...],
-) -> Found:
+    rounds: int,
+) -> Cell:
     """Measures the last few with the most care, beside those that they are compared with."""
     kernel = _native.copy_kernel_method()
     kept = [incumbent] if incumbent is not None else []
     names = list(dict.fromkeys([*finalists, *kept, kernel]))
-    rounds = max(15, min(FINAL.rounds, (1 << 30) // size_bytes))
     samples = dict(
         zip(
             [*names, LIBC],
@@ -137,11 +174,11 @@ def _decide(
         )
     )
     best = min(names, key=lambda name: median(samples[name]))
-    # A plan of few variants keeps the instruction cache free: only what is surely faster takes another
-    # one's place.
-    if incumbent is not None and ratio_interval(samples[best], samples[incumbent]).high >= 1:
-        best = incumbent
-    return Found(
+    best = choose(samples, best, incumbent, (kernel,) if keep else (kernel, LIBC))
+    return Cell(
+        situation=situation,
+        size_bytes=size_bytes,
+        keep=keep,
         variant=best,
         ns=median(samples[best]),
         libc_ns=median(samples[LIBC]),
@@ -149,5 +186,4 @@ def _decide(
         by_libc=ratio_interval(samples[best], samples[LIBC]),
         by_kernel=ratio_interval(samples[best], samples[kernel]),
         tried=tried,
-        ranking=ranking,
     )
