@@ -21,6 +21,11 @@ impl Channel {
         Asked::new(operation as u64 | u64::from(mode) << 8 | u64::from(flags) << 32, at.word(), path)
     }
 
+    /// Whether answers are ever kept. If not, the kernel is nearer than the service.
+    pub fn keeps_answers(&self) -> bool {
+        self.lookups.is_some()
+    }
+
     /// What an open asks first.
     pub(crate) fn asked_by_open(&self, at: At, path: &[u8], flags: u32) -> Option<Asked> {
         if flags & NOT_ONLY_OPENED != 0 {
@@ -82,6 +87,33 @@ impl Channel {
         reply.words.get(..ANSWER_WORDS).and_then(|words| words.try_into().ok()).ok_or(Error::Errno(EPROTO))
     }
 
+    /// What is kept, without asking.
+    #[inline]
+    fn known(&self, operation: Operation, at: At, path: &[u8], mode: u32, flags: u32) -> Option<Answer> {
+        self.recall(&self.asked(operation, at, path, mode, flags)?, at, &mut [])
+    }
+
+    /// `stat`, if it is known without a request.
+    #[inline]
+    pub fn stat_known(&self, at: At, path: &[u8], flags: u32) -> Option<Result<Attributes>> {
+        let known = self.known(Operation::Status, at, path, 0, flags)?;
+        Some(result_of(known.outcome).map(|()| Attributes::from_words(&known.words)))
+    }
+
+    /// `access`, if it is known without a request.
+    #[inline]
+    pub fn access_known(&self, at: At, path: &[u8], mode: u32, flags: u32) -> Option<Result<()>> {
+        Some(result_of(self.known(Operation::Access, at, path, mode.min(255), flags)?.outcome))
+    }
+
+    /// `read_link`, if it is known without a request.
+    pub fn read_link_known(&self, at: At, path: &[u8], buffer: &mut [u8]) -> Option<Result<usize>> {
+        let mut target = [0; TEXT_WORDS];
+        let asked = self.asked(Operation::ReadLink, at, path, 0, 0)?;
+        let known = self.recall(&asked, at, &mut target)?;
+        Some(result_of(known.outcome).map(|()| take_words(&target, known.words[0], buffer)))
+    }
+
     /// fstatat(2) with its flags.
     #[inline]
     pub fn stat(&self, at: At, path: &[u8], flags: u32) -> Result<Attributes> {
@@ -97,12 +129,11 @@ impl Channel {
 
     /// readlinkat(2).
     pub fn read_link(&self, at: At, path: &[u8], buffer: &mut [u8]) -> Result<usize> {
+        if let Some(known) = self.read_link_known(at, path, buffer) {
+            return known;
+        }
         let mut target = [0; TEXT_WORDS];
         let asked = self.asked(Operation::ReadLink, at, path, 0, 0);
-        if let Some(known) = asked.as_ref().and_then(|asked| self.recall(asked, at, &mut target)) {
-            result_of(known.outcome)?;
-            return Ok(take_words(&target, known.words[0], buffer));
-        }
         let claim = self.claim()?;
         let path_bytes = put_path(&claim, 0, path)?;
         let reply = claim.ask_whole(Operation::ReadLink, &[at.word(), path_bytes])?;

@@ -25,9 +25,13 @@ pub enum Why {
     Unseen,
     /// Made here on behalf of the program, to learn its result.
     Asked,
+    /// A path that was not asked for before, or about which only the kernel may answer.
+    Unknown,
+    /// What may be reached, or by whom, changes.
+    Reach,
 }
 
-const WHYS: [(Why, &[u8]); 7] = [
+const WHYS: [(Why, &[u8]); 9] = [
     (Why::NotOurs, b"not ours"),
     (Why::EndOfProcess, b"end of process"),
     (Why::NotShared, b"not shared"),
@@ -35,6 +39,8 @@ const WHYS: [(Why, &[u8]); 7] = [
     (Why::Shares, b"shares files"),
     (Why::Unseen, b"unseen"),
     (Why::Asked, b"asked"),
+    (Why::Unknown, b"path not known"),
+    (Why::Reach, b"changes its reach"),
 ];
 
 #[derive(Clone, Copy, Debug)]

@@ -62,7 +62,7 @@ pub struct ClientLine {
 }
 
 /// What becomes of a program's calls, by the names that statistics show.
-pub const TOLD: [&str; 9] = [
+pub const TOLD: [&str; 11] = [
     "in the process",
     "by request",
     "not ours",
@@ -72,6 +72,8 @@ pub const TOLD: [&str; 9] = [
     "shares files",
     "unseen",
     "asked",
+    "path not known",
+    "changes its reach",
 ];
 
 /// Written by the program now and then, for statistics alone: how many of each of [`TOLD`].

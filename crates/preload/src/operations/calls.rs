@@ -1,5 +1,6 @@
 //! Which operation a call is, and what every call does to what is known.
 
+use super::names;
 use super::process::{self, LINK, table};
 use super::reading::{self, close_shared};
 use super::table::Table;
@@ -9,6 +10,8 @@ use crate::trace::{self, Why};
 
 const CLONE_VM: usize = 0x100;
 const CLONE_FILES: usize = 0x400;
+const CLONE_FS: usize = 0x200;
+const PR_SET_SECCOMP: usize = 22;
 const CLONE_VFORK: usize = 0x4000;
 const CLONE_THREAD: usize = 0x1_0000;
 /// New namespaces: CLONE_NEW*.
@@ -44,7 +47,31 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
             }
             Answer::Pass(Why::Shares)
         }
-        nr::UNSHARE if arguments[0] & CLONE_FILES == 0 => Answer::Pass(Why::NotOurs),
+        nr::STAT | nr::LSTAT | nr::NEWFSTATAT => names::stat(number, arguments),
+        nr::ACCESS | nr::FACCESSAT | nr::FACCESSAT2 => names::access(number, arguments),
+        nr::READLINK | nr::READLINKAT => names::read_link(number, arguments),
+        nr::CHDIR | nr::FCHDIR => names::change_directory(number, arguments),
+        nr::PRCTL if arguments[0] != PR_SET_SECCOMP => Answer::Pass(Why::NotOurs),
+        nr::UNSHARE if arguments[0] & CLONE_FILES == 0 => reach_changes(),
+        nr::SETUID
+        | nr::SETGID
+        | nr::SETREUID
+        | nr::SETREGID
+        | nr::SETGROUPS
+        | nr::SETRESUID
+        | nr::SETRESGID
+        | nr::SETFSUID
+        | nr::SETFSGID
+        | nr::CAPSET
+        | nr::PRCTL
+        | nr::SECCOMP
+        | nr::LANDLOCK_RESTRICT_SELF
+        | nr::CHROOT
+        | nr::PIVOT_ROOT
+        | nr::MOUNT
+        | nr::UMOUNT2
+        | nr::MOVE_MOUNT
+        | nr::SETNS => reach_changes(),
         nr::IO_URING_SETUP | nr::UNSHARE => {
             process::turn_off();
             Answer::Pass(Why::Unseen)
@@ -54,6 +81,12 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
             Answer::Pass(Why::NotOurs)
         }
     }
+}
+
+/// The channel belongs to the rights and the mounts of its making: paths are the kernel's from now on.
+fn reach_changes() -> Answer {
+    names::end();
+    Answer::Pass(Why::Reach)
 }
 
 /// A call that the kernel does, and that may see the offset of a file that it names.
@@ -190,6 +223,10 @@ fn child(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
     };
     if flags & CLONE_THREAD != 0 {
         return Answer::Pass(Why::NotOurs);
+    }
+    if flags & CLONE_FS != 0 {
+        // Another process may change the working directory of this one.
+        names::end();
     }
     table.release_all();
     let memory = flags & CLONE_VM != 0;

@@ -2,6 +2,7 @@
 
 mod calls;
 mod link;
+mod names;
 mod process;
 mod reading;
 mod table;

@@ -165,6 +165,7 @@ pub fn table() -> Option<&'static Table> {
 fn begin_in_child(table: &Table) {
     // The child has one thread; a signal handler may come in between, and does without.
     LINK.forget();
+    super::names::forget();
     BORROWED.iter().for_each(|thread| thread.store(0, Relaxed));
     BORROWED_COUNT.store(0, Relaxed);
     PROCESS.store(sys::process(), Relaxed);

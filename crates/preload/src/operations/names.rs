@@ -1,0 +1,316 @@
+//! Questions about paths: stat(2), access(2), readlink(2) and their kin.
+//!
+//! Asked for the first time they are the kernel's, which knows most programs' paths already; asked again, the service is asked, too, and its
+//! answer kept; from then on nobody is asked while nothing changes. The service decides, component by component, whether a path is
+//! ours at all: what meets a mount point, or leads out, it leaves to the kernel.
+
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+
+use polytropo_client::{At, Attributes, Channel, Error, File, Result};
+
+use super::process::{self, LINK};
+use crate::hooks::Answer;
+use crate::sys::{self, AT_FDCWD, nr};
+use crate::trace::{self, Counter, Why};
+
+const PATH_BYTES_MAX: usize = 320;
+const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
+const AT_NO_AUTOMOUNT: u32 = 0x800;
+const X_OK: usize = 1;
+const EBADF: i32 = 9;
+const EINVAL: i32 = 22;
+
+/// Nothing about paths is answered here any more.
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+/// Paths that were asked for, by their hashes; which others they share a place with does not matter.
+const ASKED_PLACES: usize = 4096;
+static ASKED: [AtomicU32; ASKED_PLACES] = [const { AtomicU32::new(0) }; ASKED_PLACES];
+/// Questions that came again before there is a channel for their sake: connecting takes as long as some hundred of them.
+const AGAIN_MIN: u32 = 64;
+static AGAIN: AtomicU32 = AtomicU32::new(0);
+
+/// The working directory, where relative paths begin: a file of the channel, or one of these.
+const CWD_UNKNOWN: u64 = 0;
+const CWD_ROOT: u64 = u64::MAX;
+const CWD_FOREIGN: u64 = u64::MAX - 1;
+static CWD: AtomicU64 = AtomicU64::new(CWD_UNKNOWN);
+/// Counts changes of the working directory, before and after each.
+static CWD_CHANGES: AtomicU32 = AtomicU32::new(0);
+
+/// From now on paths are the kernel's.
+pub fn end() {
+    ENDED.store(true, Release);
+}
+
+/// In a forked child, which has another channel.
+pub fn forget() {
+    CWD.store(CWD_UNKNOWN, Release);
+}
+
+/// A path of the program.
+struct Asked {
+    bytes: [u8; PATH_BYTES_MAX],
+    length: usize,
+    hash: u32,
+}
+
+impl Asked {
+    /// `None` for what is too long, or empty.
+    #[inline]
+    fn read(address: usize) -> Option<Self> {
+        let mut asked = Self { bytes: [0; PATH_BYTES_MAX], length: 0, hash: 0x811c_9dc5 };
+        if address == 0 {
+            return None;
+        }
+        for place in &mut asked.bytes {
+            // SAFETY: the program's own path, up to its zero byte.
+            let byte = unsafe { ((address + asked.length) as *const u8).read() };
+            if byte == 0 {
+                return (asked.length > 0).then_some(asked);
+            }
+            *place = byte;
+            asked.hash = (asked.hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+            asked.length += 1;
+        }
+        None
+    }
+
+    fn path(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    /// Whether it was asked for before.
+    fn is_known(&self, kind: usize) -> bool {
+        let mark = (self.hash ^ kind as u32).wrapping_mul(0x9e37_79b1) | 1;
+        ASKED[mark as usize >> 8 & (ASKED_PLACES - 1)].swap(mark, Relaxed) == mark
+    }
+}
+
+/// Where a path begins for the service, and what is left of it. `None`: it is not ours.
+#[inline]
+fn place<'a>(channel: &Channel, directory: usize, path: &'a [u8]) -> Option<(At, &'a [u8])> {
+    if path.first() == Some(&b'/') {
+        return Some((At::Root, process::setting().inside(path)?));
+    }
+    if directory as u32 != AT_FDCWD as u32 {
+        return None;
+    }
+    let known = match CWD.load(Acquire) {
+        CWD_UNKNOWN => find_working_directory(channel)?,
+        known => known,
+    };
+    match known {
+        CWD_FOREIGN => None,
+        CWD_ROOT => Some((At::Root, path)),
+        file => Some((At::File(File::from_number(file)), path)),
+    }
+}
+
+/// Opens the working directory at the service, and makes sure that it is the same.
+#[cold]
+fn find_working_directory(channel: &Channel) -> Option<u64> {
+    let changes = CWD_CHANGES.load(Acquire);
+    let mut buffer = [0; 1024];
+    // SAFETY: the kernel writes into the buffer, within its length.
+    let got = unsafe { sys::call(nr::GETCWD, [buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0, 0]) };
+    let path = buffer.get(..usize::try_from(got).ok()?.checked_sub(1)?)?;
+    let seen = sys::status_at(b".\0")?;
+    let setting = process::setting();
+    let found = if seen.device != setting.device() {
+        CWD_FOREIGN
+    } else if let Some(inside) = setting.inside(path) {
+        let flags = (sys::O_PATH | sys::O_DIRECTORY) as u32;
+        match channel.open(At::Root, inside, flags, 0, 0) {
+            Ok(opened) if opened.attributes.ino == seen.inode => opened.file.to_number(),
+            Ok(opened) => {
+                let _ = channel.close(opened.file);
+                CWD_FOREIGN
+            }
+            Err(_) => CWD_FOREIGN,
+        }
+    } else {
+        let root = channel.stat(At::Root, b"", 0).is_ok_and(|root| root.ino == seen.inode);
+        if root { CWD_ROOT } else { CWD_FOREIGN }
+    };
+    let kept = CWD.compare_exchange(CWD_UNKNOWN, found, AcqRel, Relaxed).is_ok();
+    if kept && CWD_CHANGES.load(Acquire) == changes && changes & 1 == 0 {
+        return Some(found);
+    }
+    if kept {
+        // It changed meanwhile; whoever swaps it out closes it.
+        if CWD.compare_exchange(found, CWD_UNKNOWN, AcqRel, Relaxed).is_ok() {
+            close_directory(found);
+        }
+    } else {
+        close_directory(found);
+    }
+    None
+}
+
+fn close_directory(file: u64) {
+    if !matches!(file, CWD_UNKNOWN | CWD_ROOT | CWD_FOREIGN)
+        && let Some(channel) = LINK.get()
+    {
+        let _ = channel.close(File::from_number(file));
+    }
+}
+
+/// chdir(2), fchdir(2).
+pub fn change_directory(number: usize, arguments: &[usize; 6]) -> Answer {
+    // Odd while it changes: nothing is learnt then.
+    CWD_CHANGES.fetch_add(1, AcqRel);
+    close_directory(CWD.swap(CWD_UNKNOWN, AcqRel));
+    // SAFETY: the program's own call.
+    let done = unsafe { sys::call(number, *arguments) };
+    close_directory(CWD.swap(CWD_UNKNOWN, AcqRel));
+    CWD_CHANGES.fetch_add(1, AcqRel);
+    Answer::Asked(done)
+}
+
+/// Answers from what is kept; asks the service for what was asked for before.
+#[inline]
+fn answer<T>(
+    kind: usize,
+    directory: usize,
+    path: usize,
+    known: impl Fn(&Channel, At, &[u8]) -> Option<Result<T>>,
+    ask: impl Fn(&Channel, At, &[u8]) -> Result<T>,
+    done: impl FnOnce(&Channel, T) -> isize,
+) -> Answer {
+    if ENDED.load(Acquire) {
+        return Answer::Pass(Why::Reach);
+    }
+    let Some(asked) = Asked::read(path) else { return Answer::Pass(Why::NotOurs) };
+    let (channel, result) = match LINK.get() {
+        Some(channel) if !channel.keeps_answers() => return Answer::Pass(Why::Unknown),
+        Some(channel) => {
+            let Some((at, rest)) = place(channel, directory, asked.path()) else {
+                return Answer::Pass(Why::NotOurs);
+            };
+            match known(channel, at, rest) {
+                Some(result) => (channel, result),
+                None if asked.is_known(kind) => {
+                    trace::count(Counter::Request);
+                    (channel, ask(channel, at, rest))
+                }
+                None => return Answer::Pass(Why::Unknown),
+            }
+        }
+        None => {
+            if asked.is_known(kind) && AGAIN.fetch_add(1, Relaxed) == AGAIN_MIN {
+                let setting = process::setting();
+                LINK.get_or_connect(|| setting.connect());
+            }
+            return Answer::Pass(Why::Unknown);
+        }
+    };
+    match result {
+        Ok(value) => Answer::Done(done(channel, value)),
+        // Of the working directory that was there a moment ago.
+        Err(Error::Errno(EBADF | EINVAL) | Error::Kernel) => Answer::Pass(Why::Unknown),
+        Err(Error::Errno(errno)) => Answer::Done(-(errno as isize)),
+        Err(Error::Gone) => {
+            LINK.give_up();
+            end();
+            Answer::Pass(Why::Unknown)
+        }
+    }
+}
+
+/// stat(2), lstat(2), fstatat(2).
+pub fn stat(number: usize, arguments: &[usize; 6]) -> Answer {
+    let (directory, path, to, flags) = match number {
+        nr::STAT => (AT_FDCWD, arguments[0], arguments[1], 0),
+        nr::LSTAT => (AT_FDCWD, arguments[0], arguments[1], AT_SYMLINK_NOFOLLOW),
+        _ => (arguments[0], arguments[1], arguments[2], arguments[3] as u32 & !AT_NO_AUTOMOUNT),
+    };
+    if to == 0 || flags & !AT_SYMLINK_NOFOLLOW != 0 {
+        return Answer::Pass(Why::NotOurs);
+    }
+    answer(
+        nr::STAT + flags as usize,
+        directory,
+        path,
+        |channel, at, path| channel.stat_known(at, path, flags),
+        |channel, at, path| channel.stat(at, path, flags),
+        |_, found| {
+            let words = status_words(&found);
+            // SAFETY: the program's own structure, of 144 bytes.
+            unsafe { (to as *mut [u64; 18]).write_unaligned(words) };
+            0
+        },
+    )
+}
+
+/// The kernel's `struct stat`.
+fn status_words(found: &Attributes) -> [u64; 18] {
+    let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    // FUSE keeps a power of two.
+    let block = if found.blksize_bytes == 0 { 4096 } else { 1 << found.blksize_bytes.ilog2() };
+    [
+        process::setting().device(),
+        found.ino,
+        found.nlink.into(),
+        pair(found.mode, found.uid),
+        found.gid.into(),
+        found.rdev,
+        found.size_bytes,
+        block,
+        found.blocks_512,
+        found.atime_s as u64,
+        found.atime_ns.into(),
+        found.mtime_s as u64,
+        found.mtime_ns.into(),
+        found.ctime_s as u64,
+        found.ctime_ns.into(),
+        0,
+        0,
+        0,
+    ]
+}
+
+/// access(2), faccessat(2), faccessat2(2). Whether something may be executed depends on the mount, too.
+pub fn access(number: usize, arguments: &[usize; 6]) -> Answer {
+    let (directory, path, mode, flags) = match number {
+        nr::ACCESS => (AT_FDCWD, arguments[0], arguments[1], 0),
+        nr::FACCESSAT => (arguments[0], arguments[1], arguments[2], 0),
+        _ => (arguments[0], arguments[1], arguments[2], arguments[3]),
+    };
+    // Of a program that is loaded here the real and the effective ids are the same.
+    if flags != 0 || mode & X_OK != 0 || mode > 7 {
+        return Answer::Pass(Why::NotOurs);
+    }
+    let mode = mode as u32;
+    answer(
+        nr::ACCESS + ((mode as usize) << 16),
+        directory,
+        path,
+        |channel, at, path| channel.access_known(at, path, mode, 0),
+        |channel, at, path| channel.access(at, path, mode, 0),
+        |_, ()| 0,
+    )
+}
+
+/// readlink(2), readlinkat(2).
+pub fn read_link(number: usize, arguments: &[usize; 6]) -> Answer {
+    let (directory, path, to, count) = match number {
+        nr::READLINK => (AT_FDCWD, arguments[0], arguments[1], arguments[2]),
+        _ => (arguments[0], arguments[1], arguments[2], arguments[3]),
+    };
+    let count = count as u32 as usize;
+    if to == 0 || count == 0 || count > i32::MAX as usize {
+        return Answer::Pass(Why::NotOurs);
+    }
+    // SAFETY: the program's own buffer, made while nothing else of this call refers to it.
+    let buffer = || unsafe { core::slice::from_raw_parts_mut(to as *mut u8, count) };
+    answer(
+        nr::READLINK,
+        directory,
+        path,
+        |channel, at, path| channel.read_link_known(at, path, buffer()),
+        |channel, at, path| channel.read_link(at, path, buffer()),
+        |_, got| got as isize,
+    )
+}
