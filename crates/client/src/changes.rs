@@ -27,7 +27,12 @@ impl Channel {
     /// # Safety
     /// `from` must be readable for `count` bytes, as far as the caller wants to answer for faults.
     pub unsafe fn pwrite_raw(&self, file: File, from: *const u8, count: usize, offset: u64) -> Result<usize> {
-        let _used = self.enter(file)?;
+        let used = self.enter(file)?;
+        // SAFETY: the caller's word.
+        if let Some(done) = unsafe { self.post_write(&used, from, count, offset) }? {
+            return Ok(done);
+        }
+        self.settle(&used)?;
         let claim = self.claim()?;
         let mut done = 0;
         loop {
@@ -50,14 +55,19 @@ impl Channel {
 
     /// ftruncate(2).
     pub fn ftruncate(&self, file: File, size_bytes: u64) -> Result<()> {
-        let _used = self.enter(file)?;
+        let used = self.enter(file)?;
+        self.settle(&used)?;
         self.claim()?.ask(Operation::Truncate, &[file.0, size_bytes]).map(drop)
     }
 
     /// fsync(2), or fdatasync(2).
     pub fn fsync(&self, file: File, data_only: bool) -> Result<()> {
-        let _used = self.enter(file)?;
-        self.claim()?.ask(Operation::Sync, &[file.0, data_only.into()]).map(drop)
+        let used = self.enter(file)?;
+        let synced = self.claim()?.ask(Operation::Sync, &[file.0, data_only.into()]);
+        // What was posted was applied before.
+        self.reclaim_posts();
+        self.told(&used)?;
+        synced.map(drop)
     }
 
     /// getdents64(2): entries from `position` (0: from the beginning, read anew) on. Tells how many bytes, and where it goes on.

@@ -7,15 +7,20 @@ use core::sync::atomic::{AtomicU32, AtomicU64, fence};
 use polytropo_copy::engine::Engine;
 use polytropo_queue::{Borrowed, Rcqs};
 use polytropo_wire::channel::{
-    AREA_BYTES, Header, MAGIC, QUEUE_AT, QUEUE_BYTES, SLOTS, SLOTS_AT, Slot, TOLD, area_at, state,
+    AREA_BYTES, Header, MAGIC, POSTS_PART_AT, QUEUE_AT, QUEUE_BYTES, SLOTS, SLOTS_AT, Slot, TOLD, area_at,
+    state,
 };
 use polytropo_wire::hello::Welcome;
-use polytropo_wire::message::{Operation, REPLY_WORDS, REQUEST_WORDS, outcome};
+use polytropo_wire::message::{FILES_MAX, Operation, REPLY_WORDS, REQUEST_WORDS, outcome};
+use polytropo_wire::posts::{
+    Ledger, PERMITS_AT, POST_AREAS_AT, POST_BYTES, POSTS, POSTS_AT, Post, STATE_DONE,
+};
 
 use crate::arena::Arena;
 use crate::connect::Refused;
 use crate::copies::{Situation, engine_of};
 use crate::lookups::Lookups;
+use crate::posts::Posts;
 use crate::spin::Spin;
 use crate::sys::{self, Descriptor, Mapping};
 use crate::{EAGAIN, EPROTO, Error, Result};
@@ -38,6 +43,8 @@ pub struct Counters {
     pub sleeps: AtomicU64,
     pub rings: AtomicU64,
     pub window_misses: AtomicU64,
+    /// Writes that did not wait.
+    pub posted_writes: AtomicU64,
 }
 
 /// One process's way to its service.
@@ -55,6 +62,7 @@ pub struct Channel {
     taken: AtomicU32,
     /// A bit for each slot in use whose answer nobody waits for.
     posted: AtomicU32,
+    pub(crate) posts: Posts,
     quick_cpu: bool,
     spin: Spin,
     pub counters: Counters,
@@ -99,6 +107,7 @@ impl Channel {
             engine: Engine::library(),
             taken: AtomicU32::new(0),
             posted: AtomicU32::new(0),
+            posts: Posts::default(),
             quick_cpu: sys::has_quick_cpu(),
             spin: Spin::default(),
             counters: Counters::default(),
@@ -127,6 +136,73 @@ impl Channel {
     pub fn tell(&self, counts: [u64; TOLD.len()]) {
         for (place, count) in self.header().told.counts.iter().zip(counts) {
             place.store(count, Relaxed);
+        }
+    }
+
+    fn part(&self, at: usize) -> NonNull<u8> {
+        // SAFETY: the part of posted writes lies in the mapping, and callers name places in it.
+        unsafe { self.memory.base().add(POSTS_PART_AT + at) }
+    }
+
+    /// Sequence numbers of posts.
+    pub(crate) fn issued(&self) -> &AtomicU64 {
+        // SAFETY: begins the part, aligned, made of atomics.
+        &unsafe { self.part(0).cast::<Ledger>().as_ref() }.issued
+    }
+
+    pub(crate) fn post(&self, number: usize) -> &Post {
+        debug_assert!(number < POSTS);
+        // SAFETY: numbers are below POSTS, all of which lie in the part, aligned; posts are made of atomics.
+        unsafe { self.part(POSTS_AT).cast::<Post>().add(number).as_ref() }
+    }
+
+    pub(crate) fn post_area(&self, number: usize) -> NonNull<u8> {
+        debug_assert!(number < POSTS);
+        self.part(POST_AREAS_AT + number * POST_BYTES)
+    }
+
+    /// Holds the number of the open file of that index while it may be written without waiting.
+    pub(crate) fn permit(&self, file: u64) -> &AtomicU64 {
+        let index = (file & 0xffff) as usize % FILES_MAX;
+        // SAFETY: a word for each index lies in the part, aligned.
+        unsafe { self.part(PERMITS_AT).cast::<AtomicU64>().add(index).as_ref() }
+    }
+
+    /// Has the service look at what was posted, if it does not anyway.
+    pub(crate) fn notify_posts(&self) -> u32 {
+        let cpu = sys::current_cpu(self.quick_cpu);
+        self.notify(cpu);
+        cpu
+    }
+
+    /// Waits until a post is done; `cpu` is the one that `notify_posts` told. One's own is taken back when the channel has ended.
+    pub(crate) fn wait_post(&self, post: &Post, cpu: u32, own: bool) -> Result<()> {
+        let service_cpu = self.header().service.cpu.load(Relaxed);
+        if service_cpu != 0 && service_cpu != cpu {
+            for _ in 0..SPIN_TURNS {
+                if post.state.load(Acquire) == STATE_DONE {
+                    return Ok(());
+                }
+                core::hint::spin_loop();
+            }
+        }
+        post.waiters.store(1, Relaxed);
+        fence(SeqCst);
+        loop {
+            let state = post.state.load(Acquire);
+            if state == STATE_DONE {
+                return Ok(());
+            }
+            self.counters.sleeps.fetch_add(1, Relaxed);
+            sys::futex_wait(&post.state, state, NAP_NS);
+            if post.state.load(Acquire) == STATE_DONE {
+                return Ok(());
+            }
+            // One that was taken will be done, unless the service died.
+            let ended = self.has_ended() && (!own || post.take_back());
+            if ended || sys::has_hung_up(&self.socket) {
+                return Err(Error::Gone);
+            }
         }
     }
 

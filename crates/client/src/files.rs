@@ -47,6 +47,10 @@ pub struct FileState {
     number: AtomicU64,
     pub(crate) flags: AtomicU64,
     carried_bytes: AtomicU64,
+    /// Writes that returned and whose outcome is not known.
+    pub(crate) posted: AtomicU32,
+    /// Error of such a write, to be told once.
+    pub(crate) error: AtomicU32,
     window: AtomicPtr<u8>,
     window_bytes: AtomicU64,
     /// A window that was given up; others may read it yet. Unmapped with the file.
@@ -58,7 +62,7 @@ pub struct FileState {
 /// A file in use by this thread.
 pub(crate) struct InUse<'a> {
     channel: &'a Channel,
-    state: &'a FileState,
+    pub state: &'a FileState,
     pub file: File,
 }
 
@@ -94,6 +98,8 @@ impl Channel {
         }
         state.number.store(file.0, Relaxed);
         state.flags.store(flags, Relaxed);
+        state.posted.store(0, Relaxed);
+        state.error.store(0, Relaxed);
         state.chunk.store(Chunk::to_word(carried.map(|(chunk, _)| chunk)), Relaxed);
         state.carried_bytes.store(carried.map_or(0, |(_, bytes)| bytes), Relaxed);
         for (place, word) in state.attributes.iter().zip(attributes) {
@@ -118,9 +124,15 @@ impl Channel {
     /// Closes a file. Threads that read it right now finish first.
     pub fn close(&self, file: File) -> Result<()> {
         let entered = self.enter(file)?;
+        // What failed is told now or never; the file is closed all the same.
+        let settled = self.settle(&entered);
         let close = |users: u32| (users & ALIVE != 0).then_some(users & !ALIVE | CLOSING);
         let closed = entered.state.users.fetch_update(AcqRel, Acquire, close);
-        closed.map(drop).map_err(|_| Error::Errno(EBADF))
+        closed.map_err(|_| Error::Errno(EBADF))?;
+        match settled {
+            Err(Error::Gone) => Ok(()),
+            told => told,
+        }
     }
 }
 

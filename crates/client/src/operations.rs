@@ -137,6 +137,8 @@ impl Channel {
             self.counters.local_reads.fetch_add(1, Relaxed);
             return Ok(count);
         }
+        // A program sees what it wrote.
+        self.settle(&used)?;
         if used.flags() & opened_flags::WINDOW != 0 {
             // SAFETY: the caller's word.
             if let Some(done) = unsafe { self.read_window(&used, to, count, offset) }? {

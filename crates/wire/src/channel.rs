@@ -23,7 +23,9 @@ pub const QUEUE_BYTES: usize = 12 << 10;
 pub const QUEUE_CAPACITY: usize = 64;
 pub const SLOTS_AT: usize = QUEUE_AT + QUEUE_BYTES;
 pub const AREAS_AT: usize = SLOTS_AT + SLOTS * size_of::<Slot>();
-pub const TOTAL_BYTES: usize = AREAS_AT + SLOTS * AREA_BYTES;
+/// Posted writes: [`crate::posts`].
+pub const POSTS_PART_AT: usize = AREAS_AT + SLOTS * AREA_BYTES;
+pub const TOTAL_BYTES: usize = POSTS_PART_AT + crate::posts::PART_BYTES;
 
 /// Begins the memory.
 #[repr(C, align(128))]
@@ -106,7 +108,7 @@ pub struct Slot {
 }
 
 const _: () = assert!(size_of::<Header>() <= QUEUE_AT && size_of::<Slot>() == 256);
-const _: () = assert!(AREAS_AT % 4096 == 0 && TOTAL_BYTES % 4096 == 0);
+const _: () = assert!(AREAS_AT % 4096 == 0 && POSTS_PART_AT % 4096 == 0 && TOTAL_BYTES % 4096 == 0);
 
 /// Where a slot's bytes begin.
 pub const fn area_at(slot: usize) -> usize {

@@ -131,6 +131,8 @@ pub mod opened_flags {
     pub const WINDOW: u64 = 2;
     /// Nobody can change the file's bytes while the stack is served.
     pub const IMMUTABLE: u64 = 4;
+    /// The file may get a permit to be written without waiting: [`crate::posts`].
+    pub const POSTS: u64 = 8;
 }
 
 /// Words of the reply to `Window`.

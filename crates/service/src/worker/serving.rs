@@ -9,11 +9,13 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use polytropo_libservices::stack::StackDocument;
-use polytropo_libservices::{Caller, DoorId, FsCapabilities, Interner, build_with};
+use polytropo_libservices::{Caller, DoorId, FsCapabilities, Interner, Libservice, build_with};
 use serde_json::{Value, json};
 
 use crate::copies::{Tally, counts_by_name};
-use crate::doors::channel::{ChannelDoor, ChannelOptions, ChannelStatistics, Peer, WindowAccess};
+use crate::doors::channel::{
+    ChannelDoor, ChannelOptions, ChannelStatistics, Grants, Guard, Peer, Posting, WindowAccess,
+};
 use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions, Passthrough};
 use crate::doors::modes::Modes;
 use crate::epochs::Epochs;
@@ -250,7 +252,13 @@ impl Plan {
             modes: Some(modes.clone()),
             ..FuseOptions::default()
         };
-        let door = FuseDoor::start(self.device, stack.clone(), options, self.id)
+        let grants: Arc<Grants> = Arc::default();
+        // Where programs write without waiting, the kernel looks at files through a guard.
+        let seen: Arc<dyn Libservice> = match self.channel_writes {
+            true => Arc::new(Guard::new(stack.clone(), grants.clone())),
+            false => stack.clone(),
+        };
+        let door = FuseDoor::start(self.device, seen, options, self.id)
             .map_err(|error| format!("the FUSE door {} cannot be opened: {error}", self.number))?;
         let place = self.store.place(&format!("door-{}", self.number)).map_err(|error| error.to_string())?;
         let channel_options = ChannelOptions {
@@ -258,6 +266,7 @@ impl Plan {
             kernel_tells: self.channel_writes,
             windows: WindowAccess { store: self.store, place, shown: Some(self.shown) },
             settle: Some(door.settle()),
+            posting: Some(Posting { grants, outdate: door.outdate(), kernel_door: self.id }),
         };
         let channels = ChannelDoor::start(stack, channel_options, channel_door(self.id))
             .map_err(|error| format!("the channel door {} cannot be opened: {error}", self.number))?;

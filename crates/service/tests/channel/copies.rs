@@ -41,6 +41,8 @@ fn write_and_read(channel: &Channel, path: &Path) {
     for (seed, size) in [(3, 1), (4, 64), (5, 4096), (6, 300_000)] {
         let bytes = pattern(seed, 0, size);
         assert_eq!(channel.pwrite(file, &bytes, 0).unwrap(), size);
+        // The host sees what was posted a little later.
+        channel.fsync(file, true).unwrap();
         assert!(fs::read(path).unwrap()[..size] == bytes, "{size} bytes");
         let mut back = vec![0; size];
         assert_eq!(channel.pread(file, &mut back, 0).unwrap(), size);

@@ -6,6 +6,7 @@
 mod copies;
 mod hostile;
 mod lookups;
+mod posting;
 mod reading;
 mod sharing;
 mod support;
@@ -25,6 +26,7 @@ fn tests() -> Vec<Test> {
     let all = [
         reading::TESTS,
         writing::TESTS,
+        posting::TESTS,
         lookups::TESTS,
         hostile::TESTS,
         sharing::TESTS,

@@ -42,9 +42,22 @@ impl Work<'_> {
         if self.client.memory.take(self.request.slot, 0, bytes).is_none() {
             return fail(Errno::INVAL, "take bytes from a request");
         }
-        let written = self.door.stack.write(&self.client.peer.caller, file.node, handle, offset, bytes)?;
+        let grant = (count > 0 && file.waits())
+            .then(|| self.door.begin_grant(self.client, self.request.words[0], &file))
+            .flatten();
+        let written = self.door.own.write(&self.client.peer.caller, file.node, handle, offset, bytes);
+        if grant.is_some() {
+            self.door.outdate(file.node);
+        }
         self.door.settle();
-        self.reply[0] = written as u64;
+        if let (Some(grants), Some(grant)) = (&self.door.grants, grant) {
+            if written.is_ok() && grants.publish(self.client, &grant) {
+                file.keep_grant(grant);
+            } else {
+                grants.give_back(file.node, &grant);
+            }
+        }
+        self.reply[0] = written? as u64;
         Ok(())
     }
 
@@ -82,7 +95,8 @@ impl Work<'_> {
     }
 
     fn set(&self, node: NodeId, handle: Option<HandleId>, changes: &SetAttr) -> Done {
-        self.door.stack.setattr(self.caller(), node, handle, changes)?;
+        let stack = if handle.is_some() { &self.door.own } else { &self.door.stack };
+        stack.setattr(self.caller(), node, handle, changes)?;
         self.door.settle();
         Ok(())
     }
@@ -93,7 +107,7 @@ impl Work<'_> {
         match file.kind {
             super::client::Kind::File(handle) => {
                 self.door.may_serve(file.node)?;
-                Ok(self.door.stack.fsync(self.caller(), file.node, handle, data_only)?)
+                Ok(self.door.own.fsync(self.caller(), file.node, handle, data_only)?)
             }
             super::client::Kind::Directory(handle) => {
                 Ok(self.door.stack.fsyncdir(self.caller(), file.node, handle, data_only)?)

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use parking_lot::Mutex;
 use polytropo_libservices::{Attr, Caller, Errno, HandleId, NodeId, OpenFlags};
@@ -11,7 +11,9 @@ use polytropo_wire::message::FILES_MAX;
 use rustc_hash::FxHashSet;
 
 use super::Shared;
+use super::grants::Grant;
 use super::memory::ChannelMemory;
+use super::posted::Draining;
 use super::walk::{Failure, Ground, fail};
 use crate::doors::modes::Ticket;
 use crate::epochs::Notes;
@@ -37,7 +39,18 @@ pub struct OpenFile {
     ticket: Option<Ticket>,
     /// What it is read from.
     pub window: Holder,
+    grant: Mutex<Option<Arc<Grant>>>,
+    /// Writes that waited since the last grant, and how many it takes to the next.
+    waited: AtomicU32,
+    patience: AtomicU32,
+    /// Bytes posted since the last grant.
+    posted_bytes: AtomicU64,
 }
+
+/// Writes after which a file that others keep looking at is granted once more.
+const PATIENCE_MAX: u32 = 1024;
+/// A grant under which so much was posted was worth its while.
+const PAID_BYTES: u64 = 1 << 20;
 
 impl OpenFile {
     /// Takes over one look-up of `node`.
@@ -48,7 +61,40 @@ impl OpenFile {
         flags: OpenFlags,
         ticket: Option<Ticket>,
     ) -> Self {
-        Self { door, node, kind, flags, ticket, window: Holder::default() }
+        Self {
+            door,
+            node,
+            kind,
+            flags,
+            ticket,
+            window: Holder::default(),
+            grant: Mutex::new(None),
+            waited: AtomicU32::new(0),
+            patience: AtomicU32::new(1),
+            posted_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// A write has to wait. True if that is often enough to go for a grant.
+    pub fn waits(&self) -> bool {
+        self.waited.fetch_add(1, Relaxed) + 1 >= self.patience.load(Relaxed)
+    }
+
+    /// Somebody looked at the file: the next grant takes longer, since withdrawing is dear.
+    pub fn lose_patience(&self) {
+        self.waited.store(0, Relaxed);
+        let paid = self.posted_bytes.swap(0, Relaxed) >= PAID_BYTES;
+        let longer = if paid { 1 } else { self.patience.load(Relaxed).saturating_mul(4) };
+        self.patience.store(longer.min(PATIENCE_MAX), Relaxed);
+    }
+
+    pub fn count_posted(&self, bytes: u64) {
+        self.posted_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// Given back when the file is closed.
+    pub fn keep_grant(&self, grant: Arc<Grant>) {
+        *self.grant.lock() = Some(grant);
     }
 
     /// The open regular file. As the kernel answers for what is none.
@@ -71,6 +117,9 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         let stack = &self.door.stack;
+        if let (Some(grants), Some(grant)) = (&self.door.grants, self.grant.get_mut().take()) {
+            grants.give_back(self.node, &grant);
+        }
         if let Some(ticket) = self.ticket {
             self.door.modes.release(self.node, ticket);
         }
@@ -187,6 +236,10 @@ pub struct Client {
     files: Mutex<Files>,
     /// Some file was opened so that each write waits for the disk.
     any_writes_through: AtomicBool,
+    pub(super) draining: Draining,
+    pub(super) posts_applied: AtomicU64,
+    /// Something was applied that the kernel may have cached.
+    pub(super) heard_by_kernel: AtomicBool,
 }
 
 impl Client {
@@ -206,6 +259,9 @@ impl Client {
             turn: Turn::default(),
             files: Mutex::default(),
             any_writes_through: AtomicBool::new(false),
+            draining: Draining::default(),
+            posts_applied: AtomicU64::new(0),
+            heard_by_kernel: AtomicBool::new(false),
         }
     }
 
@@ -257,6 +313,17 @@ impl Client {
             }
             None => fail(Errno::BADF, "close a file that is not open"),
         }
+    }
+
+    /// The channel ends: from now on every write waits, in vain, and what was posted is applied.
+    pub fn stop_posting(&self) {
+        let numbers: Vec<u64> = {
+            let files = self.files.lock();
+            let open = files.places.iter().enumerate().filter(|(_, place)| place.file.is_some());
+            open.map(|(index, place)| place.times << INDEX_BITS | index as u64).collect()
+        };
+        numbers.into_iter().for_each(|number| self.memory.withdraw(number));
+        self.drain();
     }
 
     /// Where a path begins: the root, or an open file of this client.

@@ -15,6 +15,7 @@ use polytropo_wire::channel::TOTAL_BYTES;
 use polytropo_wire::epochs;
 use polytropo_wire::hello::{Verdict, Welcome};
 use polytropo_wire::message::{Operation, REPLY_WORDS, outcome};
+use polytropo_wire::posts::LINGER_MS;
 use rustc_hash::FxHashSet;
 use rustix::event::{EventfdFlags, epoll};
 use rustix::io::Errno;
@@ -186,7 +187,7 @@ impl Thread {
         let (active, stop) = (&self.active, &self.hall.stop);
         self.spin.look_out(|| {
             std::hint::spin_loop();
-            found = active.iter().any(|(_, client)| client.memory.has_next()) || stop.load(Relaxed);
+            found = active.iter().any(|(_, client)| client.wants_service()) || stop.load(Relaxed);
             found
         });
         found
@@ -230,9 +231,10 @@ impl Thread {
     /// Serves one channel for a while, in turn with the others.
     fn serve(&mut self, client: &Arc<Client>) -> Result<Served, polytropo_queue::Error> {
         let begun = (self.active.len() > 1).then(Instant::now);
+        let posted = client.has_posts() && client.drain_and_settle();
         for served in 0..BURST_MAX {
             let Some(request) = client.memory.next()? else {
-                return Ok(if served > 0 { Served::Some } else { Served::Nothing });
+                return Ok(if served > 0 || posted { Served::Some } else { Served::Nothing });
             };
             self.keep_apart(client);
             match pace(client, &request) {
@@ -295,7 +297,11 @@ impl Thread {
         }
     }
 
-    fn answer(&mut self, client: &Client, request: Request) {
+    fn answer(&mut self, client: &Arc<Client>, request: Request) {
+        // A program sees what it wrote before.
+        if client.has_posts() {
+            client.drain_and_settle();
+        }
         self.hall.crew.works(self.number);
         let counters = &self.hall.counters;
         counters.requests.fetch_add(1, Relaxed);
@@ -340,7 +346,13 @@ impl Thread {
     fn wait(&mut self, sleep: bool) {
         let mut space = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; 64];
         let none = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let timeout = if sleep { None } else { Some(&none) };
+        let linger = rustix::time::Timespec { tv_sec: 0, tv_nsec: LINGER_MS as i64 * 1_000_000 };
+        let grants = self.shared.grants.as_ref().filter(|grants| grants.any());
+        let timeout = match (sleep, grants) {
+            (false, _) => Some(&none),
+            (true, Some(_)) => Some(&linger),
+            (true, None) => None,
+        };
         let happened = match epoll::wait(&self.hall.epoll, &mut space, timeout) {
             Ok((events, _)) => events.iter().map(|event| event.data.u64()).collect::<Vec<_>>(),
             Err(Errno::INTR) => return,
@@ -349,6 +361,9 @@ impl Thread {
                 return;
             }
         };
+        if let (true, Some(grants)) = (happened.is_empty() && sleep, &self.shared.grants) {
+            grants.drain_all();
+        }
         for number in happened {
             match (number >> 2, number & 3) {
                 (0, _) => {

@@ -172,12 +172,13 @@ impl Site {
         let stack = polytropo_libservices::build(&document, roots).unwrap();
         let store = Store::new(Some(open(&at("windows"))), 8 << 20);
         let windows = WindowAccess { place: store.place("fuzz").unwrap(), store, shown: None };
-        let options = ChannelOptions { modes: Modes::new(), kernel_tells: true, windows, settle: None };
+        let options =
+            ChannelOptions { modes: Modes::new(), kernel_tells: true, windows, settle: None, posting: None };
         let shared = Shared::new(Epochs::over(stack), options, DoorId(7));
         Self { scratch, shared }
     }
 
-    fn client(&self, caller: Caller) -> Client {
+    fn client(&self, caller: Caller) -> Arc<Client> {
         let event = || rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let peer = Peer {
             caller,
@@ -190,16 +191,11 @@ impl Site {
             process: event(),
             mounts: event(),
         };
-        Client::new(
-            ChannelMemory::new(Arc::default()).unwrap(),
-            event(),
-            peer,
-            self.shared.clone(),
-            Default::default(),
-        )
+        let memory = ChannelMemory::new(Arc::default()).unwrap();
+        Arc::new(Client::new(memory, event(), peer, self.shared.clone(), Default::default()))
     }
 
-    fn answer(&self, client: &Client, desk: &mut Desk, asked: &Asked) {
+    fn answer(&self, client: &Arc<Client>, desk: &mut Desk, asked: &Asked) {
         let [first, second] = asked.names.map(|name| NAMES[name]);
         client.memory.put(asked.slot, 0, &[first, second].concat()).unwrap();
         let mut asked = asked.clone();

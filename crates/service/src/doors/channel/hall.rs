@@ -209,6 +209,7 @@ impl Hall {
                 log::debug!("descriptor {} was not waited for: {errno}", descriptor.as_raw_fd());
             }
         }
+        client.stop_posting();
         client.memory.end();
         add_told(&mut self.counters.told.lock(), &client);
     }
@@ -263,7 +264,7 @@ impl Hall {
             client.memory.publish_cpu(0);
             client.memory.fence();
         }
-        let any = mine.iter().any(|client| client.memory.has_next());
+        let any = mine.iter().any(|client| client.wants_service());
         self.changes.fetch_add(1, SeqCst);
         if any {
             let own = current_cpu();

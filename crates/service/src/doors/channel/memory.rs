@@ -4,17 +4,20 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::fence;
+use std::sync::atomic::{AtomicU64, fence};
 
 use polytropo_copy::plan::Situation;
 use polytropo_queue::{Borrowed, Config, Rcqs};
 use polytropo_wire::VERSION;
 use polytropo_wire::channel::{
-    AREA_BYTES, Header, MAGIC, QUEUE_AT, QUEUE_BYTES, QUEUE_CAPACITY, SLOTS, SLOTS_AT, Slot, TOLD,
-    TOTAL_BYTES, area_at, state,
+    AREA_BYTES, Header, MAGIC, POSTS_PART_AT, QUEUE_AT, QUEUE_BYTES, QUEUE_CAPACITY, SLOTS, SLOTS_AT, Slot,
+    TOLD, TOTAL_BYTES, area_at, state,
 };
 use polytropo_wire::copies::Counts;
-use polytropo_wire::message::{Operation, REPLY_WORDS, REQUEST_WORDS};
+use polytropo_wire::message::{FILES_MAX, Operation, REPLY_WORDS, REQUEST_WORDS};
+use polytropo_wire::posts::{
+    self, Ledger, PERMITS_AT, POST_AREAS_AT, POST_BYTES, POSTS, POSTS_AT, Post, limit,
+};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -27,6 +30,15 @@ pub struct Request {
     pub slot: usize,
     pub operation: Option<Operation>,
     pub words: [u64; REQUEST_WORDS],
+}
+
+/// A post that was taken, its words copied.
+#[derive(Clone, Copy, Debug)]
+pub struct Posted {
+    pub number: usize,
+    pub file: u64,
+    pub offset: u64,
+    pub bytes: usize,
 }
 
 /// The memory of one channel.
@@ -109,6 +121,7 @@ impl ChannelMemory {
         for number in 0..SLOTS {
             wake(&self.slot(number).state);
         }
+        (0..POSTS).for_each(|number| wake(&self.post(number).state));
     }
 
     /// Says that a thread on `cpu` (its number plus one) looks for requests, or with 0 that none does.
@@ -168,6 +181,86 @@ impl ChannelMemory {
         slot.outcome.store(outcome, Relaxed);
         if slot.state.swap(state::DONE, AcqRel) == state::AWAITED {
             wake(&slot.state);
+        }
+    }
+
+    fn part(&self, at: usize) -> NonNull<u8> {
+        // SAFETY: the part of posted writes lies in the mapping, and callers name places in it.
+        unsafe { self.region.base.add(POSTS_PART_AT + at) }
+    }
+
+    fn post(&self, number: usize) -> &Post {
+        assert!(number < POSTS);
+        // SAFETY: all posts lie in the part, aligned, and are made of atomics.
+        unsafe { self.part(POSTS_AT).cast::<Post>().add(number).as_ref() }
+    }
+
+    fn permit_word(&self, file: u64) -> &AtomicU64 {
+        let index = (file & 0xffff) as usize;
+        assert!(index < FILES_MAX);
+        // SAFETY: a word for each index lies in the part, aligned.
+        unsafe { self.part(PERMITS_AT).cast::<AtomicU64>().add(index).as_ref() }
+    }
+
+    /// The open file may be written without waiting.
+    pub fn permit(&self, file: u64) {
+        self.permit_word(file).store(file, SeqCst);
+    }
+
+    /// No more. What was posted is to be applied next.
+    pub fn withdraw(&self, file: u64) {
+        posts::withdraw(self.permit_word(file));
+    }
+
+    pub fn is_permitted(&self, file: u64) -> bool {
+        self.permit_word(file).load(Relaxed) == file
+    }
+
+    /// Posts that were begun since the channel was made.
+    pub fn posts_issued(&self) -> u64 {
+        // SAFETY: begins the part, aligned, made of atomics.
+        limit(unsafe { &self.part(0).cast::<Ledger>().as_ref().issued })
+    }
+
+    pub fn has_published(&self) -> bool {
+        (0..POSTS).any(|number| self.post(number).pending(u64::MAX).is_some())
+    }
+
+    /// Takes what is published, in the order in which it is to be applied.
+    pub fn take_posts(&self) -> Vec<Posted> {
+        let limit = self.posts_issued();
+        let published = (0..POSTS).filter_map(|number| Some((self.post(number).pending(limit)?, number)));
+        let mut found: Vec<_> = published.collect();
+        found.sort_unstable();
+        let take = |number: usize| {
+            let post = self.post(number);
+            post.take().then(|| Posted {
+                number,
+                file: post.file.load(Relaxed),
+                offset: post.offset.load(Relaxed),
+                bytes: (post.bytes.load(Relaxed) as usize).min(POST_BYTES),
+            })
+        };
+        found.into_iter().filter_map(|(_, number)| take(number)).collect()
+    }
+
+    /// Appends a post's bytes.
+    pub fn copy_post(&self, post: &Posted, to: &mut Vec<u8>) {
+        assert!(post.number < POSTS && post.bytes <= POST_BYTES);
+        to.reserve(post.bytes);
+        let from = self.part(POST_AREAS_AT + post.number * POST_BYTES);
+        // SAFETY: the area lies in the part and there is room for so many bytes; the program may change them meanwhile, and any
+        // bytes will do.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr().add(to.len()), post.bytes);
+            to.set_len(to.len() + post.bytes);
+        }
+    }
+
+    pub fn finish_post(&self, number: usize, outcome: u32) {
+        let post = self.post(number);
+        if post.finish(outcome) {
+            wake(&post.state);
         }
     }
 

@@ -8,6 +8,8 @@ mod client;
 mod driver;
 #[cfg(test)]
 mod fuzz;
+mod grants;
+mod guard;
 mod hall;
 mod kept;
 mod memory;
@@ -15,12 +17,14 @@ mod names;
 mod operations;
 mod permissions;
 mod placement;
+mod posted;
 mod walk;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use polytropo_libservices::{Capabilities, Change, Coherence, DoorId, Libservice, NodeId, Observer};
@@ -36,6 +40,8 @@ use kept::Kept;
 use walk::Failure;
 
 pub use client::Peer;
+pub use grants::Grants;
+pub use guard::Guard;
 pub use hall::ChannelStatistics;
 
 /// How a door works.
@@ -47,7 +53,20 @@ pub struct ChannelOptions {
     pub windows: WindowAccess,
     /// Waits until the kernel was told of all changes so far.
     pub settle: Option<Settle>,
+    /// Where files may be written without waiting; None: nowhere.
+    pub posting: Option<Posting>,
 }
+
+pub struct Posting {
+    /// Shared with the `Guard` by which all other doors see the stack.
+    pub grants: Arc<Grants>,
+    /// Has the kernel forget what it knows of an inode, before the next `settle` returns.
+    pub outdate: Outdate,
+    /// The door of that kernel, which need not be told of changes of what it does not cache.
+    pub kernel_door: DoorId,
+}
+
+pub type Outdate = Box<dyn Fn(NodeId) + Send + Sync>;
 
 pub type Settle = Box<dyn Fn() + Send + Sync>;
 
@@ -62,9 +81,18 @@ pub struct WindowAccess {
 
 /// What all threads of a door share.
 pub struct Shared {
+    /// As everybody sees it.
     pub stack: Arc<dyn Libservice>,
     /// The same stack.
     pub epochs: Arc<Epochs>,
+    /// For what a program does with its own open files.
+    pub own: Arc<dyn Libservice>,
+    pub grants: Option<Arc<Grants>>,
+    outdate: Option<Outdate>,
+    kernel_door: Option<DoorId>,
+    /// Bytes that were posted.
+    grown: AtomicU64,
+    looked_for_room: Mutex<Option<(Instant, bool)>>,
     pub id: DoorId,
     pub modes: Arc<Modes>,
     pub windows: Windows,
@@ -86,6 +114,16 @@ impl Shared {
         let coherence = stack.coherence();
         // What others change cannot be kept.
         let place = place.filter(|_| coherence != Coherence::Shared);
+        // Only where nobody but this service writes, and the kernel tells of what it has open.
+        let posting = options.posting.filter(|_| options.kernel_tells && coherence == Coherence::Exclusive);
+        let (grants, outdate, kernel_door) = match posting {
+            Some(posting) => (Some(posting.grants), Some(posting.outdate), Some(posting.kernel_door)),
+            None => (None, None, None),
+        };
+        let guarded: Arc<dyn Libservice> = match &grants {
+            Some(grants) => Arc::new(Guard::new(stack.clone(), grants.clone())),
+            None => stack.clone(),
+        };
         let shared = Arc::new(Self {
             windows: Windows::new(stack.clone(), store, place),
             shown,
@@ -97,7 +135,13 @@ impl Shared {
             kept: Kept::default(),
             modes: options.modes,
             epochs,
-            stack,
+            grants,
+            outdate,
+            kernel_door,
+            grown: AtomicU64::new(0),
+            looked_for_room: Mutex::new(None),
+            own: stack,
+            stack: guarded,
             id,
         });
         shared.stack.observe(Arc::new(Listener(Arc::downgrade(&shared))));
@@ -117,6 +161,13 @@ impl Shared {
     pub fn settle(&self) {
         if let Some(settle) = &self.settle {
             settle();
+        }
+    }
+
+    /// The kernel is to know nothing of `node` when the next `settle` returns.
+    pub fn outdate(&self, node: NodeId) {
+        if let Some(outdate) = &self.outdate {
+            outdate(node);
         }
     }
 
@@ -177,6 +228,9 @@ impl Drop for Shared {
 
 impl Watcher for Shared {
     fn joined(&self, node: NodeId, mode: Mode, _users: Users) {
+        if let Some(grants) = &self.grants {
+            grants.withdraw(node);
+        }
         if mode == Mode::Kernel {
             self.windows.retire(node);
         }

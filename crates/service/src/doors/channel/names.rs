@@ -61,7 +61,7 @@ impl Work<'_> {
         let name = target.last_name(Errno::ISDIR)?;
         // Exclusive: what somebody else makes meanwhile was not weighed.
         let how = open | OpenFlags::EXCLUSIVE;
-        let made = self.door.stack.create(&caller, target.parent().0, name, mode, how)?;
+        let made = self.door.own.create(&caller, target.parent().0, name, mode, how)?;
         self.door.settle();
         Ok(made)
     }

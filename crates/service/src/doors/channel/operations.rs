@@ -12,6 +12,7 @@ use polytropo_wire::message::{
 
 use super::Shared;
 use super::client::{Client, Kind, OpenFile};
+use super::grants::Grants;
 use super::memory::Request;
 use super::permissions::{self, EXECUTE, READ, WRITE};
 use super::walk::{Failure, Last, Target, fail, walk};
@@ -45,7 +46,7 @@ impl Default for Desk {
 /// A request while it is worked on.
 pub struct Work<'a> {
     pub door: &'a Arc<Shared>,
-    pub client: &'a Client,
+    pub client: &'a Arc<Client>,
     pub desk: &'a mut Desk,
     pub request: Request,
     pub reply: [u64; REPLY_WORDS],
@@ -185,9 +186,12 @@ impl Work<'_> {
         let mut target = self.walk(0, 0, last)?;
         if creates {
             if target.found.is_none() && target.name.is_some() {
+                let told = self.door.grants.as_deref().map(Grants::told);
                 let made = self.create(&target, flags)?;
                 drop(target);
-                return self.finish_create(made, flags);
+                self.finish_create(made, flags)?;
+                self.grant_new(told);
+                return Ok(());
             }
             self.check_present(&target, exclusive)?;
         }
@@ -207,6 +211,19 @@ impl Work<'_> {
         let file = OpenFile::new(self.door.clone(), looked_up, kind, open_flags, ticket);
         let file = Arc::new(file);
         self.finish_open(file, attr)
+    }
+
+    /// The file that was made just now may be written without waiting, if nobody has seen it since `told`.
+    fn grant_new(&self, told: Option<u64>) {
+        let (Some(grants), Some(told)) = (&self.door.grants, told) else { return };
+        let number = self.reply[opened::FILE];
+        let Ok(file) = self.client.file(number) else { return };
+        let Some(grant) = self.door.begin_grant(self.client, number, &file) else { return };
+        if grants.told() == told && grants.publish(self.client, &grant) {
+            file.keep_grant(grant);
+        } else {
+            grants.give_back(file.node, &grant);
+        }
     }
 
     /// A look-up of its own of a node that something else holds.
@@ -271,6 +288,9 @@ impl Work<'_> {
         if self.door.immutable {
             flags |= opened_flags::IMMUTABLE;
         }
+        if self.door.grants.is_some() && file.flags.contains(OpenFlags::WRITE) {
+            flags |= opened_flags::POSTS;
+        }
         if let Some(handle) = file.handle().filter(|_| file.flags.contains(OpenFlags::READ)) {
             let size = usize::try_from(attr.size_bytes).unwrap_or(usize::MAX);
             if size <= CARRIED_BYTES_MAX && self.door.immutable {
@@ -304,8 +324,7 @@ impl Work<'_> {
             return fail(Errno::INVAL, "read at such an offset");
         }
         let bytes = &mut self.desk.bytes[..count];
-        let count =
-            self.client.door.stack.read(&self.client.peer.caller, file.node, handle, offset, bytes)?;
+        let count = self.door.own.read(&self.client.peer.caller, file.node, handle, offset, bytes)?;
         self.put(&self.desk.bytes[..count.min(AREA_BYTES)])?;
         self.reply[0] = count as u64;
         Ok(())
@@ -313,7 +332,8 @@ impl Work<'_> {
 
     fn file_status(&mut self) -> Done {
         let file = self.client.file(self.word(0))?;
-        let attr = self.client.door.stack.getattr(self.caller(), file.node, file.handle())?;
+        let stack = if file.handle().is_some() { &self.door.own } else { &self.door.stack };
+        let attr = stack.getattr(self.caller(), file.node, file.handle())?;
         if attr.file_type() == libc::S_IFREG {
             self.door.may_serve(file.node)?;
         }

@@ -69,7 +69,7 @@ impl Operation<'_> {
         if self.agreed.writeback() && flags.contains(OpenFlags::WRITE) {
             flags |= OpenFlags::READ;
         }
-        if self.agreed.exclusive() {
+        if self.kernel_places_appends() {
             // It also writes mapped pages through whatever open file it finds, and these must not be appended.
             flags -= OpenFlags::APPEND;
         }
@@ -181,7 +181,7 @@ impl Operation<'_> {
             self.drop_fsetid();
         }
         let data = a.take_bytes(asked.size as usize)?;
-        let count = if asked.write_flags & abi::WRITE_CACHE != 0 && !self.agreed.exclusive() {
+        let count = if asked.write_flags & abi::WRITE_CACHE != 0 && !self.kernel_places_appends() {
             self.write_pages(asked.fh, asked.offset, data)?
         } else {
             self.on_file((self.node, asked.fh), OpenFlags::WRITE, |handle| {
@@ -189,6 +189,11 @@ impl Operation<'_> {
             })?
         };
         reply.put(&abi::WriteOut { size: count.min(data.len()) as u32, padding: 0 })
+    }
+
+    /// Without write-back others write too, through channels, and the size that the kernel knows may be old.
+    fn kernel_places_appends(&self) -> bool {
+        self.agreed.exclusive() && self.agreed.writeback()
     }
 
     /// Writes mapped pages through an open file of their own: the one that the kernel names may be open for appending.

@@ -72,6 +72,10 @@ impl Queue {
         self.more.notify_one();
     }
 
+    pub fn outdate(&self, node: NodeId) {
+        self.add(Change::Inode { node });
+    }
+
     /// Returns when all that waits now was sent. Not for threads that answer requests: notices may wait for them.
     pub fn wait_sent(&self) {
         let mut pending = self.pending.lock();

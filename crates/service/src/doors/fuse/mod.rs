@@ -31,7 +31,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use polytropo_libservices::{DoorId, Libservice};
+use polytropo_libservices::{DoorId, Libservice, NodeId};
 
 pub use backings::BACKINGS_MAX;
 pub use opens::Passthrough;
@@ -175,6 +175,16 @@ impl FuseDoor {
         Box::new(move || {
             if let Some(queue) = queue.upgrade() {
                 queue.wait_sent();
+            }
+        })
+    }
+
+    /// Something that has the kernel forget what it knows of an inode, before the next `settle` returns.
+    pub fn outdate(&self) -> Box<dyn Fn(NodeId) + Send + Sync> {
+        let queue = self.notifier.lock().queue();
+        Box::new(move |node| {
+            if let Some(queue) = queue.upgrade() {
+                queue.outdate(node);
             }
         })
     }

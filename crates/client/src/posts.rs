@@ -1,0 +1,163 @@
+//! Posted writes: the program's side. See [`polytropo_wire::posts`].
+
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use polytropo_wire::message::{Operation, opened_flags};
+use polytropo_wire::posts::{POST_BYTES, RING_AT, STATE_DONE, STATE_FREE};
+
+use crate::channel::Channel;
+use crate::files::InUse;
+use crate::{EINVAL, EIO, Error, Result};
+
+/// Which posts are in use.
+#[derive(Default)]
+pub(crate) struct Posts {
+    /// A bit for each one that is taken.
+    taken: AtomicU64,
+    /// A bit for each taken one whose write has returned: freed by whoever finds it done.
+    left: AtomicU64,
+}
+
+impl Channel {
+    /// pwrite(2) without waiting; None if this file's writes wait, or if there are too many bytes.
+    ///
+    /// # Safety
+    /// `from` must be readable for `count` bytes, as far as the caller wants to answer for faults.
+    #[inline]
+    pub(crate) unsafe fn post_write(
+        &self,
+        used: &InUse<'_>,
+        from: *const u8,
+        count: usize,
+        offset: u64,
+    ) -> Result<Option<usize>> {
+        let permit = self.permit(used.file.0);
+        if permit.load(Relaxed) != used.file.0 || count == 0 || count > POST_BYTES {
+            return Ok(None);
+        }
+        if used.flags() & opened_flags::POSTS == 0 {
+            return Ok(None);
+        }
+        self.told(used)?;
+        if offset.checked_add(count as u64).is_none_or(|end| i64::try_from(end).is_err()) {
+            return Err(Error::Errno(EINVAL));
+        }
+        let Some(number) = self.take_post()? else { return Ok(None) };
+        let (post, bit) = (self.post(number), 1 << number);
+        // SAFETY: the area is as long as checked above, and this thread's own until the post is published; `from` is the caller's word.
+        unsafe { core::ptr::copy_nonoverlapping(from, self.post_area(number).as_ptr(), count) };
+        post.file.store(used.file.0, Relaxed);
+        post.offset.store(offset, Relaxed);
+        post.bytes.store(count as u32, Relaxed);
+        post.waiters.store(0, Relaxed);
+        // Before it can be done: whoever frees it counts down.
+        used.state.posted.fetch_add(1, Relaxed);
+        if post.publish(self.issued(), permit, used.file.0) {
+            let left = self.posts.left.fetch_or(bit, AcqRel) | bit;
+            self.counters.posted_writes.fetch_add(1, Relaxed);
+            if left.count_ones() as usize % RING_AT == 0 {
+                self.reclaim_posts();
+                self.notify_posts();
+            }
+            return Ok(Some(count));
+        }
+        // Somebody else came to the file meanwhile.
+        let cpu = self.notify_posts();
+        self.wait_post(post, cpu, true)?;
+        used.state.posted.fetch_sub(1, Relaxed);
+        let outcome = post.outcome.load(Relaxed);
+        self.free_post(number);
+        match outcome {
+            0 => Ok(Some(count)),
+            errno @ 1..4096 => Err(Error::Errno(errno as i32)),
+            _ => Err(Error::Errno(EIO)),
+        }
+    }
+
+    fn free_post(&self, number: usize) {
+        self.post(number).state.store(STATE_FREE, Relaxed);
+        self.posts.taken.fetch_and(!(1 << number), Release);
+    }
+
+    /// A post of this thread's own. None if the service does not get on: then by request.
+    fn take_post(&self) -> Result<Option<usize>> {
+        for _ in 0..2 {
+            let mut taken = self.posts.taken.load(Relaxed);
+            while taken != u64::MAX {
+                let bit = 1 << taken.trailing_ones();
+                taken = self.posts.taken.fetch_or(bit, AcqRel);
+                if taken & bit == 0 {
+                    return Ok(Some(bit.trailing_zeros() as usize));
+                }
+            }
+            if !self.reclaim_posts() {
+                let left = self.posts.left.load(Acquire);
+                if left == 0 {
+                    return Ok(None);
+                }
+                let cpu = self.notify_posts();
+                self.wait_post(self.post(left.trailing_zeros() as usize), cpu, false)?;
+                self.reclaim_posts();
+            }
+        }
+        Ok(None)
+    }
+
+    /// Frees posts that are done; what failed is kept for the next call on the file.
+    pub(crate) fn reclaim_posts(&self) -> bool {
+        let mut left = self.posts.left.load(Acquire);
+        let mut any = false;
+        while left != 0 {
+            let number = left.trailing_zeros() as usize;
+            let bit = 1 << number;
+            left &= !bit;
+            let post = self.post(number);
+            if post.state.load(Acquire) != STATE_DONE || self.posts.left.fetch_and(!bit, AcqRel) & bit == 0 {
+                continue;
+            }
+            if let Some(state) = self.arena.file((post.file.load(Relaxed) & 0xffff) as usize) {
+                let outcome = post.outcome.load(Relaxed);
+                if outcome != 0 {
+                    state.error.store(outcome, Relaxed);
+                }
+                // After the error, for whoever waits for the last one.
+                state.posted.fetch_sub(1, Release);
+            }
+            self.free_post(number);
+            any = true;
+        }
+        any
+    }
+
+    /// Returns when all that this process wrote to the file without waiting is applied; tells what failed, once.
+    #[inline]
+    pub(crate) fn settle(&self, used: &InUse<'_>) -> Result<()> {
+        if used.state.posted.load(Acquire) != 0 {
+            self.settle_posts()?;
+        }
+        self.told(used)
+    }
+
+    #[cold]
+    fn settle_posts(&self) -> Result<()> {
+        // Before any request is done, what was posted is.
+        self.claim()?.ask(Operation::Ping, &[])?;
+        self.reclaim_posts();
+        // Other threads may go on posting, which need not be waited for.
+        Ok(())
+    }
+
+    /// What failed of writes that had returned, once.
+    #[inline]
+    pub(crate) fn told(&self, used: &InUse<'_>) -> Result<()> {
+        if used.state.error.load(Relaxed) == 0 {
+            return Ok(());
+        }
+        match used.state.error.swap(0, AcqRel) {
+            0 => Ok(()),
+            errno @ 1..4096 => Err(Error::Errno(errno as i32)),
+            _ => Err(Error::Errno(EIO)),
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Who may write without waiting, and who makes them wait again.
+//!
+//! A grant stands from before the program may see its permit until all that it posted is applied. While it stands, nobody else caches
+//! anything of the file: the kernel was told to forget it, and every other way to the file goes by `withdraw` first.
+
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use polytropo_libservices::NodeId;
+use rustc_hash::FxHashMap;
+
+use super::client::Client;
+
+/// A program's right to write a file without waiting.
+pub struct Grant {
+    client: Weak<Client>,
+    /// The file's number in its channel.
+    number: u64,
+    withdrawn: AtomicBool,
+}
+
+/// The grants of one stack. All doors of the stack share it.
+#[derive(Default)]
+pub struct Grants {
+    count: AtomicUsize,
+    by_node: Mutex<FxHashMap<NodeId, Arc<Grant>>>,
+    /// Times that somebody other than a channel's own open files was told of inodes.
+    told: AtomicU64,
+}
+
+impl Grants {
+    pub fn any(&self) -> bool {
+        self.count.load(SeqCst) != 0
+    }
+
+    /// To be compared, after `begin`, with what it was before a file was made: if it is the same, nobody else has seen the file.
+    pub fn told(&self) -> u64 {
+        self.told.load(SeqCst)
+    }
+
+    pub fn tell(&self) {
+        self.told.fetch_add(1, SeqCst);
+    }
+
+    /// From now on others withdraw it before they look. None if there is one already.
+    pub fn begin(&self, node: NodeId, client: &Arc<Client>, number: u64) -> Option<Arc<Grant>> {
+        let grant =
+            Arc::new(Grant { client: Arc::downgrade(client), number, withdrawn: AtomicBool::new(false) });
+        let mut by_node = self.by_node.lock();
+        if by_node.contains_key(&node) {
+            return None;
+        }
+        // Whoever does not see the count has looked before us; see `told`, and who calls this.
+        self.count.fetch_add(1, SeqCst);
+        by_node.insert(node, grant.clone());
+        Some(grant)
+    }
+
+    /// The program may use it. False if it was withdrawn meanwhile.
+    pub fn publish(&self, client: &Client, grant: &Grant) -> bool {
+        let _by_node = self.by_node.lock();
+        if grant.withdrawn.load(Relaxed) {
+            return false;
+        }
+        client.memory.permit(grant.number);
+        true
+    }
+
+    /// Before anybody but the program's own open file looks at the file or changes it: what was posted is applied, and the program waits from
+    /// now on. True if there was something to withdraw.
+    pub fn withdraw(&self, node: NodeId) -> bool {
+        if !self.any() {
+            return false;
+        }
+        let found = {
+            let by_node = self.by_node.lock();
+            by_node.get(&node).inspect(|grant| grant.withdrawn.store(true, Relaxed)).cloned()
+        };
+        let Some(grant) = found else { return false };
+        if let Some(client) = grant.client.upgrade() {
+            client.memory.withdraw(grant.number);
+            client.drain();
+            if let Ok(file) = client.file(grant.number) {
+                file.lose_patience();
+            }
+        }
+        self.remove(node, &grant);
+        true
+    }
+
+    fn remove(&self, node: NodeId, grant: &Arc<Grant>) {
+        let mut by_node = self.by_node.lock();
+        if by_node.get(&node).is_some_and(|found| Arc::ptr_eq(found, grant)) {
+            by_node.remove(&node);
+            self.count.fetch_sub(1, AcqRel);
+        }
+    }
+
+    /// Gives one back whose file is closed, or that was never published.
+    pub fn give_back(&self, node: NodeId, grant: &Arc<Grant>) {
+        grant.withdrawn.store(true, Relaxed);
+        if let Some(client) = grant.client.upgrade() {
+            client.memory.withdraw(grant.number);
+        }
+        self.remove(node, grant);
+    }
+
+    /// Space runs short: nobody gets by without waiting. What was posted already finds the space that was held ready for it.
+    pub fn withdraw_all(&self) {
+        for grant in self.by_node.lock().values() {
+            grant.withdrawn.store(true, Relaxed);
+            if let Some(client) = grant.client.upgrade() {
+                client.memory.withdraw(grant.number);
+            }
+        }
+    }
+
+    /// Applies what lies about.
+    pub fn drain_all(&self) {
+        let clients: Vec<_> = {
+            let by_node = self.by_node.lock();
+            by_node.values().filter_map(|grant| grant.client.upgrade()).collect()
+        };
+        for client in clients.into_iter().filter(|client| client.has_posts()) {
+            client.drain();
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.count.load(Acquire)
+    }
+}
