@@ -9,6 +9,7 @@ export CARGO_BUILD_JOBS := $(CARGO_JOBS)
 # Programs that the product needs, and what only its tests and benchmarks need.
 PACKAGES := runc crun fuse3 mmdebstrap umoci uidmap conmon golang-github-containers-common python3-venv build-essential
 TEST_PACKAGES := busybox-static acl attr dbench fio git musl-tools libpython3.11-testsuite postgresql python3.11 redis-server rsync stress-ng e2fsprogs
+CACHE_BENCH_PACKAGES := git strace build-essential
 BENCH_PACKAGES := fuse-overlayfs podman rocksdb-tools strace
 
 .PHONY: all bootstrap product-bootstrap build venv demo lint test rust-test python-test soak bench-fuse clean uninstall
@@ -74,6 +75,11 @@ soak: bootstrap build venv aarch64
 bench-fuse: product-bootstrap build venv
 	@tools/bootstrap $(BENCH_PACKAGES)
 	$(VENV)/bin/python -m benchmarks.fuse $(BENCH_ARGUMENTS)
+
+.PHONY: bench-cache
+bench-cache: venv
+	@tools/bootstrap $(CACHE_BENCH_PACKAGES)
+	$(VENV)/bin/python -m benchmarks.cache $(BENCH_ARGUMENTS)
 
 .PHONY: bench-path
 bench-path: product-bootstrap build venv

@@ -50,6 +50,20 @@ class MountStats(msgspec.Struct, kw_only=True):
     channels: ChannelStats = msgspec.field(default_factory=ChannelStats)
 
 
+class WindowStats(msgspec.Struct, kw_only=True):
+    """Cached bytes of files that programs read without a request, of all mounts together. What is read
+    there nobody counts."""
+
+    bytes_max: int = 0
+    bytes: int = 0
+    windows: int = 0
+    fills: int = 0
+    """Blocks of 64 KiB that were read from layers."""
+    shown_again: int = 0
+    """Blocks that programs asked for and that were there: by these the service learns what is used."""
+    evictions: int = 0
+
+
 class PastStats(msgspec.Struct, kw_only=True):
     """What a worker's mounts did that are gone."""
 
@@ -58,6 +72,7 @@ class PastStats(msgspec.Struct, kw_only=True):
     written_bytes: int = 0
     copies: Copies = {}
     channels: ChannelStats = msgspec.field(default_factory=ChannelStats)
+    windows: WindowStats = msgspec.field(default_factory=WindowStats)
 
 
 class _ServiceStats(msgspec.Struct, kw_only=True):
@@ -91,6 +106,7 @@ class TenantStats(msgspec.Struct, kw_only=True):
     """Of programs at channels."""
     calls: dict[str, int] = {}
     """What became of the calls of preloaded programs, as they told."""
+    windows: WindowStats = msgspec.field(default_factory=WindowStats)
     mounts: list[MountStats] = []
 
 
@@ -141,6 +157,16 @@ def _add_service(stats: TenantStats, answer: dict[str, Any]) -> None:
     stats.read_bytes = sum(door.read_bytes for door in doors)
     stats.written_bytes = sum(door.written_bytes for door in doors)
     stats.copies = sum_copies(door.copies for door in doors)
+    stats.windows = sum_windows(past.windows for past in told.past)
+
+
+def sum_windows(each: Iterable[WindowStats]) -> WindowStats:
+    """Those of several workers of a service."""
+    summed = WindowStats()
+    for windows in each:
+        for field in windows.__struct_fields__:
+            setattr(summed, field, getattr(summed, field) + getattr(windows, field))
+    return summed
 
 
 def sum_copies(each: Iterable[Copies]) -> Copies:

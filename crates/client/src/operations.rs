@@ -36,7 +36,7 @@ pub struct Opened {
     pub attributes: Attributes,
 }
 
-/// How often a read looks for missing bytes in a window before it asks for them by request.
+/// How often a read looks for missing bytes in a window without getting any further before it asks for them by request.
 const MISSES_MAX: u32 = 4;
 
 impl Reply {
@@ -160,7 +160,7 @@ impl Channel {
         count: usize,
         offset: u64,
     ) -> Result<Option<usize>> {
-        let mut misses = 0;
+        let (mut misses, mut furthest) = (0, None);
         loop {
             let missing = match used.window() {
                 // SAFETY: the caller's word.
@@ -175,16 +175,18 @@ impl Channel {
                 None => offset,
             };
             self.counters.window_misses.fetch_add(1, Relaxed);
-            misses += 1;
-            if misses > MISSES_MAX || !self.fetch(used, missing)? {
+            misses = if furthest.is_some_and(|furthest| missing > furthest) { 1 } else { misses + 1 };
+            furthest = furthest.max(Some(missing));
+            let wanted = (count as u64).saturating_sub(missing.saturating_sub(offset));
+            if misses > MISSES_MAX || !self.fetch(used, missing, wanted)? {
                 return Ok(None);
             }
         }
     }
 
     /// Has the service make bytes at `offset` resident. False if there is no window for them.
-    fn fetch(&self, used: &InUse<'_>, offset: u64) -> Result<bool> {
-        let reply = match self.claim()?.ask(Operation::Window, &[used.file.0, offset]) {
+    fn fetch(&self, used: &InUse<'_>, offset: u64, wanted: u64) -> Result<bool> {
+        let reply = match self.claim()?.ask(Operation::Window, &[used.file.0, offset, wanted]) {
             Ok(reply) => reply,
             Err(Error::Errno(_)) => return Ok(false),
             Err(error) => return Err(error),

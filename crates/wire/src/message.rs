@@ -86,7 +86,7 @@ operations! {
     ChangeTimes = 19,
     /// at, path bytes, size
     TruncatePath = 20,
-    /// file, offset -> what a window of the file is called, see [`window`]; makes the bytes at the offset, and some beyond, resident
+    /// file, offset, bytes wanted from there on -> what a window of the file is called, see [`window`]; makes some of them resident, and perhaps more
     Window = 21,
     /// file, mode, offset, bytes
     Allocate = 22,

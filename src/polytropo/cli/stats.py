@@ -20,6 +20,7 @@ _CLEAR = "\x1b[H\x1b[2J"
 @click.option("--operations", is_flag=True, help="Each mount with its operations, one by one.")
 @click.option("--copies", is_flag=True, help="The memory copies of the private path, by situation and size.")
 @click.option("--calls", is_flag=True, help="What became of the calls of preloaded programs.")
+@click.option("--windows", is_flag=True, help="The cached bytes that programs read without a request.")
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
 @click.option(
     "--interval", type=click.FloatRange(min=0.1), default=2.0, metavar="SECONDS", help="Pause of --watch (2)."
@@ -30,6 +31,7 @@ def stats(
     operations: bool,
     copies: bool,
     calls: bool,
+    windows: bool,
     watch: bool,
     interval: float,
     as_json: bool,
@@ -45,6 +47,7 @@ def stats(
       polytropo stats --tenant shop --operations
       polytropo stats --copies
       polytropo stats --calls
+      polytropo stats --windows
       polytropo stats --watch --json
     """
     from polytropo.state import State
@@ -62,6 +65,8 @@ def stats(
             _print_copies(shown)
         elif calls:
             _print_calls(shown)
+        elif windows:
+            _print_windows(shown)
         else:
             _print_tenants(shown)
         if not watch:
@@ -116,6 +121,25 @@ def _print_calls(shown: "list[TenantStats]") -> None:
         for name, count in sorted(each.calls.items(), key=lambda item: (item[0] not in _ANSWERED, -item[1]))
     ]
     print_table(("tenant", "answered", "calls"), rows)
+
+
+def _print_windows(shown: "list[TenantStats]") -> None:
+    from polytropo.cli.output import print_table
+    from polytropo.units import format_size
+
+    rows = [
+        (
+            each.tenant,
+            format_size(each.windows.bytes_max),
+            format_size(each.windows.bytes),
+            each.windows.windows,
+            each.windows.fills,
+            each.windows.shown_again,
+            each.windows.evictions,
+        )
+        for each in shown
+    ]
+    print_table(("tenant", "ceiling", "cached", "files", "filled", "asked again", "evicted"), rows)
 
 
 def _memory(stats: "TenantStats") -> str:

@@ -75,6 +75,11 @@ impl Budget {
         Arc::new(Self { bytes_max, state: Mutex::default(), counters: Counters::default() })
     }
 
+    /// How many blocks there may be.
+    pub fn blocks_max(&self) -> u64 {
+        self.bytes_max / BLOCK_BYTES
+    }
+
     /// Counts a window's words; false if there is no room for so many.
     pub fn enter(&self, words_bytes: u64) -> bool {
         let decided = {

@@ -33,8 +33,6 @@ pub struct Window {
     budget: Arc<Budget>,
     /// Held while blocks change their state; counts changes of the file.
     changes: Mutex<Changes>,
-    /// The block after the one fetched last.
-    expected: AtomicU64,
     last_use: AtomicU64,
     lookups: AtomicU32,
 }
@@ -99,7 +97,6 @@ impl Window {
             geometry,
             budget,
             changes: Mutex::default(),
-            expected: AtomicU64::new(0),
             last_use: AtomicU64::new(0),
             lookups: AtomicU32::new(0),
         };
@@ -272,13 +269,6 @@ impl Window {
 
     pub fn is_retired(&self) -> bool {
         self.view().is_retired()
-    }
-
-    /// Whether `block` follows what was fetched before, or is the first.
-    pub fn is_in_order(&self, block: u64) -> bool {
-        let expected = self.expected.swap(block + 1, Relaxed);
-        // Blocks that were read ahead are not asked for.
-        block >= expected && block <= expected + 16
     }
 
     pub fn use_at(&self, time: u64) {

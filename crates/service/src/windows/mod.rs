@@ -4,6 +4,7 @@
 //! node. Programs are told that they read the wrong window by its end: when a file of one door gets bytes of its own, the shared window is
 //! *retired* and others make a new one.
 
+mod ahead;
 mod budget;
 mod file;
 mod policy;
@@ -18,6 +19,7 @@ use polytropo_wire::window::{BLOCK_BYTES, FILE_BYTES_MAX};
 use rustc_hash::FxHashMap;
 
 use crate::copies::Tally;
+use ahead::{Ahead, Plan};
 
 pub use budget::{Budget, WindowStatistics};
 pub use file::Window;
@@ -25,8 +27,8 @@ pub use store::{Place, Store};
 
 /// Windows of one door's own, in use or not: each is a descriptor.
 const WINDOWS_MAX: usize = 512;
-/// Blocks read ahead of a program that reads in order.
-const AHEAD_BLOCKS: u64 = 16;
+/// Of all blocks, the part that may be read ahead at a time.
+const AHEAD_SHARE: u64 = 8;
 /// How often a fill is begun anew because the file changes under it.
 const FILLS_MAX: u32 = 4;
 
@@ -55,9 +57,12 @@ struct Held {
     files: usize,
 }
 
-/// An open file's window.
+/// An open file's window, and how it is read.
 #[derive(Default)]
-pub struct Holder(Mutex<Option<Arc<Window>>>);
+pub struct Holder {
+    window: Mutex<Option<Arc<Window>>>,
+    ahead: Mutex<Ahead>,
+}
 
 impl Windows {
     pub fn new(stack: Arc<dyn Libservice>, store: Arc<Store>, place: Option<Arc<Place>>) -> Self {
@@ -73,19 +78,23 @@ impl Windows {
         self.place.is_some() && size_bytes <= FILE_BYTES_MAX
     }
 
-    /// Makes the bytes at `offset` of an open file resident, and some beyond if the file is read in order. `buffer` has room
+    /// Makes the bytes at `offset` of an open file resident, and of `wanted` bytes as many as one does at a time, or more if there is an
+    /// order in what is read. `buffer` has room
     /// for a block. Tells the window's name.
     pub fn fetch(
         &self,
         (node, handle): (NodeId, HandleId),
         holder: &Holder,
-        offset: u64,
+        (offset, wanted): (u64, u64),
         buffer: &mut [u8],
     ) -> Result<[u64; 2]> {
         let Some(place) = &self.place else {
             return Err(Error::new(Errno::NOSPC, "make a window where there are none"));
         };
         let caller = Caller::service();
+        let ahead_max = self.store.budget().blocks_max() / AHEAD_SHARE;
+        let blocks = (offset % BLOCK_BYTES).saturating_add(wanted).div_ceil(BLOCK_BYTES);
+        let plan = holder.ahead.lock().plan(offset / BLOCK_BYTES, blocks, ahead_max);
         for _ in 0..FILLS_MAX {
             let content = self.stack.content(handle);
             let size = || Ok(self.stack.getattr(&caller, node, Some(handle))?.size_bytes);
@@ -98,7 +107,7 @@ impl Windows {
             if self.stack.content(handle) != content {
                 continue;
             }
-            if self.fill(&window, (node, handle), offset, &caller, buffer)? {
+            if self.fill(&window, (node, handle), plan, &caller, buffer)? {
                 if let Some(name) = window.name_at(place)? {
                     return Ok(name);
                 }
@@ -140,7 +149,7 @@ impl Windows {
             }
             held.window = window.clone();
         }
-        if holder.0.lock().replace(window.clone()).is_none() {
+        if holder.window.lock().replace(window.clone()).is_none() {
             held.files += 1;
         }
     }
@@ -148,7 +157,7 @@ impl Windows {
     /// An open file is closed. True if its look-up of the node is kept: by its window, so that opening again finds that, and
     /// the node's number is not used for another.
     pub fn leave(&self, node: NodeId, holder: &mut Holder) -> bool {
-        let Some(window) = holder.0.get_mut().take() else { return false };
+        let Some(window) = holder.window.get_mut().take() else { return false };
         let mut table = self.table.lock();
         if let Some(held) = table.held.get_mut(&node) {
             held.files -= 1;
@@ -164,22 +173,20 @@ impl Windows {
         false
     }
 
-    /// Makes blocks from `offset` on resident; false if the file changed meanwhile.
+    /// Makes blocks resident; false if the file changed meanwhile.
     fn fill(
         &self,
         window: &Arc<Window>,
         file: (NodeId, HandleId),
-        offset: u64,
+        plan: Plan,
         caller: &Caller,
         buffer: &mut [u8],
     ) -> Result<bool> {
         let Some(size_bytes) = self.known_size(window, file, caller)? else { return Ok(false) };
-        let first = offset / BLOCK_BYTES;
         let end = size_bytes.div_ceil(BLOCK_BYTES).min(window.blocks());
-        let ahead = if window.is_in_order(first) { AHEAD_BLOCKS } else { 1 };
-        for block in first..end.min(first.saturating_add(ahead)) {
+        for (n, block) in plan.blocks(end).enumerate() {
             // To show what nobody asked for would count as a use of it.
-            let there = window.is_resident(block) || (block != first && window.is_hidden(block));
+            let there = window.is_resident(block) || (n > 0 && window.is_hidden(block));
             if !there && !self.fill_block(window, file, block, caller, buffer)? {
                 return Ok(false);
             }

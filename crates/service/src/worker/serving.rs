@@ -199,7 +199,7 @@ impl Doors {
         Ok(())
     }
 
-    /// What one door did, or all that have ended.
+    /// What one door did, or all that have ended; with the latter the windows of all.
     pub fn statistics(&self, number: Option<u64>) -> Value {
         let counted = match number {
             Some(number) => {
@@ -221,6 +221,8 @@ impl Doors {
                 serde_json::to_value(&opened.past).ok().map(|mut told| {
                     told["copies"] = json!(counts_by_name(&opened.past_copies.counts()));
                     told["channels"] = serde_json::to_value(&opened.past_channels).unwrap_or_default();
+                    let windows = self.store.as_ref().map(|store| store.budget().statistics());
+                    told["windows"] = serde_json::to_value(windows.unwrap_or_default()).unwrap_or_default();
                     told
                 })
             }

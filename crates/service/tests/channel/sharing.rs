@@ -182,6 +182,16 @@ fn the_ceiling_holds_under_load() {
     }
     assert!(children.into_iter().all(|child| child.wait()));
     let last = used(&site, &mounts[0]);
+    let told = site.order(&json!({"op": "stats"}));
+    let (told, rss_bytes) = (&told["past"][0]["windows"], told["rss_bytes"].as_u64().unwrap());
+    assert_eq!(told["bytes_max"], CACHE_BYTES);
+    assert!(told["bytes"].as_u64().unwrap() >= last, "{told} of {last}");
+    assert!(
+        told["fills"].as_u64() > told["evictions"].as_u64() && told["shown_again"].as_u64() > Some(0),
+        "{told}"
+    );
+    // What the worker itself takes beside the cache does not grow with it.
+    assert!(rss_bytes < CACHE_BYTES + (48 << 20), "{rss_bytes}");
     assert!(last > CACHE_BYTES / 2, "nothing much is kept: {last}");
     assert!(most <= CACHE_BYTES, "{most} bytes");
 }

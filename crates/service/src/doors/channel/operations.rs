@@ -397,8 +397,9 @@ impl Work<'_> {
             return fail(Errno::BADF, "read a file that is open for writing only");
         }
         self.door.may_serve(file.node)?;
-        let (offset, buffer) = (self.word(1), &mut self.desk.bytes[..]);
-        let name = self.door.windows.fetch((file.node, handle), &file.window, offset, buffer)?;
+        let (offset, wanted) = (self.word(1), self.word(2));
+        let buffer = &mut self.desk.bytes[..];
+        let name = self.door.windows.fetch((file.node, handle), &file.window, (offset, wanted), buffer)?;
         self.reply[window::NAME] = name[0];
         self.reply[window::NAME_MORE] = name[1];
         Ok(())
