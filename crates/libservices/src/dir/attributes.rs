@@ -13,14 +13,36 @@ use crate::types::*;
 impl Dir {
     pub(super) fn attributes(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attr> {
         if let Some(file) = handle.and_then(|handle| self.files.get(handle).ok()) {
+            let _bits = file.node.bits.read();
             let attr = self.stat_fd(&*file.host).attempt("look at an open file")?.attr;
-            self.note_privileges(&file.node, &attr);
+            file.node.set_privileges(privileges(&attr));
             return Ok(attr);
         }
         let node = self.node(node)?;
-        let attr = self.stat_node(&node)?.attr;
-        self.note_privileges(&node, &attr);
+        self.settled_attributes(&node)
+    }
+
+    fn settled_attributes(&self, node: &Arc<Node>) -> Result<Attr> {
+        let _bits = node.bits.read();
+        let attr = self.stat_node(node)?.attr;
+        node.set_privileges(privileges(&attr));
         Ok(attr)
+    }
+
+    /// What a look-up saw of an inode: again, if its setuid and setgid bits may have been gone for a moment.
+    pub(super) fn with_settled_bits(&self, node: &Arc<Node>, seen: &Attr) -> Attr {
+        let found = privileges(seen);
+        if self.coherence == crate::Coherence::Shared {
+            // Others change them too.
+            node.set_privileges(found);
+        }
+        node.suppose_privileges(found);
+        match (node.privileges(), found) {
+            (Privileges::Present, Privileges::Absent) => {
+                self.settled_attributes(node).unwrap_or_else(|_| seen.clone())
+            }
+            _ => seen.clone(),
+        }
     }
 
     /// statx by the cached descriptor, else by name (no descriptor is made for it), else by reaching it.
@@ -57,9 +79,10 @@ impl Dir {
                     own.as_fd()
                 }
             };
-            let kept = if changes.kill_privileges { None } else { self.before_write(caller, &node, host)? };
-            truncate(host, size_bytes)?;
-            self.after_write(host, kept)?;
+            match changes.kill_privileges {
+                true => truncate(host, size_bytes)?,
+                false => self.change_bytes(caller, &node, host, || truncate(host, size_bytes))?,
+            }
         }
         let attr = match &file {
             Some(file) => self.change(&node, file.host.as_fd(), changes)?,
@@ -71,6 +94,7 @@ impl Dir {
 
     // Owner before mode, since the kernel drops setuid and setgid bits when the owner changes.
     fn change(&self, node: &Arc<Node>, fd: BorrowedFd<'_>, changes: &SetAttr) -> Result<Attr> {
+        let _bits = node.bits.write();
         node.set_privileges(Privileges::Unknown);
         if changes.uid.is_some() || changes.gid.is_some() {
             own(fd, changes.uid, changes.gid).attempt("change the owner")?;
@@ -88,51 +112,52 @@ impl Dir {
             fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH).attempt("change times")?;
         }
         let attr = self.stat_fd(fd).attempt("look at a changed file")?.attr;
-        self.note_privileges(node, &attr);
+        node.set_privileges(privileges(&attr));
         Ok(attr)
-    }
-
-    /// Remembers whether there are bits that a write by an ordinary user has to drop.
-    pub(super) fn note_privileges(&self, node: &Node, attr: &Attr) {
-        let known = if privileged(attr) { Privileges::Present } else { Privileges::Absent };
-        node.set_privileges(known);
     }
 
     /// Drops setuid, and setgid of group-executables, where they are set. (File capabilities the host drops itself.)
     pub(super) fn drop_privileges(&self, node: &Node, fd: BorrowedFd<'_>) -> Result<()> {
         let attr = self.stat_fd(fd).attempt("look for privileges to drop")?.attr;
-        if privileged(&attr) {
+        if privileges(&attr) == Privileges::Present {
             sys::chmod_fd(fd, without_privileges(attr.mode)).attempt("drop setuid and setgid bits")?;
         }
         node.set_privileges(Privileges::Absent);
         Ok(())
     }
 
-    /// Before the bytes of a file change on behalf of `caller`. What it answers belongs to `after_write`: the mode of a
-    /// file whose setuid and setgid bits this caller may keep.
-    pub(super) fn before_write(
+    /// Runs `change`, which changes the file's bytes on behalf of `caller`. The host then drops setuid and setgid bits unless
+    /// we have CAP_FSETID in its first user namespace, which services never have: a caller who may keep them gets them
+    /// back, and nobody else looks at them or writes in between.
+    pub(super) fn change_bytes<T>(
         &self,
         caller: &Caller,
         node: &Node,
         fd: BorrowedFd<'_>,
-    ) -> Result<Option<u32>> {
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let bits = node.bits.read();
         let trusted = caller.capabilities.contains(FsCapabilities::FSETID);
         let others_change_modes = self.coherence == crate::Coherence::Shared;
         if node.privileges() == Privileges::Absent && (trusted || !others_change_modes) {
-            return Ok(None);
+            return change();
         }
         if !trusted {
-            return self.drop_privileges(node, fd).map(|()| None);
+            self.drop_privileges(node, fd)?;
+            return change();
         }
+        drop(bits);
+        let _bits = node.bits.write();
         let attr = self.stat_fd(fd).attempt("look for privileges to keep")?.attr;
-        self.note_privileges(node, &attr);
-        Ok(privileged(&attr).then_some(attr.mode & 0o7777))
+        node.set_privileges(privileges(&attr));
+        let changed = change();
+        if privileges(&attr) == Privileges::Present {
+            self.give_privileges_back(fd, attr.mode & 0o7777)?;
+        }
+        changed
     }
 
-    /// Gives the bits back that the host dropped: it does so unless we have CAP_FSETID in its first user namespace,
-    /// which services never have, whatever the caller has in his.
-    pub(super) fn after_write(&self, fd: BorrowedFd<'_>, kept: Option<u32>) -> Result<()> {
-        let Some(mode) = kept else { return Ok(()) };
+    fn give_privileges_back(&self, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
         let now = self.stat_fd(fd).attempt("look for dropped privileges")?.attr.mode & 0o7777;
         if now != mode && now == without_privileges(mode) {
             sys::chmod_fd(fd, mode).attempt("give setuid and setgid bits back")?;
@@ -157,8 +182,10 @@ pub(super) fn truncate(fd: impl AsFd, size_bytes: u64) -> Result<()> {
     fs::ftruncate(fd, size_bytes).attempt("change the size")
 }
 
-fn privileged(attr: &Attr) -> bool {
-    attr.file_type() == libc::S_IFREG && without_privileges(attr.mode) != attr.mode & 0o7777
+/// Whether there are bits that a write by an ordinary user has to drop.
+fn privileges(attr: &Attr) -> Privileges {
+    let bits = without_privileges(attr.mode) != attr.mode & 0o7777;
+    if attr.file_type() == libc::S_IFREG && bits { Privileges::Present } else { Privileges::Absent }
 }
 
 fn without_privileges(mode: u32) -> u32 {

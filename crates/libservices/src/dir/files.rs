@@ -46,6 +46,21 @@ fn check_range(offset: u64, length: u64) -> Result<()> {
     }
 }
 
+fn write_all(host: &OwnedFd, offset: u64, data: &[u8]) -> Result<usize> {
+    let mut done = 0;
+    while done < data.len() {
+        // Of a file opened to append, the kernel ignores the offset.
+        match rustix::io::pwrite(host, &data[done..], offset.wrapping_add(done as u64)) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(Error::new(errno, "write a file")),
+        }
+    }
+    Ok(done)
+}
+
 impl Dir {
     pub(super) fn open_file(&self, caller: &Caller, node: &Arc<Node>, flags: OpenFlags) -> Result<Opened> {
         if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
@@ -53,13 +68,10 @@ impl Dir {
         }
         let host = self.open_host(node, host_flags(flags))?;
         if flags.contains(OpenFlags::TRUNCATE) {
-            let kept = self.before_write(caller, node, host.as_fd())?;
-            if flags.contains(OpenFlags::WRITE) {
-                truncate(&host, 0)?;
-            } else {
-                truncate(self.open_host(node, OFlags::WRONLY)?, 0)?;
-            }
-            self.after_write(host.as_fd(), kept)?;
+            self.change_bytes(caller, node, host.as_fd(), || match flags.contains(OpenFlags::WRITE) {
+                true => truncate(&host, 0),
+                false => truncate(self.open_host(node, OFlags::WRONLY)?, 0),
+            })?;
             self.notices.inode(caller, node.id);
         }
         Ok(self.opened(host, node, flags))
@@ -148,19 +160,8 @@ impl Dir {
         if !file.flags.contains(OpenFlags::APPEND) {
             check_range(offset, data.len() as u64)?;
         }
-        let kept = self.before_write(caller, &file.node, file.host.as_fd())?;
-        let mut done = 0;
-        while done < data.len() {
-            // Of a file opened to append, the kernel ignores the offset.
-            match rustix::io::pwrite(&*file.host, &data[done..], offset.wrapping_add(done as u64)) {
-                Ok(0) => break,
-                Ok(count) => done += count,
-                Err(Errno::INTR) => {}
-                Err(_) if done > 0 => break,
-                Err(errno) => return Err(Error::new(errno, "write a file")),
-            }
-        }
-        self.after_write(file.host.as_fd(), kept)?;
+        let done =
+            self.change_bytes(caller, &file.node, file.host.as_fd(), || write_all(&file.host, offset, data))?;
         self.notices.inode(caller, file.node.id);
         Ok(done)
     }
@@ -206,10 +207,10 @@ impl Dir {
         (offset, length): (u64, u64),
     ) -> Result<()> {
         let file = self.files.get(handle)?;
-        let kept = self.before_write(caller, &file.node, file.host.as_fd())?;
         let flags = FallocateFlags::from_bits_retain(mode.bits());
-        fs::fallocate(&*file.host, flags, offset, length).attempt("allocate or free space")?;
-        self.after_write(file.host.as_fd(), kept)?;
+        self.change_bytes(caller, &file.node, file.host.as_fd(), || {
+            fs::fallocate(&*file.host, flags, offset, length).attempt("allocate or free space")
+        })?;
         self.notices.inode(caller, file.node.id);
         Ok(())
     }
@@ -234,18 +235,12 @@ impl Dir {
         length: u64,
     ) -> Result<u64> {
         let (source, target) = (self.files.get(from.0)?, self.files.get(to.0)?);
-        let kept = self.before_write(caller, &target.node, target.host.as_fd())?;
         let (mut read_at, mut write_at) = (from.1, to.1);
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let copied = fs::copy_file_range(
-            &*source.host,
-            Some(&mut read_at),
-            &*target.host,
-            Some(&mut write_at),
-            length,
-        )
-        .attempt("copy between files")?;
-        self.after_write(target.host.as_fd(), kept)?;
+        let copied = self.change_bytes(caller, &target.node, target.host.as_fd(), || {
+            let (from, to) = (Some(&mut read_at), Some(&mut write_at));
+            fs::copy_file_range(&*source.host, from, &*target.host, to, length).attempt("copy between files")
+        })?;
         self.notices.inode(caller, target.node.id);
         Ok(copied as u64)
     }

@@ -22,8 +22,8 @@ impl Dir {
     pub(super) fn entry(&self, stat: &sys::Stat, parent: &Arc<Node>, name: &Name, seen_at: Moment) -> Entry {
         let node = self.nodes.look_up(stat);
         self.nodes.sighted(&node, (parent, name), stat.attr.nlink > 1, seen_at);
-        self.note_privileges(&node, &stat.attr);
-        Entry { node: node.id, generation: 0, attr: stat.attr.clone() }
+        let attr = self.with_settled_bits(&node, &stat.attr);
+        Entry { node: node.id, generation: 0, attr }
     }
 
     pub(super) fn remove(&self, caller: &Caller, parent: NodeId, name: &Name, flags: AtFlags) -> Result<()> {

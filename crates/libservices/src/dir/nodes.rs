@@ -32,6 +32,9 @@ pub struct Node {
     queued: AtomicBool,
     /// What is known of setuid and setgid bits; see `Privileges`.
     privileges: AtomicU8,
+    /// Held alone while setuid and setgid bits change, or are gone for a moment (`Dir::change_bytes`); shared by those
+    /// who look at them and who change bytes of a file without any.
+    pub bits: RwLock<()>,
 }
 
 /// Where the inode was seen last.
@@ -84,6 +87,7 @@ impl Node {
             used: AtomicBool::new(false),
             queued: AtomicBool::new(false),
             privileges: AtomicU8::new(Privileges::Unknown as u8),
+            bits: RwLock::new(()),
         })
     }
 
@@ -125,6 +129,12 @@ impl Node {
 
     pub fn set_privileges(&self, known: Privileges) {
         self.privileges.store(known as u8, Relaxed);
+    }
+
+    /// Remembers what was seen at some time past, unless something later is known.
+    pub fn suppose_privileges(&self, seen: Privileges) {
+        let (unknown, seen) = (Privileges::Unknown as u8, seen as u8);
+        let _ = self.privileges.compare_exchange(unknown, seen, Relaxed, Relaxed);
     }
 
     /// Keeps the descriptor until the node is forgotten or seen under a name again.

@@ -328,3 +328,41 @@ fn turmoil(dir: &Dir, path: &std::path::Path, seed: u64) {
         dir.forget(node, 1);
     }
 }
+
+/// As in a service, whose thread has no CAP_FSETID that counts: the host drops setuid bits at each write.
+fn without_fsetid() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let mut sets = capabilities(None).unwrap();
+    sets.effective.remove(CapabilitySet::FSETID);
+    set_capabilities(None, sets).unwrap();
+}
+
+#[test]
+fn setuid_bits_outlast_writes_at_the_same_time() {
+    let (temp, dir) = dir_with_budget(64);
+    let caller = Caller::service();
+    let flags = OpenFlags::READ | OpenFlags::WRITE;
+    let (entry, opened) = dir.create(&caller, NodeId::ROOT, name("f"), 0o755, flags).unwrap();
+    let mode = SetAttr { mode: Some(0o4755), ..SetAttr::default() };
+    dir.setattr(&caller, entry.node, None, &mode).unwrap();
+    let setuid = |attr: Attr| assert_eq!(attr.mode & 0o7777, 0o4755);
+    std::thread::scope(|scope| {
+        for writer in 0..3 {
+            let (dir, caller) = (&dir, &caller);
+            scope.spawn(move || {
+                without_fsetid();
+                for at in 0..500 {
+                    dir.write(caller, entry.node, opened.handle, writer * 4096 + at, b"x").unwrap();
+                }
+            });
+        }
+        for _ in 0..500 {
+            setuid(dir.getattr(&caller, entry.node, None).unwrap());
+            let found = dir.lookup(&caller, NodeId::ROOT, name("f")).unwrap();
+            dir.forget(found.node, 1);
+            setuid(found.attr);
+        }
+    });
+    setuid(dir.getattr(&caller, entry.node, None).unwrap());
+    drop(temp);
+}
