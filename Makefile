@@ -46,6 +46,7 @@ lint: venv
 
 rust-test:
 	cargo test --locked
+	POLYTROPO_TEST_FUSE_TRANSPORT=uring cargo test --locked -p polytropo-service --test fuse
 
 # Every interleaving of small cases of the queues, windows, epochs and posted writes, and many of larger ones, in target directories of their own since compiler flags differ.
 .PHONY: loom

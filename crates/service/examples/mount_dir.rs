@@ -2,6 +2,7 @@
 //!
 //!     mount_dir SOURCE MOUNTPOINT [--coherence shared|exclusive|immutable] [--read-only] [--threads N] [--lower DIRECTORY]
 //!               [--no-writeback] [--ask-for-opens] [--passthrough SIZE_MIN_BYTES] [--also MOUNTPOINT]... [--statistics]
+//!               [--fuse-transport auto|device|uring]
 //!
 //! `--lower` makes SOURCE the upper of a union. `--also` gives the same stack a second door with a superblock of its own. Prints `ready` when everything is mounted.
 
@@ -15,7 +16,9 @@ use polytropo_libservices::dir::Dir;
 use polytropo_libservices::stack::{DirCoherence, DirLayer, Ownership};
 use polytropo_libservices::union::Union;
 use polytropo_libservices::{DoorId, Libservice};
-use polytropo_service::doors::fuse::{FuseDoor, FuseOptions, OwnRegistrar, Passthrough, mount_options};
+use polytropo_service::doors::fuse::{
+    FuseDoor, FuseOptions, OwnRegistrar, Passthrough, Transport, mount_options,
+};
 use rustix::fs::{Mode, OFlags};
 
 type Failure = Box<dyn std::error::Error>;
@@ -64,6 +67,14 @@ fn arguments() -> Result<Arguments, Failure> {
             }
             Some("--threads") => {
                 parsed.options.threads = next("a number")?.to_str().unwrap_or_default().parse()?;
+            }
+            Some("--fuse-transport") => {
+                parsed.options.transport = match next("auto, device or uring")?.to_str() {
+                    Some("auto") => Transport::Auto,
+                    Some("device") => Transport::Device,
+                    Some("uring") => Transport::Uring,
+                    _ => return Err("--fuse-transport is auto, device or uring".into()),
+                }
             }
             Some("--lower") => parsed.lower = Some(next("the lower directory")?.into()),
             Some("--also") => parsed.mountpoints.push(next("another mountpoint")?.into()),

@@ -57,6 +57,12 @@ fn on_prepared_mount(flags: &[&str], prepare: impl FnOnce(&Path), test: impl FnO
         eprintln!("skipped: {reason}");
         return;
     }
+    if wants_rings() {
+        if let Err(reason) = RingSwitch::set(true) {
+            eprintln!("skipped: {reason}");
+            return;
+        }
+    }
     own_mount_namespace();
     let mut site = Site::new(flags, prepare);
     test(&site);
@@ -80,6 +86,37 @@ pub fn on_each_mount(test: impl Fn(&Site)) {
     for flags in CACHINGS {
         eprintln!("with {flags:?}");
         on_mount(flags, &test);
+    }
+}
+
+/// Whether all mounts of this run are to be served over io_uring.
+fn wants_rings() -> bool {
+    std::env::var_os("POLYTROPO_TEST_FUSE_TRANSPORT").is_some_and(|wanted| wanted == "uring")
+}
+
+/// The kernel's switch for FUSE over io_uring, held in one position; put back when dropped. Others have to wait.
+pub struct RingSwitch {
+    before: Vec<u8>,
+    _lock: std::fs::File,
+}
+
+impl RingSwitch {
+    const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+
+    pub fn set(on: bool) -> Result<Self, String> {
+        let lock = std::fs::File::create("/tmp/polytropo-enable-uring.lock")
+            .map_err(|error| format!("the lock of {} cannot be had: {error}", Self::SWITCH))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("lock a file");
+        let before = std::fs::read(Self::SWITCH).map_err(|_| "this kernel has no FUSE over io_uring")?;
+        std::fs::write(Self::SWITCH, if on { "Y" } else { "N" })
+            .map_err(|error| format!("{} cannot be set: {error}", Self::SWITCH))?;
+        Ok(Self { before, _lock: lock })
+    }
+}
+
+impl Drop for RingSwitch {
+    fn drop(&mut self) {
+        std::fs::write(Self::SWITCH, &self.before).expect("put the switch back");
     }
 }
 
@@ -131,8 +168,12 @@ impl Site {
             path
         });
         prepare(&lower);
+        let over_rings = wants_rings();
+        // The kernel looks at the switch when a connection begins.
+        let switch = over_rings.then(|| RingSwitch::set(true).expect("on_prepared_mount has looked"));
         let mut command = Command::new(server_program());
-        command.arg(&source).arg(&mount).args(flags).stdout(Stdio::piped());
+        let transport = ["--fuse-transport", if over_rings { "uring" } else { "device" }];
+        command.arg(&source).arg(&mount).args(transport).args(flags).stdout(Stdio::piped());
         if flags.last() == Some(&"--lower") {
             command.arg(&lower);
         }
@@ -151,6 +192,13 @@ impl Site {
         let mut line = String::new();
         BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("hear the server");
         assert_eq!(line, "ready\n", "the server did not start");
+        if switch.is_some() {
+            // Answered once the connection has begun.
+            for path in [&mount, &other] {
+                rustix::fs::statfs(path).expect("ask the mount");
+            }
+        }
+        drop(switch);
         let done = Arc::new(AtomicBool::new(false));
         watch(server.id(), done.clone());
         Self { source, mount, other, lower, server, done, _scratch: scratch }

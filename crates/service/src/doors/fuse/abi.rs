@@ -135,6 +135,7 @@ pub mod opcode {
 pub mod notify {
     pub const INVAL_INODE: i32 = 2;
     pub const INVAL_ENTRY: i32 = 3;
+    pub const RETRIEVE: i32 = 5;
     pub const DELETE: i32 = 6;
     /// Since 7.44: every cached name is looked up anew at its next use.
     pub const INC_EPOCH: i32 = 8;
@@ -413,6 +414,7 @@ wire_out!(StatxOut { attr_valid: u64, attr_valid_nsec: u32, flags: u32, spare: [
 
 wire_out!(Dirent { ino: u64, off: u64, namelen: u32, kind: u32 });
 
+wire_out!(RetrieveOut { notify_unique: u64, nodeid: u64, offset: u64, size: u32, padding: u32 });
 wire_out!(InvalInodeOut { ino: u64, off: i64, len: i64 });
 wire_out!(InvalEntryOut { parent: u64, namelen: u32, flags: u32 });
 

@@ -74,6 +74,7 @@ pub fn negotiate(
     capabilities: Capabilities,
     coherence: Coherence,
     options: &FuseOptions,
+    ring_payload_bytes: Option<usize>,
 ) -> Result<(abi::InitOut, Negotiated)> {
     if offer.major != abi::MAJOR || offer.minor < abi::MINOR_MIN {
         log::error!(
@@ -86,7 +87,12 @@ pub fn negotiate(
         return Err(Error::new(Errno::PROTO, "agree with the kernel on a version of FUSE"));
     }
     let minor = offer.minor.min(abi::MINOR);
-    let mut flags = wanted(offer, capabilities, coherence, options) & offer.flags;
+    let mut flags = wanted(offer, capabilities, coherence, options);
+    flags.set(InitFlags::OVER_IO_URING, ring_payload_bytes.is_some());
+    flags &= offer.flags;
+    let over_rings = flags.contains(InitFlags::OVER_IO_URING);
+    let payload_bytes =
+        ring_payload_bytes.filter(|_| over_rings).map_or(PAYLOAD_BYTES_MAX, |b| b.min(PAYLOAD_BYTES_MAX));
     if flags.contains(InitFlags::PASSTHROUGH) {
         flags -= InitFlags::NO_OPEN_SUPPORT;
     }
@@ -97,14 +103,14 @@ pub fn negotiate(
     let out = abi::InitOut {
         major: abi::MAJOR,
         minor,
-        max_readahead: (PAYLOAD_BYTES_MAX as u32).max(offer.max_readahead),
+        max_readahead: (payload_bytes as u32).max(offer.max_readahead),
         flags: flags.bits() as u32,
         flags2: (flags.bits() >> 32) as u32,
         max_background: BACKGROUND_MAX,
         congestion_threshold: CONGESTION_THRESHOLD,
-        max_write: PAYLOAD_BYTES_MAX as u32,
+        max_write: payload_bytes as u32,
         time_gran: 1,
-        max_pages: (PAYLOAD_BYTES_MAX / 4096) as u16,
+        max_pages: (payload_bytes / 4096) as u16,
         // Files of filesystems that stand on no other are passed through, and overlayfs may still stand on this mount.
         max_stack_depth: if flags.contains(InitFlags::PASSTHROUGH) { 1 } else { 0 },
         ..Default::default()
@@ -180,7 +186,8 @@ mod tests {
 
     fn agree(coherence: Coherence, minor: u32) -> Result<Negotiated> {
         let offer = Offer { major: 7, minor, max_readahead: 1 << 17, flags: InitFlags::all() };
-        negotiate(&offer, Capabilities::all(), coherence, &FuseOptions::default()).map(|(_, agreed)| agreed)
+        negotiate(&offer, Capabilities::all(), coherence, &FuseOptions::default(), None)
+            .map(|(_, agreed)| agreed)
     }
 
     #[test]

@@ -10,10 +10,19 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use super::device::Device;
+use super::uring::Return;
 use super::worker::Worker;
 
-/// A message and the device that it was received from: the kernel takes the answer on no other.
-pub type Question = (Device, Vec<u8>);
+/// A message, and where it came from: the kernel takes the answer nowhere else.
+pub struct Question {
+    pub way: Way,
+    pub message: Vec<u8>,
+}
+
+pub enum Way {
+    Device(Device),
+    Ring(Return),
+}
 
 /// The thread that answers late.
 pub struct Late {

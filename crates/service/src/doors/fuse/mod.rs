@@ -4,6 +4,7 @@
 //! [`names`], [`files`], [`directories`]) and answered ([`reply`]). What others change goes to the kernel by [`invalidate`]. Node and handle numbers are the stack's own.
 
 mod abi;
+mod answerer;
 mod backings;
 mod device;
 mod directories;
@@ -22,6 +23,7 @@ mod session;
 mod statistics;
 #[cfg(test)]
 mod tests;
+mod uring;
 mod worker;
 
 use std::io;
@@ -37,18 +39,33 @@ pub use backings::BACKINGS_MAX;
 pub use opens::Passthrough;
 pub use registrar::{OwnRegistrar, Registrar};
 pub use statistics::{DoorStatistics, OperationStatistics};
+pub use uring::RingPool;
 
 use super::crew::Crew;
 use crate::doors::modes::Modes;
+use answerer::Answerer;
 use device::{Device, PAYLOAD_BYTES_MAX};
 use invalidate::Notifier;
 use late::Late;
 use session::Session;
 use statistics::AllCounters;
+use uring::{Common, Gate, RingSet, RingThreads};
 use worker::{Threads, Worker};
 
 /// How often somebody looks whether all threads are stuck.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Which way requests travel. The device is there in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// Whatever is faster as a rule.
+    #[default]
+    Auto,
+    /// All over the device.
+    Device,
+    /// Over io_uring where the kernel offers it.
+    Uring,
+}
 
 /// How a door works.
 #[derive(Clone, Debug)]
@@ -70,6 +87,9 @@ pub struct FuseOptions {
     pub passthrough: Option<Passthrough>,
     /// Who has which inode open, shared with the other doors of the stack; without it the door keeps count for itself.
     pub modes: Option<Arc<Modes>>,
+    pub transport: Transport,
+    /// Rings that were made ahead; without them the door makes its own, if it may.
+    pub rings: Option<Arc<RingPool>>,
 }
 
 impl Default for FuseOptions {
@@ -82,6 +102,8 @@ impl Default for FuseOptions {
             stateless_open: true,
             passthrough: None,
             modes: None,
+            transport: Transport::Auto,
+            rings: None,
         }
     }
 }
@@ -92,6 +114,7 @@ pub struct FuseDoor {
     notifier: Mutex<Notifier>,
     late: Mutex<Late>,
     threads: Mutex<Threads>,
+    rings: Mutex<Option<RingThreads>>,
     live: Arc<Live>,
 }
 
@@ -113,15 +136,18 @@ impl FuseDoor {
         let mut spares = std::mem::take(&mut options.spare_devices).into_iter();
         worker::prepare_wake_signal()?;
         let device = Device::new(device);
-        let session = Arc::new(Session::new(stack, door, options));
+        let rings = ring_set(&options);
+        let payload_bytes = rings.as_ref().map(RingSet::payload_bytes);
+        let session = Arc::new(Session::new(stack, door, options).offering_rings(payload_bytes));
+        let gate = Arc::<Gate>::default();
         let stop = Arc::new(AtomicBool::new(false));
         let count = session.options.threads.max(1);
         let crew = Arc::new(Crew::new(count, WATCH_INTERVAL));
         let threads = Threads { stop: stop.clone(), crew: crew.clone(), handles: Vec::new() };
         let counters = Arc::<AllCounters>::default();
         let late = Late::start(format!("fuse{}.late", door.0), || {
-            let (counters, place) = (counters.of_new_thread(), (crew.clone(), count));
-            Worker::new(session.clone(), device.clone(), counters, place, stop.clone(), None)
+            let answerer = Answerer::new(session.clone(), counters.of_new_thread());
+            Worker::new(answerer, device.clone(), (crew.clone(), count), stop.clone(), None, gate.clone())
         })?;
         let messages = late.messages();
         let started = FuseDoor {
@@ -129,14 +155,23 @@ impl FuseDoor {
             late: Mutex::new(late),
             notifier: Mutex::new(Notifier::start(session.clone(), device.clone())?),
             threads: Mutex::new(threads),
+            rings: Mutex::new(None),
             live: Arc::new(Live::default()),
         };
+        if let Some(set) = rings {
+            let (device, stop, late) = (device.clone(), stop.clone(), messages.clone());
+            let common = Common { device, payload_bytes: set.payload_bytes(), stop, late };
+            let answerer = || Answerer::new(session.clone(), started.counters.of_new_thread());
+            let alive = || Alive::new(&started.live);
+            let threads = RingThreads::start(set, &common, gate.clone(), answerer, alive)?;
+            *started.rings.lock() = Some(threads);
+        }
         for number in 0..count {
             let own = if number == 0 { device.clone() } else { device.clone_or_share(spares.next()) };
             let place = (crew.clone(), number);
-            let counters = started.counters.of_new_thread();
-            let worker =
-                Worker::new(session.clone(), own, counters, place, stop.clone(), Some(messages.clone()))?;
+            let answerer = Answerer::new(session.clone(), started.counters.of_new_thread());
+            let late = Some(messages.clone());
+            let worker = Worker::new(answerer, own, place, stop.clone(), late, gate.clone())?;
             started.spawn(worker, format!("fuse{}.{number}", door.0))?;
         }
         Ok(started)
@@ -166,6 +201,9 @@ impl FuseDoor {
         // In this order: a notice may wait in the kernel for a request to be answered.
         self.notifier.lock().end();
         self.late.lock().end();
+        if let Some(rings) = &mut *self.rings.lock() {
+            rings.end();
+        }
         self.threads.lock().end();
     }
 
@@ -197,6 +235,16 @@ impl FuseDoor {
 impl Drop for FuseDoor {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// The rings of one door, where they are wanted and to be had.
+fn ring_set(options: &FuseOptions) -> Option<RingSet> {
+    match options.transport {
+        Transport::Device => None,
+        Transport::Auto | Transport::Uring => {
+            RingSet::take(options.rings.clone().or_else(|| RingPool::new(1))?)
+        }
     }
 }
 

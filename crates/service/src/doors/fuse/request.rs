@@ -22,7 +22,14 @@ impl<'a> Request<'a> {
         }
         let extensions = usize::from(header.total_extlen) * 8;
         let body = rest.len().checked_sub(extensions)?;
-        Some(Self { header, arguments: Arguments(&rest[..body]) })
+        Some(Self { header, arguments: Arguments { operation: &[], rest: &rest[..body] } })
+    }
+
+    /// From a ring: the operation's own structure and the rest come apart. Their lengths have been compared with the header's.
+    pub fn of_parts(header: InHeader, operation: &'a [u8], rest: &'a [u8]) -> Self {
+        let extensions = usize::from(header.total_extlen) * 8;
+        let body = rest.len().saturating_sub(extensions);
+        Self { header, arguments: Arguments { operation, rest: &rest[..body] } }
     }
 }
 
@@ -32,20 +39,25 @@ pub fn checked_node(nodeid: u64) -> Result<NodeId> {
 }
 
 /// The arguments of a request, taken from the front.
-pub struct Arguments<'a>(&'a [u8]);
+pub struct Arguments<'a> {
+    /// What comes first, if it lies apart.
+    operation: &'a [u8],
+    rest: &'a [u8],
+}
 
 impl<'a> Arguments<'a> {
     pub fn take<T: FromBytes + KnownLayout + Immutable>(&mut self) -> Result<T> {
-        let (value, rest) = T::read_from_prefix(self.0).map_err(|_| malformed())?;
-        self.0 = rest;
+        let from = if self.operation.is_empty() { &mut self.rest } else { &mut self.operation };
+        let (value, rest) = T::read_from_prefix(from).map_err(|_| malformed())?;
+        *from = rest;
         Ok(value)
     }
 
     /// Bytes up to a NUL, which is taken too.
     pub fn take_string(&mut self) -> Result<&'a [u8]> {
-        let end = self.0.iter().position(|&b| b == 0).ok_or_else(malformed)?;
-        let string = &self.0[..end];
-        self.0 = &self.0[end + 1..];
+        let end = self.rest.iter().position(|&b| b == 0).ok_or_else(malformed)?;
+        let string = &self.rest[..end];
+        self.rest = &self.rest[end + 1..];
         Ok(string)
     }
 
@@ -54,8 +66,8 @@ impl<'a> Arguments<'a> {
     }
 
     pub fn take_bytes(&mut self, count: usize) -> Result<&'a [u8]> {
-        let (bytes, rest) = self.0.split_at_checked(count).ok_or_else(malformed)?;
-        self.0 = rest;
+        let (bytes, rest) = self.rest.split_at_checked(count).ok_or_else(malformed)?;
+        self.rest = rest;
         Ok(bytes)
     }
 }

@@ -29,6 +29,8 @@ pub struct Session {
     pub outdated: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
     negotiated: OnceLock<Negotiated>,
     panicked: AtomicBool,
+    /// Largest payload of the rings that stand ready.
+    ring_payload_bytes: Option<usize>,
 }
 
 /// What is to be sent back.
@@ -64,7 +66,18 @@ impl Session {
             outdated: OnceLock::new(),
             negotiated: OnceLock::new(),
             panicked: AtomicBool::new(false),
+            ring_payload_bytes: None,
         }
+    }
+
+    /// Offers the kernel to work over rings with payloads of so many bytes.
+    pub fn offering_rings(self, payload_bytes: Option<usize>) -> Self {
+        Self { ring_payload_bytes: payload_bytes, ..self }
+    }
+
+    /// The kernel has agreed to work over rings.
+    pub fn over_rings(&self) -> bool {
+        self.negotiated.get().is_some_and(|agreed| agreed.flags.contains(abi::InitFlags::OVER_IO_URING))
     }
 
     /// The protocol's version agreed on; 0 before INIT.
@@ -184,8 +197,13 @@ impl Session {
 
     fn init(&self, arguments: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let offer = Offer::take(arguments)?;
-        let (out, agreed) =
-            init::negotiate(&offer, self.stack.capabilities(), self.stack.coherence(), &self.options)?;
+        let (out, agreed) = init::negotiate(
+            &offer,
+            self.stack.capabilities(),
+            self.stack.coherence(),
+            &self.options,
+            self.ring_payload_bytes,
+        )?;
         self.negotiated
             .set(agreed)
             .map_err(|_| Error::new(Errno::PROTO, "begin a connection a second time"))?;

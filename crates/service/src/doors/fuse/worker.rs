@@ -13,12 +13,11 @@ use polytropo_libservices::Errno;
 use zerocopy::IntoBytes;
 
 use super::abi::{InvalInodeOut, OutHeader, notify, opcode};
+use super::answerer::{Answered, Answerer};
 use super::device::{Device, MessageBuffer, PAYLOAD_BYTES_MAX, Pages, Received};
-use super::late::Question;
-use super::reply::{Held, Reply};
+use super::late::{Question, Way};
 use super::request::Request;
-use super::session::{Answer, Session};
-use super::statistics::Counters;
+use super::uring::Gate;
 use crate::doors::crew::{Advice, Crew, Load};
 use crate::doors::spin::Spin;
 
@@ -27,42 +26,39 @@ const LOOK_MAX: Duration = Duration::from_micros(50);
 
 /// One thread's belongings.
 pub struct Worker {
-    session: Arc<Session>,
+    answerer: Answerer,
     device: Device,
     message: MessageBuffer,
     payload: Pages,
-    held: Vec<Held>,
-    no_groups: Arc<[u32]>,
-    counters: Arc<Counters>,
     crew: Arc<Crew>,
     /// Which one of the crew.
     number: usize,
     stop: Arc<AtomicBool>,
     /// Takes questions that have to be answered late; the thread that does so has none.
     late: Option<Sender<Option<Question>>>,
+    /// Told whether the kernel agreed to io_uring, or that there will be no agreement.
+    gate: Arc<Gate>,
 }
 
 impl Worker {
     pub fn new(
-        session: Arc<Session>,
+        answerer: Answerer,
         device: Device,
-        counters: Arc<Counters>,
         (crew, number): (Arc<Crew>, usize),
         stop: Arc<AtomicBool>,
         late: Option<Sender<Option<Question>>>,
+        gate: Arc<Gate>,
     ) -> io::Result<Self> {
         Ok(Self {
-            session,
+            answerer,
             device,
             message: MessageBuffer::new()?,
             payload: Pages::new(PAYLOAD_BYTES_MAX)?,
-            held: Vec::new(),
-            no_groups: Arc::from([]),
-            counters,
             crew,
             number,
             stop,
             late,
+            gate,
         })
     }
 
@@ -77,6 +73,7 @@ impl Worker {
             reading = false;
         }
         self.crew.end();
+        self.gate.decide(false);
     }
 
     /// Serves messages as long as this thread is needed. Breaks when the door has ended.
@@ -105,7 +102,7 @@ impl Worker {
                 Ok(Received::Nothing) => {}
                 Ok(Received::Ended) => break,
                 Err(errno) => {
-                    log::error!("FUSE door {}: cannot read from the device: {errno}", self.session.door.0);
+                    log::error!("FUSE door {}: cannot read from the device: {errno}", self.door());
                     break;
                 }
             }
@@ -117,13 +114,14 @@ impl Worker {
     /// program may take the CPU and come back with its next request.
     fn serve(&mut self, count: usize, began: Instant) -> Instant {
         let Some(request) = Request::parse(self.message.message(count)) else {
-            log::error!("FUSE door {}: a message of {count} bytes has no whole header", self.session.door.0);
+            log::error!("FUSE door {}: a message of {count} bytes has no whole header", self.door());
             return began;
         };
         let header = request.header;
-        if header.opcode == opcode::LSEEK && self.session.writes_ahead() {
+        if header.opcode == opcode::LSEEK && self.answerer.session.writes_ahead() {
             if let Some(late) = &self.late {
-                let question = (self.device.clone(), self.message.message(count).to_vec());
+                let way = Way::Device(self.device.clone());
+                let question = Question { way, message: self.message.message(count).to_vec() };
                 if late.send(Some(question)).is_err() {
                     // The door is being closed: what the kernel has not written back cannot be told.
                     self.refuse(header.unique, Errno::INTR);
@@ -131,68 +129,84 @@ impl Worker {
                 return Instant::now();
             }
         }
-        let mut reply = Reply::new(&mut self.payload, &mut self.held);
         let slow = is_slow(header.opcode);
         if slow {
             self.crew.begin_slow();
         }
-        let answer = self.session.answer(request, &mut reply, &self.no_groups);
+        let answered = self.answerer.answer(request, &mut self.payload, began);
         if slow {
             self.crew.end_slow();
         }
-        let (len, nothing_there) = (reply.len(), reply.nothing_there);
-        let failed = nothing_there || matches!(answer, Answer::Error(_));
-        let answered = Instant::now();
-        let sent = match answer {
-            Answer::Silence => Ok(()),
-            Answer::Payload => self.reply(header.unique, 0, len),
-            Answer::Error(errno) => self.reply(header.unique, -errno.raw_os_error(), 0),
+        self.send(&answered);
+        if header.opcode == opcode::INIT {
+            // The kernel takes entries of rings once it has this answer.
+            self.gate.decide(answered.error == 0 && self.answerer.session.over_rings());
+        }
+        self.answerer.record(&answered, &self.payload);
+        answered.at
+    }
+
+    fn send(&mut self, answered: &Answered) {
+        let sent = match answered.silent {
+            true => Ok(()),
+            false => self.reply(answered.unique, answered.error, answered.payload_bytes),
         };
         if let Err(errno) = sent {
-            self.session.abandon(&mut self.held);
+            self.answerer.abandon();
             // NOENT: the program was killed meanwhile.
             if !matches!(errno, Errno::NOENT | Errno::NODEV) {
                 log::error!(
                     "FUSE door {}: the kernel did not take the answer to {}: {errno}",
-                    self.session.door.0,
-                    opcode::name(header.opcode),
+                    self.door(),
+                    opcode::name(answered.opcode),
                 );
             }
         }
-        if header.opcode == opcode::READ && !failed {
-            self.counters.record_bytes(opcode::READ, len as u64);
-        } else if header.opcode == opcode::WRITE && !failed {
-            let written = self.payload.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
-            self.counters.record_bytes(opcode::WRITE, written.into());
-        }
-        self.counters.record(header.opcode, failed, answered - began);
-        answered
     }
 
     /// Answers a message that another thread received, once the kernel has written the file's pages back.
-    pub fn answer_late(&mut self, (device, message): Question) {
+    pub fn answer_late(&mut self, Question { way, message }: Question) {
         let began = Instant::now();
-        self.device = device;
         let Some(request) = Request::parse(&message) else { return };
+        let unique = request.header.unique;
         let everything = InvalInodeOut { ino: request.header.nodeid, off: 0, len: 0 };
-        match self.device.notify(notify::INVAL_INODE, &[everything.as_bytes()]) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return self.refuse(request.header.unique, errno),
+        let written_back = match self.device.notify(notify::INVAL_INODE, &[everything.as_bytes()]) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno),
+        };
+        match (way, written_back) {
+            (Way::Device(device), Ok(())) => {
+                self.device = device;
+                self.message.put(&message);
+                self.serve(message.len(), began);
+            }
+            (Way::Device(device), Err(errno)) => {
+                self.device = device;
+                self.refuse(unique, errno);
+            }
+            (Way::Ring(back), Ok(())) => {
+                let answered = self.answerer.answer(request, &mut self.payload, began);
+                self.answerer.record(&answered, &self.payload);
+                back.give(unique, answered.error, &self.payload[..answered.payload_bytes]);
+            }
+            (Way::Ring(back), Err(errno)) => back.give(unique, -errno.raw_os_error(), &[]),
         }
-        self.message.put(&message);
-        self.serve(message.len(), began);
     }
 
     fn refuse(&self, unique: u64, errno: Errno) {
         // The program or the mount may be gone meanwhile.
         if let Err(errno) = self.reply(unique, -errno.raw_os_error(), 0) {
-            log::debug!("FUSE door {}: the kernel did not take a refusal: {errno}", self.session.door.0);
+            log::debug!("FUSE door {}: the kernel did not take a refusal: {errno}", self.door());
         }
     }
 
     fn reply(&self, unique: u64, error: i32, len: usize) -> rustix::io::Result<()> {
         let header = OutHeader { len: (size_of::<OutHeader>() + len) as u32, error, unique };
         self.device.reply(&header, &self.payload[..len])
+    }
+
+    fn door(&self) -> u32 {
+        self.answerer.session.door.0
     }
 }
 
@@ -210,7 +224,7 @@ fn is_slow(code: u32) -> bool {
 
 /// The kernel must not make this thread write back pages of its own mount when memory is short. Needs
 /// CAP_SYS_RESOURCE; without it the kernel's own precautions have to do.
-fn be_io_flusher() {
+pub fn be_io_flusher() {
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
     // SAFETY: sets a flag of this thread and touches no memory.
     let done = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
