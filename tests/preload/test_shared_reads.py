@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from polytropo.preload import why_not
+from polytropo.preload import LEAVE_ALONE, why_not
 from tests.conftest import Isolated
 from tests.preload.conftest import Compile
 
@@ -225,6 +225,11 @@ def test_who_is_left_alone(compile_program: Compile, tmp_path: Path) -> None:
     assert "rights" in why(script)
     (tmp_path / "gdb").write_bytes(b"")
     assert "debugger" in why(tmp_path / "gdb")
+
+
+def test_the_readme_names_who_is_left_alone() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert all(f"| `{name}` | {reason} |\n" in readme for name, reason in LEAVE_ALONE.items())
 
 
 def test_the_reason_is_told_to_who_debugs(

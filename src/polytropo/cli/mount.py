@@ -70,7 +70,7 @@ def unmount(mountpoints: tuple[Path, ...], lazy: bool) -> None:
 @click.option(
     "--preload/--no-preload",
     default=False,
-    help="Let it read files of immutable layers through shared memory, without the kernel.",
+    help="Let it reach files through shared memory, without the kernel.",
 )
 @click.argument("mountpoint", type=MOUNTPOINT)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -79,6 +79,9 @@ def on(workdir: Path | None, preload: bool, mountpoint: Path, command: tuple[str
 
     MOUNTPOINT, or a directory below it, is the program's working directory. What an ordinary user mounted
     is seen by programs started in this way only.
+
+    With --preload the program and what it starts reach files through shared memory where they can; left
+    alone are static, Go and setuid programs, debuggers and tracers (the README lists them with reasons).
 
     \b
     Example:

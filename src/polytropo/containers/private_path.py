@@ -1,6 +1,7 @@
 """The private path of a container: preload library, sites of the image's C libraries, the service's socket.
 
-All in one directory of the tenant, shown read-only. How programs come to load the library is chosen by the
+Shown read-only. Sites are kept by image: a C library can claim any build id, and what was found in one of a
+hostile image must not be believed of another's. How programs come to load the library is chosen by the
 image: glibc's loader reads /etc/ld.so.preload, which also reaches programs whose environment was cleaned and
 is no trouble after chroot(2); musl's knows the environment only. What neither loads (static programs, foreign
 ones) uses FUSE, and so does everything when the library finds a reason to step aside.
@@ -20,7 +21,9 @@ from polytropo.state import State
 from polytropo.tenants import run_dir
 
 PLACE = "/run/.polytropo"
+LIBRARY_PLACE = f"{PLACE}/lib"
 _OURS = f"{PLACE}/".encode()
+_DIGEST_DIGITS = 32
 _LISTED = "/etc/ld.so.preload"
 _LISTED_MAX_BYTES = 1 << 16
 _GLIBC_LOADER = "/lib64/ld-linux-x86-64.so.2"
@@ -61,15 +64,19 @@ def _prepare(
 ) -> PrivatePath:
     from polytropo.preload_files import LIBRARY, stage_library, stage_sites
 
-    directory = run_dir(state, container.tenant) / "channel"
+    channel = run_dir(state, container.tenant) / "channel"
+    digest = container.image_digest.removeprefix("sha256:")[:_DIGEST_DIGITS]
+    directory = run_dir(state, container.tenant) / "preload" / digest
     with storage_errors("prepare the preload library", directory):
+        (channel / "lib").mkdir(mode=0o755, exist_ok=True)
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         stage_library(directory)
         for descriptor in c_libraries:
             stage_sites(directory, descriptor)
-        binds = [Bind(directory, PLACE, True)]
+        binds = [Bind(channel, PLACE, True), Bind(directory, LIBRARY_PLACE, True)]
         if listed:
             path = files.etc / "ld.so.preload"
-            path.write_bytes(_OURS + f"{LIBRARY}\n".encode() + _others(root))
+            path.write_bytes(f"{LIBRARY_PLACE}/{LIBRARY}\n".encode() + _others(root))
             path.chmod(0o644)
             binds.append(Bind(path, _LISTED, True))
     return PrivatePath(tuple(binds), {} if listed else _variables(container.environment))
@@ -79,7 +86,11 @@ def environment(container: Container, root: int, given: Mapping[str, str]) -> di
     """The variables by which one more program in a container that runs comes to the library."""
     from polytropo.preload_files import LIBRARY
 
-    if not container.preload or not _has(root, f"{PLACE}/{LIBRARY}") or _others(root).startswith(_OURS):
+    if (
+        not container.preload
+        or not _has(root, f"{LIBRARY_PLACE}/{LIBRARY}")
+        or _others(root).startswith(_OURS)
+    ):
         return {}
     return _variables(given)
 
@@ -88,7 +99,8 @@ def _variables(given: Mapping[str, str]) -> dict[str, str]:
     from polytropo.preload_files import LIBRARY
 
     others = given.get("LD_PRELOAD")
-    return {"LD_PRELOAD": f"{PLACE}/{LIBRARY}:{others}" if others else f"{PLACE}/{LIBRARY}"}
+    library = f"{LIBRARY_PLACE}/{LIBRARY}"
+    return {"LD_PRELOAD": f"{library}:{others}" if others else library}
 
 
 def _others(root: int) -> bytes:
