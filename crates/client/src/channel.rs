@@ -4,7 +4,6 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64, fence};
 
-use polytropo_copy::engine::Engine;
 use polytropo_queue::{Borrowed, Rcqs};
 use polytropo_wire::channel::{
     AREA_BYTES, Header, MAGIC, POSTS_PART_AT, QUEUE_AT, QUEUE_BYTES, SLOTS, SLOTS_AT, Slot, TOLD, area_at,
@@ -18,7 +17,7 @@ use polytropo_wire::posts::{
 
 use crate::arena::Arena;
 use crate::connect::Refused;
-use crate::copies::{Situation, engine_of};
+use crate::copies::{Copies, Situation};
 use crate::lookups::Lookups;
 use crate::posts::Posts;
 use crate::spin::Spin;
@@ -57,7 +56,7 @@ pub struct Channel {
     pub(crate) arena: Arena,
     /// None: nothing may be kept.
     pub(crate) lookups: Option<Lookups>,
-    pub(crate) engine: Engine,
+    pub(crate) copies: Copies,
     /// A bit for each slot in use.
     taken: AtomicU32,
     /// A bit for each slot in use whose answer nobody waits for.
@@ -96,7 +95,7 @@ impl Channel {
         // SAFETY: that part lies in the mapping, page-aligned, and the channel holds both.
         let queue_memory = unsafe { Borrowed::new(memory.base().add(QUEUE_AT), QUEUE_BYTES) };
         let queue = Rcqs::attach(queue_memory).map_err(|_| Refused::Protocol)?;
-        let mut made = Self {
+        let made = Self {
             queue,
             memory,
             socket,
@@ -104,7 +103,7 @@ impl Channel {
             windows,
             arena: Arena::new()?,
             lookups,
-            engine: Engine::library(),
+            copies: Copies::new(),
             taken: AtomicU32::new(0),
             posted: AtomicU32::new(0),
             posts: Posts::default(),
@@ -117,7 +116,6 @@ impl Channel {
         if made.header().magic.load(Acquire) != MAGIC {
             return Err(Refused::Protocol);
         }
-        made.engine = engine_of(made.header());
         Ok(made)
     }
 
@@ -225,7 +223,7 @@ impl Channel {
                 lookups.forget_in_child();
             }
             // Its code is inherited.
-            drop(core::ptr::read(&this.engine));
+            drop(core::ptr::read(&this.copies));
         }
     }
 

@@ -62,7 +62,12 @@ fn every_engine_copies_rightly() {
         fill(&site.directory("layer"));
         let layer = site.mount("layer", json!({"read_only": true, "coherence": "immutable"}));
         let plain = site.mount("plain", json!({"coherence": "exclusive"}));
-        read_all(&site.connect(&layer));
+        let channel = site.connect(&layer);
+        // By memcpy(3) at first, then by the plan.
+        read_all(&channel);
+        assert!(!channel.follows_plan());
+        (0..4).for_each(|_| read_all(&channel));
+        assert!(channel.follows_plan());
         write_and_read(&site.connect(&plain), &site.scratch.join("plain/made"));
     }
 }
@@ -105,7 +110,7 @@ fn a_plan_reaches_the_worker_and_programs() {
     let searched = Variant::parse("v16.b256.dst").filter(|v| v.runs_on(Features::detect())).unwrap();
     assert_eq!(channel.variant(4096, Situation::Hot), Some(searched));
     assert_eq!(channel.variant(2048, Situation::Hot), Some(Variant::LIBRARY));
-    read_all(&channel);
+    (0..5).for_each(|_| read_all(&channel));
     assert_eq!(emitted_code(&mut site).len(), 1);
     drop(site);
     let mut site = Site::start_with(&["--copy-engine=libc", &place]);
