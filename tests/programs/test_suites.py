@@ -75,4 +75,9 @@ def test_all_of_stress_ng_runs(desk: Desk) -> None:
 
 
 def _stress(desk: Desk, which: str, timeout_s: float = 280) -> None:
-    desk.sh(f"stress-ng {which} --verify --temp-path . 2>&1", timeout_s=timeout_s)
+    words = f"stress-ng {which} --verify --temp-path . 2>&1"
+    done = desk.run("bash", "-euc", words, check=False, timeout_s=timeout_s)
+    if done.returncode != 0:
+        # Only the service knows what was wrong with bytes that the kernel wrote back later.
+        logs = "".join(path.read_text() for path in desk.place.home.glob("tenants/*/run/service.log"))
+        pytest.fail(f"stress-ng ended with status {done.returncode}\n{done.stdout}\n{logs}")

@@ -181,13 +181,18 @@ impl Operation<'_> {
             self.drop_fsetid();
         }
         let data = a.take_bytes(asked.size as usize)?;
-        let count = if asked.write_flags & abi::WRITE_CACHE != 0 && !self.kernel_places_appends() {
-            self.write_pages(asked.fh, asked.offset, data)?
+        let late = asked.write_flags & abi::WRITE_CACHE != 0;
+        let written = if late && !self.kernel_places_appends() {
+            self.write_pages(asked.fh, asked.offset, data)
         } else {
             self.on_file((self.node, asked.fh), OpenFlags::WRITE, |handle| {
                 self.stack().write(&self.caller, self.node, handle, asked.offset, data)
-            })?
+            })
         };
+        if let (true, Err(error)) = (late, &written) {
+            self.session.late_errors.tell(self.session.door, self.node, error);
+        }
+        let count = written?;
         reply.put(&abi::WriteOut { size: count.min(data.len()) as u32, padding: 0 })
     }
 

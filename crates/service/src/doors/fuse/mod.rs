@@ -12,6 +12,7 @@ mod files;
 mod init;
 mod invalidate;
 mod late;
+mod late_errors;
 mod names;
 mod open_files;
 mod opens;

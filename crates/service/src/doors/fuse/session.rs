@@ -12,6 +12,7 @@ use polytropo_libservices::{
 use super::FuseOptions;
 use super::abi::{self, InHeader, opcode};
 use super::init::{self, Negotiated, Offer};
+use super::late_errors::LateErrors;
 use super::open_files::OpenFiles;
 use super::opens::Opens;
 use super::renewed::RenewedNodes;
@@ -25,6 +26,7 @@ pub struct Session {
     pub options: FuseOptions,
     pub open_files: OpenFiles,
     pub opens: Opens,
+    pub late_errors: LateErrors,
     /// Has the kernel told that what it knows of a node is out of date.
     pub outdated: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
     negotiated: OnceLock<Negotiated>,
@@ -63,6 +65,7 @@ impl Session {
             options,
             open_files,
             opens,
+            late_errors: LateErrors::default(),
             outdated: OnceLock::new(),
             negotiated: OnceLock::new(),
             panicked: AtomicBool::new(false),
