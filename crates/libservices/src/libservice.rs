@@ -299,6 +299,11 @@ pub trait Libservice: Send + Sync {
         None
     }
 
+    /// Which inode of the host's this open file is of, at the moment: for telling where it was open.
+    fn host_inode(&self, handle: HandleId) -> Option<HostInode> {
+        self.below().and_then(|below| below.host_inode(handle))
+    }
+
     /// Tells `observer` of every change from now on. Called with no lock held that an operation may need.
     fn observe(&self, observer: Arc<dyn Observer>) {
         if let Some(below) = self.below() {

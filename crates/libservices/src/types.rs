@@ -29,6 +29,15 @@ pub struct ContentId {
     pub born: Timestamp,
 }
 
+/// An inode of the host, as it can be told from all others at one time. The time of birth tells it from later ones of the same number, on
+/// filesystems that keep one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HostInode {
+    pub device: u64,
+    pub ino: u64,
+    pub born: Option<Timestamp>,
+}
+
 /// Time since 1970, UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp {

@@ -13,5 +13,6 @@ pub mod keeper;
 pub mod link;
 pub mod logging;
 pub mod passing;
+pub mod state;
 pub mod windows;
 pub mod worker;

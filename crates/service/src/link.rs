@@ -23,8 +23,8 @@ pub const PACKET_DESCRIPTORS_MAX: usize = 200;
 pub enum Task {
     /// The id maps are written. The plan by which bytes are copied; none is memcpy(3).
     Mapped { copies: Option<String> },
-    /// Serve a stack at a FUSE device. Descriptors: the document, the directory of windows, the same as programs see it, with
-    /// `passthrough` the door's end of the socket for it, the devices; the directories come in `Roots` packets after it.
+    /// Serve a stack at a FUSE device. Descriptors: the document, the directory of windows, the same as programs see it, the state
+    /// area, with `passthrough` the door's end of the socket for it, the devices; the directories come in `Roots` packets after it.
     Serve {
         request: u64,
         door: u64,

@@ -478,6 +478,11 @@ impl Libservice for Dir {
         born.filter(|_| unchanging).map(|born| ContentId { device, ino, born })
     }
 
+    fn host_inode(&self, handle: HandleId) -> Option<HostInode> {
+        let InodeKey { device, ino, born } = self.files.get(handle).ok()?.node.key;
+        Some(HostInode { device, ino, born })
+    }
+
     /// Nothing changes through a read-only layer, which may be shared by many stacks that come and go.
     fn observe(&self, observer: Arc<dyn Observer>) {
         if !self.read_only {

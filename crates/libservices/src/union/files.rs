@@ -264,6 +264,11 @@ impl Union {
         if open.held.is_upper() { None } else { open.service().content(open.handle) }
     }
 
+    pub(super) fn host_inode_below(&self, handle: HandleId) -> Option<HostInode> {
+        let (_, open) = self.current(&self.own, handle).ok()?;
+        open.service().host_inode(open.handle)
+    }
+
     /// The handle of the layer that `held` is of, for operations that may use one.
     pub(super) fn handle_in_upper(&self, caller: &Caller, handle: Option<HandleId>) -> Option<Arc<OpenFile>> {
         let (_, open) = self.current(caller, handle?).ok()?;

@@ -459,6 +459,10 @@ impl Libservice for Union {
         self.content_below(handle)
     }
 
+    fn host_inode(&self, handle: HandleId) -> Option<HostInode> {
+        self.host_inode_below(handle)
+    }
+
     fn observe(&self, observer: Arc<dyn Observer>) {
         self.notices.add(observer);
     }

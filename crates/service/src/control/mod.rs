@@ -27,6 +27,11 @@ pub enum Order {
         stacks: bool,
     },
     Stats {},
+    /// What programs have open through a mount, as the keeper's state area tells.
+    #[serde(rename = "open_files")]
+    OpenFiles {
+        mount: u64,
+    },
     Status {},
     Stop {
         #[serde(default)]

@@ -212,10 +212,10 @@ impl Child {
         ask(&mut self.mounts.lock())
     }
 
-    /// Has the worker serve a stack at `devices`; with `passing`, its way to have files passed through.
+    /// Has the worker serve a stack at `devices`, and tell its open files in `state`; with `passing`, its way to have files passed through.
     pub fn serve(
         &self,
-        door: u64,
+        (door, state): (u64, &OwnedFd),
         (document, document_bytes): (&OwnedFd, usize),
         windows: &WindowPlace,
         passing: Option<&OwnedFd>,
@@ -236,7 +236,7 @@ impl Child {
         };
         let sent = {
             let _together = self.sending.lock();
-            let mut first = vec![document.as_fd(), windows.own.as_fd(), windows.shown.as_fd()];
+            let mut first = vec![document.as_fd(), windows.own.as_fd(), windows.shown.as_fd(), state.as_fd()];
             first.extend(passing.map(AsFd::as_fd));
             first.extend(devices.iter().map(AsFd::as_fd));
             self.send(&task, &first).and_then(|()| {

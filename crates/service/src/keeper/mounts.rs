@@ -17,6 +17,7 @@ use super::roots::{self, Obstacle, Root};
 use super::table::{self, Door};
 use crate::control::{Answer, Refusal};
 use crate::isolation::ids::Ids;
+use crate::state::{self, StateReader};
 
 /// Bound on one stack document; the worker has the same.
 pub const DOCUMENT_MAX_BYTES: usize = 4 << 20;
@@ -174,9 +175,11 @@ impl Keeper {
         let kind = kind_of(document);
         let sealed = sealed_copy(text.as_bytes()).map_err(cannot)?;
         let length = text.len();
-        let door = {
+        let (door, state) = {
             let mut table = self.table.lock();
             let door = table.next_door();
+            let state = state::make(door).and_then(|area| Ok((Arc::new(StateReader::new(&area)?), area)));
+            let (reader, area) = state.map_err(cannot)?;
             let made = Door {
                 document: text,
                 kind,
@@ -185,9 +188,10 @@ impl Keeper {
                 ended: false,
                 locks,
                 channel_writes,
+                state: reader,
             };
             table.doors.insert(door, made);
-            door
+            (door, area)
         };
         let passing = match self.passes_through(document) {
             true => pass_through(door, &devices[0], &worker, roots.iter().zip(&copies)),
@@ -196,7 +200,7 @@ impl Keeper {
         let attached = worker
             .window_place(door, self.config.cache_bytes, channel_writes)
             .and_then(|windows| {
-                worker.serve(door, (&sealed, length), &windows, passing.as_ref(), &devices, &copies)
+                worker.serve((door, &state), (&sealed, length), &windows, passing.as_ref(), &devices, &copies)
             })
             .and_then(|()| target.show(superblock).map_err(cannot));
         let mut table = self.table.lock();

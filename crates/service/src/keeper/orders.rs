@@ -20,6 +20,9 @@ use crate::control::{Answer, Order, Orders, Refusal};
 
 /// After the last unmount the door is given so long to end, so that all is written before the order is answered.
 const DOOR_END_TIMEOUT: Duration = Duration::from_secs(2);
+/// Open files that one answer lists.
+const OPEN_FILES_SHOWN_MAX: usize = 4096;
+
 /// The keeper's state, shared by the threads of its clients.
 pub struct Keeper {
     pub(super) me: Weak<Keeper>,
@@ -253,6 +256,27 @@ impl Keeper {
         }))
     }
 
+    /// Read by the keeper itself, so that it is told of a dead worker too.
+    fn open_files(&self, mount: u64) -> Answer {
+        let state = {
+            let table = self.table.lock();
+            let door = table.mounts.get(&mount).and_then(|mount| table.doors.get(&mount.door));
+            door.map(|door| door.state.clone())
+        };
+        let state =
+            state.ok_or_else(|| Refusal::with_errno(Errno::INVAL, format!("there is no mount {mount}")))?;
+        let found = state
+            .open_files()
+            .ok_or_else(|| Refusal::with_errno(Errno::IO, "the worker has damaged its state area"))?;
+        let (count, shown) = (found.files.len(), found.files.iter().take(OPEN_FILES_SHOWN_MAX));
+        Ok(json!({
+            "open_files": shown.collect::<Vec<_>>(),
+            "count": count,
+            "untold": found.untold,
+            "damaged": found.damaged,
+        }))
+    }
+
     /// The living door whose superblock has this device number.
     pub(super) fn door_of(&self, device: (u32, u32)) -> Option<(u64, Arc<Child>)> {
         let table = self.table.lock();
@@ -303,6 +327,7 @@ impl Orders for Keeper {
             Order::Unmount { mountpoint, lazy } => self.unmount(&mountpoint, lazy),
             Order::List { stacks } => self.list(stacks),
             Order::Stats {} => self.stats(),
+            Order::OpenFiles { mount } => self.open_files(mount),
             Order::Status {} => self.status(),
             Order::Stop { force } => self.stop(force),
         }

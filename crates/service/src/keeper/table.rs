@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use super::child::Child;
 use super::mounting::{self, Identity, TableLine};
+use crate::state::StateReader;
 
 /// One FUSE superblock and the worker that serves it.
 pub struct Door {
@@ -21,6 +22,8 @@ pub struct Door {
     pub locks: Arc<Vec<OwnedFd>>,
     /// Programs may write through channels.
     pub channel_writes: bool,
+    /// What the worker tells of its open files, also after its end.
+    pub state: Arc<StateReader>,
 }
 
 impl Door {

@@ -22,6 +22,7 @@ use crate::epochs::Epochs;
 use crate::isolation;
 use crate::link::{Link, Newcomer, Report};
 use crate::passing::{KeepersRegistrar, SIZE_MIN_BYTES};
+use crate::state::OpenTable;
 use crate::windows::Store;
 
 /// The keeper refuses longer ones.
@@ -75,7 +76,7 @@ impl Stacks {
 
 /// What comes with the order to serve.
 pub struct Given {
-    /// The document, the tmpfs of windows, the door's directory there as programs see it, with `passthrough` the way to the keeper for
+    /// The document, the tmpfs of windows, the door's directory there as programs see it, the state area, with `passthrough` the way to the keeper for
     /// it, the device, and one more device for each thread but the first.
     pub descriptors: Vec<OwnedFd>,
     pub document_bytes: usize,
@@ -99,6 +100,7 @@ struct Plan {
     /// The way to the keeper that registers files with the kernel.
     passthrough: Option<OwnedFd>,
     channel_writes: bool,
+    open_table: Arc<OpenTable>,
 }
 
 impl Doors {
@@ -109,10 +111,10 @@ impl Doors {
     /// Builds a stack and serves it at a FUSE device.
     pub fn serve(&mut self, number: u64, given: Given, roots: Vec<OwnedFd>) -> Result<(), String> {
         let mut descriptors = given.descriptors.into_iter();
-        let (Some(document), Some(own), Some(shown)) =
-            (descriptors.next(), descriptors.next(), descriptors.next())
+        let (Some(document), Some(own), Some(shown), Some(state)) =
+            (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next())
         else {
-            return Err("the keeper sent no document or no room for windows".into());
+            return Err("the keeper sent no document, or no room for windows or state".into());
         };
         let passthrough = if given.passthrough { descriptors.next() } else { None };
         let Some(device) = descriptors.next() else {
@@ -140,6 +142,8 @@ impl Doors {
             store,
             passthrough,
             channel_writes,
+            open_table: OpenTable::new(state)
+                .map_err(|errno| format!("the state area cannot be used: {errno}"))?,
         };
         let (link, stacks, open) = (self.link.clone(), self.stacks.clone(), self.open.clone());
         let (tell, told) = sync_channel(1);
@@ -252,6 +256,7 @@ impl Plan {
             writeback_cache: !self.channel_writes,
             stateless_open: !self.channel_writes,
             modes: Some(modes.clone()),
+            open_table: Some(self.open_table.clone()),
             ..FuseOptions::default()
         };
         let grants: Arc<Grants> = Arc::default();
@@ -269,6 +274,7 @@ impl Plan {
             windows: WindowAccess { store: self.store, place, shown: Some(self.shown) },
             settle: Some(door.settle()),
             posting: Some(Posting { grants, outdate: door.outdate(), kernel_door: self.id }),
+            open_table: Some(self.open_table),
         };
         let channels = ChannelDoor::start(stack, channel_options, channel_door(self.id))
             .map_err(|error| format!("the channel door {} cannot be opened: {error}", self.number))?;

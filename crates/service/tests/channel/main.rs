@@ -9,6 +9,7 @@ mod lookups;
 mod posting;
 mod reading;
 mod sharing;
+mod state;
 mod support;
 mod threads;
 mod writing;
@@ -31,6 +32,7 @@ fn tests() -> Vec<Test> {
         hostile::TESTS,
         sharing::TESTS,
         threads::TESTS,
+        state::TESTS,
         copies::TESTS,
     ];
     all.concat()

@@ -149,6 +149,10 @@ pub fn pattern(seed: u64, from: u64, count: usize) -> Vec<u8> {
 pub struct Forked(rustix::process::Pid);
 
 impl Forked {
+    pub fn pid(&self) -> i32 {
+        self.0.as_raw_pid()
+    }
+
     /// Whether it ended well.
     pub fn wait(self) -> bool {
         let status = rustix::process::waitpid(Some(self.0), rustix::process::WaitOptions::empty());

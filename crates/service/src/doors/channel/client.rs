@@ -1,9 +1,9 @@
 //! One program at this door: who it is, its memory, its open files.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use polytropo_libservices::{Attr, Caller, Errno, HandleId, NodeId, OpenFlags};
@@ -17,6 +17,7 @@ use super::posted::Draining;
 use super::walk::{Failure, Ground, fail};
 use crate::doors::modes::Ticket;
 use crate::epochs::Notes;
+use crate::state::{self, Listed, OpenRecord};
 use crate::windows::Holder;
 
 const WRITE_THROUGH: OpenFlags = OpenFlags::SYNC.union(OpenFlags::DSYNC);
@@ -45,6 +46,7 @@ pub struct OpenFile {
     patience: AtomicU32,
     /// Bytes posted since the last grant.
     posted_bytes: AtomicU64,
+    listed: OnceLock<Listed>,
 }
 
 /// Writes after which a file that others keep looking at is granted once more.
@@ -72,6 +74,7 @@ impl OpenFile {
             waited: AtomicU32::new(0),
             patience: AtomicU32::new(1),
             posted_bytes: AtomicU64::new(0),
+            listed: OnceLock::new(),
         }
     }
 
@@ -95,6 +98,36 @@ impl OpenFile {
     /// Given back when the file is closed.
     pub fn keep_grant(&self, grant: Arc<Grant>) {
         *self.grant.lock() = Some(grant);
+    }
+
+    /// Writes it down for a worker to come, before the program hears of it.
+    fn list(&self, caller: &Caller, number: u64) {
+        let Some(table) = &self.door.open_table else { return };
+        let (kind, handle) = match self.kind {
+            Kind::File(handle) => (state::Kind::File, handle.0),
+            Kind::Directory(handle) => (state::Kind::Directory, handle.0),
+            Kind::Place => (state::Kind::Place, 0),
+        };
+        let record = OpenRecord {
+            node: self.node.0,
+            kernel_node: 0,
+            handle,
+            flags: self.flags,
+            kind,
+            through: state::Through::Channel,
+            bytes: if self.ticket.is_some() { state::Bytes::Window } else { state::Bytes::None },
+            uid: caller.uid,
+            gid: caller.gid,
+            pid: caller.pid,
+            backing: 0,
+            lookups: 1,
+            number,
+            inode: self.handle().and_then(|handle| self.door.stack.host_inode(handle)),
+        };
+        if let Some(listed) = table.list(&record) {
+            // It has one number only.
+            let _ = self.listed.set(listed);
+        }
     }
 
     /// The open regular file. As the kernel answers for what is none.
@@ -300,7 +333,9 @@ impl Client {
         if file.flags.intersects(WRITE_THROUGH) {
             self.any_writes_through.store(true, Relaxed);
         }
-        self.files.lock().insert(file)
+        let number = self.files.lock().insert(file.clone())?;
+        file.list(&self.peer.caller, number);
+        Ok(number)
     }
 
     pub fn close(&self, number: u64) -> Result<(), Failure> {

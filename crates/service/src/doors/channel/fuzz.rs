@@ -172,8 +172,14 @@ impl Site {
         let stack = polytropo_libservices::build(&document, roots).unwrap();
         let store = Store::new(Some(open(&at("windows"))), 8 << 20);
         let windows = WindowAccess { place: store.place("fuzz").unwrap(), store, shown: None };
-        let options =
-            ChannelOptions { modes: Modes::new(), kernel_tells: true, windows, settle: None, posting: None };
+        let options = ChannelOptions {
+            modes: Modes::new(),
+            kernel_tells: true,
+            windows,
+            settle: None,
+            open_table: None,
+            posting: None,
+        };
         let shared = Shared::new(Epochs::over(stack), options, DoorId(7));
         Self { scratch, shared }
     }

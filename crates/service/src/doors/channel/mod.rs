@@ -34,6 +34,7 @@ use polytropo_wire::copies::Counts;
 use super::modes::{Access, Decision, Door, Mode, Modes, Ticket, Users, Watcher, Wish};
 use crate::copies::Tally;
 use crate::epochs::Epochs;
+use crate::state::OpenTable;
 use crate::windows::{Place, Store, Windows};
 use driver::Driver;
 use kept::Kept;
@@ -55,6 +56,8 @@ pub struct ChannelOptions {
     pub settle: Option<Settle>,
     /// Where files may be written without waiting; None: nowhere.
     pub posting: Option<Posting>,
+    /// Where open files are written down for a worker to come.
+    pub open_table: Option<Arc<OpenTable>>,
 }
 
 pub struct Posting {
@@ -105,6 +108,7 @@ pub struct Shared {
     kernel_tells: bool,
     settle: Option<Settle>,
     kept: Kept,
+    pub open_table: Option<Arc<OpenTable>>,
 }
 
 impl Shared {
@@ -133,6 +137,7 @@ impl Shared {
             kernel_tells: options.kernel_tells,
             settle: options.settle,
             kept: Kept::default(),
+            open_table: options.open_table,
             modes: options.modes,
             epochs,
             grants,

@@ -86,6 +86,7 @@ impl Operation<'_> {
     pub(super) fn opendir(self, reply: &mut Reply<'_>) -> Result<()> {
         let handle = self.stack().opendir(&self.caller, self.node)?;
         reply.held.push(Held::Directory(self.node, handle));
+        self.session.opens.list_directory(handle, self.node, &self.opener());
         let mut flags = FileOpenFlags::empty();
         if self.agreed.exclusive() {
             flags |= FileOpenFlags::CACHE_DIR | FileOpenFlags::KEEP_CACHE;
@@ -130,7 +131,7 @@ impl Operation<'_> {
 
     pub(super) fn releasedir(self, a: &mut Arguments<'_>) -> Result<()> {
         let asked: abi::ReleaseIn = a.take()?;
-        self.stack().releasedir(self.node, HandleId(asked.fh));
+        self.session.release_directory(self.node, HandleId(asked.fh));
         Ok(())
     }
 }

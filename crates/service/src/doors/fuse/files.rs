@@ -5,7 +5,7 @@ use polytropo_libservices::{
 };
 
 use super::abi::{self, FileOpenFlags};
-use super::opens::Opening;
+use super::opens::{Opener, Opening};
 use super::renewed::OldInode;
 use super::reply::{Held, Reply};
 use super::request::{Arguments, checked_node};
@@ -39,18 +39,19 @@ impl Operation<'_> {
         operation(file.as_ref().map(|file| file.handle))
     }
 
+    pub(super) fn opener(&self) -> Opener {
+        let (uid, gid) = (self.caller.uid, self.caller.gid);
+        Opener { thread: self.header.pid, uid, gid, kernel_node: self.header.nodeid }
+    }
+
     /// What the kernel is told of an open file of `node`. `None`: the node has a new number (see [`Opens::grant`]).
     fn grant(&self, node: NodeId, opened: &Opened, flags: OpenFlags, replaced: bool) -> Option<abi::OpenOut> {
         let keep_cache = self.agreed.exclusive();
-        let opening = Opening {
-            stack: self.stack(),
-            node,
-            opened,
-            flags,
-            replaced,
-            thread: self.header.pid,
-            keep_cache,
-        };
+        let mut opener = self.opener();
+        if node != self.node {
+            opener.kernel_node = self.session.opens.renewed.outward(node);
+        }
+        let opening = Opening { stack: self.stack(), node, opened, flags, replaced, opener, keep_cache };
         let granted = self.session.opens.grant(&opening);
         if granted.is_none() {
             self.session.tell_outdated(node);

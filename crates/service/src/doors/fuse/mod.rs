@@ -44,6 +44,7 @@ pub use uring::RingPool;
 
 use super::crew::Crew;
 use crate::doors::modes::Modes;
+use crate::state::OpenTable;
 use answerer::Answerer;
 use device::{Device, PAYLOAD_BYTES_MAX};
 use invalidate::Notifier;
@@ -91,6 +92,8 @@ pub struct FuseOptions {
     pub transport: Transport,
     /// Rings that were made ahead; without them the door makes its own, if it may.
     pub rings: Option<Arc<RingPool>>,
+    /// Where open files are written down for a worker to come.
+    pub open_table: Option<Arc<OpenTable>>,
 }
 
 impl Default for FuseOptions {
@@ -105,6 +108,7 @@ impl Default for FuseOptions {
             modes: None,
             transport: Transport::Auto,
             rings: None,
+            open_table: None,
         }
     }
 }

@@ -12,6 +12,7 @@ use super::backings::Backings;
 use super::registrar::Registrar;
 use super::renewed::RenewedNodes;
 use crate::doors::modes::{Access, Decision, Door, Modes, Ticket, Way, Wish};
+use crate::state::{Bytes, Kind, Listed, OpenRecord, OpenTable, Through};
 
 const SHARDS: usize = 16;
 
@@ -34,6 +35,7 @@ struct Granted {
     ticket: Ticket,
     /// It names the node's registered file.
     bound: bool,
+    _listed: Option<Listed>,
 }
 
 /// The open files of one door, by handle.
@@ -42,6 +44,19 @@ pub struct Opens {
     passing: Option<(Backings, u64)>,
     pub renewed: RenewedNodes,
     granted: [Mutex<FxHashMap<HandleId, Granted>>; SHARDS],
+    open_table: Option<Arc<OpenTable>>,
+    directories: Mutex<FxHashMap<HandleId, Listed>>,
+}
+
+/// Who opens.
+#[derive(Clone, Copy)]
+pub struct Opener {
+    /// The program's thread.
+    pub thread: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// The inode's number as the kernel knows it; where a name is made with an open file, the directory's.
+    pub kernel_node: u64,
 }
 
 /// Who opens what.
@@ -52,17 +67,21 @@ pub struct Opening<'a> {
     pub flags: OpenFlags,
     /// Through an inode of the kernel that another one has replaced, since there is no name to find that by.
     pub replaced: bool,
-    /// The program's thread.
-    pub thread: u32,
+    pub opener: Opener,
     /// The kernel may keep what it has cached.
     pub keep_cache: bool,
 }
 
 impl Opens {
-    pub fn new(modes: Arc<Modes>, passthrough: Option<Passthrough>) -> Self {
+    pub fn new(
+        modes: Arc<Modes>,
+        passthrough: Option<Passthrough>,
+        open_table: Option<Arc<OpenTable>>,
+    ) -> Self {
         let passing = passthrough.map(|pass| (Backings::new(pass.registrar), pass.size_min_bytes));
         let granted = std::array::from_fn(|_| Mutex::default());
-        Self { modes, passing, renewed: RenewedNodes::default(), granted }
+        let (renewed, directories) = Default::default();
+        Self { modes, passing, renewed, granted, open_table, directories }
     }
 
     /// The answer to an open. `None`: the kernel's inode is bound to a file that no longer has the bytes; the node has a
@@ -86,7 +105,7 @@ impl Opens {
         }
         let Some(ticket) = ticket else {
             self.modes.renew(node);
-            self.renewed.add(node, opening.thread);
+            self.renewed.add(node, opening.opener.thread);
             return None;
         };
         let mut out = FileOpenFlags::empty();
@@ -100,7 +119,7 @@ impl Opens {
             let kept = opened.keep_cache && opening.keep_cache && self.modes.users(node).direct == 0;
             out.set(FileOpenFlags::KEEP_CACHE, kept);
         }
-        self.keep(opened.handle, Granted { ticket, bound });
+        self.keep(opening, ticket, id.filter(|_| bound));
         Some(answer(opened, out, id.filter(|_| bound)))
     }
 
@@ -110,7 +129,7 @@ impl Opens {
         let Opening { node, opened, flags, .. } = *opening;
         let id = self.passing.as_ref().and_then(|(backings, _)| backings.take_known(node));
         let ticket = self.modes.open_apart(node, flags.contains(OpenFlags::WRITE));
-        self.keep(opened.handle, Granted { ticket, bound: id.is_some() });
+        self.keep(opening, ticket, id);
         let mut out = FileOpenFlags::DIRECT_IO | FileOpenFlags::PARALLEL_DIRECT_WRITES;
         out.set(FileOpenFlags::PASSTHROUGH, id.is_some());
         answer(opened, out, id)
@@ -134,8 +153,36 @@ impl Opens {
         }
     }
 
-    fn keep(&self, handle: HandleId, granted: Granted) {
+    fn keep(&self, opening: &Opening<'_>, ticket: Ticket, backing: Option<u32>) {
+        let handle = opening.opened.handle;
+        let listed = self.open_table.as_ref().and_then(|table| {
+            let inode = opening.stack.host_inode(handle);
+            let bytes = match ticket.way() {
+                Way::Passthrough => Bytes::Passthrough,
+                Way::Cached => Bytes::Cached,
+                Way::Kernel => Bytes::Kernel,
+                Way::Direct => Bytes::Direct,
+                Way::Window => Bytes::Window,
+            };
+            let backing = backing.unwrap_or_default();
+            let record = record(&opening.opener, opening.node, handle);
+            table.list(&OpenRecord { flags: opening.flags, bytes, backing, inode, ..record })
+        });
+        let granted = Granted { ticket, bound: backing.is_some(), _listed: listed };
         self.shard(handle).lock().insert(handle, granted);
+    }
+
+    /// A program has opened a directory.
+    pub fn list_directory(&self, handle: HandleId, node: NodeId, opener: &Opener) {
+        let Some(table) = &self.open_table else { return };
+        let listed = table.list(&OpenRecord { kind: Kind::Directory, ..record(opener, node, handle) });
+        if let Some(listed) = listed {
+            self.directories.lock().insert(handle, listed);
+        }
+    }
+
+    pub fn release_directory(&self, handle: HandleId) {
+        self.directories.lock().remove(&handle);
     }
 
     /// A program has closed it, or never got the answer.
@@ -156,6 +203,25 @@ impl Opens {
 
     fn shard(&self, handle: HandleId) -> &Mutex<FxHashMap<HandleId, Granted>> {
         &self.granted[handle.0 as usize % SHARDS]
+    }
+}
+
+fn record(opener: &Opener, node: NodeId, handle: HandleId) -> OpenRecord {
+    OpenRecord {
+        node: node.0,
+        kernel_node: opener.kernel_node,
+        handle: handle.0,
+        flags: OpenFlags::READ,
+        kind: Kind::File,
+        through: Through::Fuse,
+        bytes: Bytes::None,
+        uid: opener.uid,
+        gid: opener.gid,
+        pid: opener.thread,
+        backing: 0,
+        lookups: 0,
+        number: 0,
+        inode: None,
     }
 }
 

@@ -58,7 +58,7 @@ impl Session {
     pub fn new(stack: Arc<dyn Libservice>, door: DoorId, options: FuseOptions) -> Self {
         let open_files = OpenFiles::new(stack.clone());
         let modes = options.modes.clone().unwrap_or_default();
-        let opens = Opens::new(modes, options.passthrough.clone());
+        let opens = Opens::new(modes, options.passthrough.clone(), options.open_table.clone());
         Self {
             stack,
             door,
@@ -133,7 +133,7 @@ impl Session {
             match held {
                 Held::LookUp(node) => self.forget(node.0, 1),
                 Held::File(node, handle) => self.release(node, handle),
-                Held::Directory(node, handle) => self.stack.releasedir(node, handle),
+                Held::Directory(node, handle) => self.release_directory(node, handle),
             }
         }
     }
@@ -231,6 +231,11 @@ impl Session {
     pub fn release(&self, node: NodeId, handle: HandleId) {
         self.opens.release(node, handle);
         self.stack.release(node, handle);
+    }
+
+    pub fn release_directory(&self, node: NodeId, handle: HandleId) {
+        self.opens.release_directory(handle);
+        self.stack.releasedir(node, handle);
     }
 
     fn forget(&self, nodeid: u64, count: u64) {
