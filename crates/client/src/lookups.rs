@@ -4,6 +4,7 @@
 //! however long it is. The service walks, weighs permissions for this process, and says with each answer what it depends on; that
 //! nothing changed is seen in the table of epochs, which only the service writes.
 
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
@@ -31,7 +32,8 @@ pub struct Lookups {
 
 /// A path as words, for hashing and comparing.
 pub struct Asked {
-    words: [u64; TEXT_WORDS],
+    /// The first `count` are there; the others are not even zeros, which would take as long as the rest.
+    words: [MaybeUninit<u64>; TEXT_WORDS],
     count: usize,
     bytes: usize,
     kind: u64,
@@ -41,20 +43,21 @@ pub struct Asked {
 
 impl Asked {
     /// None for what is not kept.
-    #[inline]
+    #[inline(always)]
     pub fn new(kind: u64, at: u64, path: &[u8]) -> Option<Self> {
         if path.len() > PATH_BYTES_MAX {
             return None;
         }
-        let mut words = [0; TEXT_WORDS];
+        let mut words = [const { MaybeUninit::uninit() }; TEXT_WORDS];
         let mut hash = mix(kind ^ 0x243f_6a88_85a3_08d3, at ^ 0x1319_8a2e_0370_7344);
         let mut count = 0;
         for (place, chunk) in words.iter_mut().zip(path.chunks(8)) {
-            *place = match <[u8; 8]>::try_from(chunk) {
+            let word = match <[u8; 8]>::try_from(chunk) {
                 Ok(whole) => u64::from_le_bytes(whole),
                 Err(_) => chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
             };
-            hash = mix(hash ^ *place, 0xa409_3822_299f_31d1);
+            place.write(word);
+            hash = mix(hash ^ word, 0xa409_3822_299f_31d1);
             count += 1;
         }
         let hash = mix(hash ^ path.len() as u64, 0x082e_fa98_ec4e_6c89);
@@ -62,7 +65,8 @@ impl Asked {
     }
 
     fn question(&self) -> Question<'_> {
-        let path = &self.words[..self.count];
+        // SAFETY: `new` wrote that many, all of which lie in the array.
+        let path = unsafe { core::slice::from_raw_parts(self.words.as_ptr().cast::<u64>(), self.count) };
         Question { kind: self.kind, at: self.at, path, path_bytes: self.bytes, hash: self.hash }
     }
 

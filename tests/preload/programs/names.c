@@ -65,6 +65,15 @@ static void check(const char *path) {
         if (got < 0) got = -errno;
         if (got != expected) differ("access", path, got, expected);
     }
+    const int ways[] = {O_RDONLY, O_RDONLY | O_DIRECTORY, O_PATH | O_NOFOLLOW, O_RDONLY | O_NOFOLLOW};
+    for (int at = 0; at < 4; at++) {
+        long expected = raw(SYS_openat, AT_FDCWD, (long)path, ways[at], 0, 0);
+        if (expected >= 0) raw(SYS_close, expected, 0, 0, 0, 0);
+        long got = open(path, ways[at]);
+        if (got >= 0) close(got);
+        else got = -errno;
+        if (got < 0 || expected < 0 ? got != expected : 0) differ("open", path, got, expected);
+    }
     char ours[300], theirs[300];
     long expected = raw(SYS_readlinkat, AT_FDCWD, (long)path, (long)theirs, sizeof theirs, 0);
     long got = readlink(path, ours, sizeof ours);
@@ -231,7 +240,7 @@ int main(int count, char **arguments) {
     if (!getcwd(here, sizeof here)) return 1;
     for (int at = 0; at < NAMES; at++) snprintf(places[at], sizeof places[at], "%s/%s", here, names[at]);
     if (mkdir(long_name, 0700) || mkdir("a\xff\xfe", 0700)) return 2;
-    for (int round = 0; round < 100; round++) check_all();
+    for (int round = 0; round < 100 && round < rounds; round++) check_all();
     for (int round = 0; round < rounds; round++) {
         change();
         check_all();

@@ -18,6 +18,7 @@ const CLONE_THREAD: usize = 0x1_0000;
 const CLONE_NAMESPACES: usize = 0x7e02_0080;
 const O_ACCMODE_ETC: usize = 3 | 0o100 | 0o1000 | 0o200_000 | 0o10_000_000 | 0o40_000;
 const CLOSE_RANGE_UNSHARE: usize = 2;
+const ENOENT: isize = -2;
 const EBADF: isize = -9;
 const EBUSY: isize = -16;
 
@@ -121,6 +122,11 @@ fn hand_over(table: &Table, number: usize, arguments: &[usize; 6]) {
 
 /// open(2): what is opened for reading only, and by this process alone, is held from its beginning.
 fn open(table: &Table, number: usize, arguments: &[usize; 6], flags: usize) -> Answer {
+    let (directory, path) =
+        if number == nr::OPEN { (sys::AT_FDCWD, arguments[0]) } else { (arguments[0], arguments[1]) };
+    if let Some(errno) = names::missing(directory, path, flags) {
+        return Answer::Done(errno);
+    }
     if flags & O_ACCMODE_ETC != 0 || !process::setting().opens() {
         return Answer::Pass(Why::NotHeld);
     }
@@ -131,6 +137,8 @@ fn open(table: &Table, number: usize, arguments: &[usize; 6], flags: usize) -> A
             close_shared(entry.clear());
         }
         table.hold(opened as usize);
+    } else if opened == ENOENT {
+        names::was_missing(directory, path, flags);
     }
     Answer::Asked(opened)
 }

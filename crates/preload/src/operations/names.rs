@@ -18,7 +18,11 @@ const PATH_BYTES_MAX: usize = 320;
 const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
 const AT_NO_AUTOMOUNT: u32 = 0x800;
 const X_OK: usize = 1;
+/// Flags of open(2) with which a missing name is more, or something else, than a missing name: O_CREAT, O_NOFOLLOW, O_TMPFILE.
+const NOT_ONLY_OPENED: usize = 0o100 | 0o400_000 | 0o20_000_000;
+const ENOENT: i32 = 2;
 const EBADF: i32 = 9;
+const ENOTDIR: i32 = 20;
 const EINVAL: i32 = 22;
 
 /// Nothing about paths is answered here any more.
@@ -49,43 +53,26 @@ pub fn forget() {
     CWD.store(CWD_UNKNOWN, Release);
 }
 
-/// A path of the program.
-struct Asked {
-    bytes: [u8; PATH_BYTES_MAX],
-    length: usize,
-    hash: u32,
+/// A path of the program, without its zero byte. `None` for what is too long, or empty.
+#[inline]
+fn read_path(address: usize) -> Option<&'static [u8]> {
+    let start = address as *const u8;
+    if start.is_null() {
+        return None;
+    }
+    // SAFETY: the program's own path, up to its zero byte.
+    let length = (0..PATH_BYTES_MAX).find(|at| unsafe { start.add(*at).read_volatile() } == 0)?;
+    // SAFETY: those bytes were just read; they are used during this call only, as bytes that may be any.
+    (length > 0).then(|| unsafe { core::slice::from_raw_parts(start, length) })
 }
 
-impl Asked {
-    /// `None` for what is too long, or empty.
-    #[inline]
-    fn read(address: usize) -> Option<Self> {
-        let mut asked = Self { bytes: [0; PATH_BYTES_MAX], length: 0, hash: 0x811c_9dc5 };
-        if address == 0 {
-            return None;
-        }
-        for place in &mut asked.bytes {
-            // SAFETY: the program's own path, up to its zero byte.
-            let byte = unsafe { ((address + asked.length) as *const u8).read() };
-            if byte == 0 {
-                return (asked.length > 0).then_some(asked);
-            }
-            *place = byte;
-            asked.hash = (asked.hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-            asked.length += 1;
-        }
-        None
-    }
-
-    fn path(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
-
-    /// Whether it was asked for before.
-    fn is_known(&self, kind: usize) -> bool {
-        let mark = (self.hash ^ kind as u32).wrapping_mul(0x9e37_79b1) | 1;
-        ASKED[mark as usize >> 8 & (ASKED_PLACES - 1)].swap(mark, Relaxed) == mark
-    }
+/// Whether a path was asked for before.
+#[cold]
+fn is_known(path: &[u8], kind: usize) -> bool {
+    let hash =
+        path.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    let mark = (hash ^ kind as u32).wrapping_mul(0x9e37_79b1) | 1;
+    ASKED[mark as usize >> 8 & (ASKED_PLACES - 1)].swap(mark, Relaxed) == mark
 }
 
 /// Where a path begins for the service, and what is left of it. `None`: it is not ours.
@@ -170,7 +157,7 @@ pub fn change_directory(number: usize, arguments: &[usize; 6]) -> Answer {
 }
 
 /// Answers from what is kept; asks the service for what was asked for before.
-#[inline]
+#[inline(always)]
 fn answer<T>(
     kind: usize,
     directory: usize,
@@ -182,16 +169,16 @@ fn answer<T>(
     if ENDED.load(Acquire) {
         return Answer::Pass(Why::Reach);
     }
-    let Some(asked) = Asked::read(path) else { return Answer::Pass(Why::NotOurs) };
+    let Some(path) = read_path(path) else { return Answer::Pass(Why::NotOurs) };
     let (channel, result) = match LINK.get() {
         Some(channel) if !channel.keeps_answers() => return Answer::Pass(Why::Unknown),
         Some(channel) => {
-            let Some((at, rest)) = place(channel, directory, asked.path()) else {
+            let Some((at, rest)) = place(channel, directory, path) else {
                 return Answer::Pass(Why::NotOurs);
             };
             match known(channel, at, rest) {
                 Some(result) => (channel, result),
-                None if asked.is_known(kind) => {
+                None if is_known(path, kind) => {
                     trace::count(Counter::Request);
                     (channel, ask(channel, at, rest))
                 }
@@ -199,7 +186,7 @@ fn answer<T>(
             }
         }
         None => {
-            if asked.is_known(kind) && AGAIN.fetch_add(1, Relaxed) == AGAIN_MIN {
+            if is_known(path, kind) && AGAIN.fetch_add(1, Relaxed) == AGAIN_MIN {
                 let setting = process::setting();
                 LINK.get_or_connect(|| setting.connect());
             }
@@ -313,4 +300,35 @@ pub fn read_link(number: usize, arguments: &[usize; 6]) -> Answer {
         |channel, at, path| channel.read_link(at, path, buffer()),
         |_, got| got as isize,
     )
+}
+
+/// open(2) of what is not there, if that is known: its negated errno.
+#[inline]
+pub fn missing(directory: usize, path: usize, flags: usize) -> Option<isize> {
+    if flags & NOT_ONLY_OPENED != 0 || ENDED.load(Acquire) {
+        return None;
+    }
+    let channel = LINK.get()?;
+    let (at, rest) = place(channel, directory, read_path(path)?)?;
+    match channel.stat_known(at, rest, 0)? {
+        Err(Error::Errno(errno @ (ENOENT | ENOTDIR))) => Some(-(errno as isize)),
+        _ => None,
+    }
+}
+
+/// The kernel says that it is not there.
+#[cold]
+pub fn was_missing(directory: usize, path: usize, flags: usize) {
+    if flags & NOT_ONLY_OPENED != 0 || ENDED.load(Acquire) {
+        return;
+    }
+    let Some((channel, path)) = LINK.get().zip(read_path(path)) else { return };
+    if channel.keeps_answers()
+        && is_known(path, nr::OPEN)
+        && let Some((at, rest)) = place(channel, directory, path)
+    {
+        trace::count(Counter::Request);
+        // What the service says of it is kept, whatever it is.
+        let _ = channel.stat(at, rest, 0);
+    }
 }
