@@ -112,7 +112,10 @@ impl Work<'_> {
 
     /// What `node` is like, for an answer that depends on it.
     fn noted(&self, node: NodeId, seen: &Attr) -> Attr {
-        self.notes.as_ref().map_or_else(|| seen.clone(), |notes| notes.attributes(self.caller(), node, seen))
+        self.notes.as_ref().map_or_else(
+            || seen.clone(),
+            |notes| notes.attributes(&*self.door.stack, self.caller(), node, seen),
+        )
     }
 
     /// Refuses files that the kernel has in its hands.
