@@ -5,6 +5,7 @@
 //! *retired* and others make a new one.
 
 mod ahead;
+mod behind;
 mod budget;
 mod file;
 mod policy;
@@ -20,6 +21,7 @@ use rustc_hash::FxHashMap;
 
 use crate::copies::Tally;
 use ahead::{Ahead, Plan};
+use behind::BytesRead;
 
 pub use budget::{Budget, WindowStatistics};
 pub use file::Window;
@@ -107,7 +109,11 @@ impl Windows {
             if self.stack.content(handle) != content {
                 continue;
             }
-            if self.fill(&window, (node, handle), plan, &caller, buffer)? {
+            let filled = self.fill(&window, (node, handle), plan, &caller, buffer)?;
+            if let Some(bytes) = filled.filter(|bytes| !bytes.is_empty() && content.is_some()) {
+                behind::drop_from_host(&*self.stack, handle, bytes);
+            }
+            if filled.is_some() {
                 if let Some(name) = window.name_at(place)? {
                     return Ok(name);
                 }
@@ -173,7 +179,7 @@ impl Windows {
         false
     }
 
-    /// Makes blocks resident; false if the file changed meanwhile.
+    /// Makes blocks resident; None if the file changed meanwhile. Tells which part of the file was read for it.
     fn fill(
         &self,
         window: &Arc<Window>,
@@ -181,17 +187,22 @@ impl Windows {
         plan: Plan,
         caller: &Caller,
         buffer: &mut [u8],
-    ) -> Result<bool> {
-        let Some(size_bytes) = self.known_size(window, file, caller)? else { return Ok(false) };
+    ) -> Result<Option<BytesRead>> {
+        let Some(size_bytes) = self.known_size(window, file, caller)? else { return Ok(None) };
+        let mut read = BytesRead::default();
         let end = size_bytes.div_ceil(BLOCK_BYTES).min(window.blocks());
         for (n, block) in plan.blocks(end).enumerate() {
             // To show what nobody asked for would count as a use of it.
             let there = window.is_resident(block) || (n > 0 && window.is_hidden(block));
-            if !there && !self.fill_block(window, file, block, caller, buffer)? {
-                return Ok(false);
+            if there || self.store.budget().ask(window, block) {
+                continue;
             }
+            if !self.fill_block(window, file, block, caller, buffer)? {
+                return Ok(None);
+            }
+            read.add(block * BLOCK_BYTES, BLOCK_BYTES);
         }
-        Ok(true)
+        Ok(Some(read))
     }
 
     /// The file's size as the window tells it; None if the file was changed meanwhile. Retires a window that is too small.
@@ -222,11 +233,7 @@ impl Windows {
         caller: &Caller,
         buffer: &mut [u8],
     ) -> Result<bool> {
-        let budget = self.store.budget();
-        if budget.ask(window, block) {
-            return Ok(true);
-        }
-        let _reserved = budget.reserve(window, block);
+        let _reserved = self.store.budget().reserve(window, block);
         let changes = window.changes();
         let buffer = buffer.get_mut(..BLOCK_BYTES as usize);
         let buffer =

@@ -17,6 +17,7 @@ pub const TESTS: &[Test] = &[
     ("an_image_is_cached_once", an_image_is_cached_once),
     ("a_file_of_ones_own_is_nobody_elses", a_file_of_ones_own_is_nobody_elses),
     ("doors_show_only_what_was_opened_through_them", doors_show_only_what_was_opened_through_them),
+    ("the_host_does_not_keep_them_as_well", the_host_does_not_keep_them_as_well),
     ("the_ceiling_holds_under_load", the_ceiling_holds_under_load),
     ("a_door_that_ends_leaves_the_others_their_windows", a_door_that_ends_leaves_the_others_their_windows),
 ];
@@ -136,6 +137,43 @@ fn a_door_that_ends_leaves_the_others_their_windows() {
     assert_eq!(read(&ours, open(&ours, "large", RDONLY)), pattern(1, 0, SIZE));
     assert_eq!(windows(&site, &again), windows(&site, &second));
     assert_eq!(read(&theirs, open(&theirs, "large", RDONLY)), pattern(1, 0, SIZE));
+}
+
+/// Bytes of a file in the host's cache.
+fn cached(file: &fs::File) -> usize {
+    let size = file.metadata().unwrap().len() as usize;
+    let (read, shared) = (rustix::mm::ProtFlags::READ, rustix::mm::MapFlags::SHARED);
+    // SAFETY: a new mapping, of which nothing is touched.
+    let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), size, read, shared, file, 0) }.unwrap();
+    let mut pages = vec![0u8; size.div_ceil(4096)];
+    // SAFETY: the mapping, and a byte for each of its pages.
+    assert_eq!(unsafe { libc::mincore(base, size, pages.as_mut_ptr()) }, 0);
+    // SAFETY: mapped above.
+    unsafe { rustix::mm::munmap(base, size) }.unwrap();
+    pages.iter().filter(|page| **page & 1 != 0).count() * 4096
+}
+
+fn the_host_does_not_keep_them_as_well() {
+    const LARGE: usize = 16 << 20;
+    let mut site = site();
+    let path = site.directory("image").join("library");
+    fs::write(&path, pattern(7, 0, LARGE)).unwrap();
+    let file = fs::File::open(&path).unwrap();
+    file.sync_all().unwrap();
+    if rustix::fs::fstatfs(&file).unwrap().f_type == 0x0102_1994 {
+        println!("skipped in part: files of a tmpfs have no other place");
+        return;
+    }
+    let mnt = container(&mut site, "one");
+    let channel = site.connect(&mnt);
+    let large = open(&channel, "library", RDONLY);
+    let mut bytes = vec![0; 100_000];
+    for at in (0..LARGE).step_by(bytes.len()) {
+        let count = channel.pread(large, &mut bytes, at as u64).unwrap();
+        assert!(bytes[..count] == pattern(7, at as u64, count));
+    }
+    let left = cached(&file);
+    assert!(left <= 5 << 20, "{left} bytes of {LARGE} are there twice");
 }
 
 /// What the whole tmpfs holds, in bytes.
