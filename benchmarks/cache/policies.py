@@ -93,7 +93,12 @@ def segmented(trace: list[int], blocks: int, hidden: float = 0.1) -> Outcome:
 
 
 def trial(
-    trace: list[int], blocks: int, entrance: float = 0.4, tried: float = 0.15, hidden: float = 0.1
+    trace: list[int],
+    blocks: int,
+    entrance: float = 0.4,
+    tried: float = 0.15,
+    hidden: float = 0.1,
+    full: float = 0.85,
 ) -> Outcome:
     """S3-FIFO with hidden ends in place of counters: new blocks pass a small queue; who is asked for in its
     hidden end, or soon after it went, comes into the main queue, which is segmented."""
@@ -122,8 +127,9 @@ def trial(
                 small.put(key)
             while len(ghosts) > blocks:
                 ghosts.popitem(last=False)
-        small.hide(max(1, small_max - int(small_max * tried)))
-        main.hide(max(1, int((blocks - small_max) * (1 - hidden))))
+        if len(small) + len(main) >= int(blocks * full):
+            small.hide(max(1, small_max - int(small_max * tried)))
+            main.hide(max(1, int((blocks - small_max) * (1 - hidden))))
     return Outcome(misses, questions)
 
 

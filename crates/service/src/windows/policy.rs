@@ -18,6 +18,9 @@ const SMALL_HIDDEN: usize = 15;
 /// Of the main queue, percent.
 const MAIN_HIDDEN: usize = 10;
 
+/// Nothing is hidden before so many of all blocks are there, percent: while there is room nobody has to be found out.
+const FULL_SHARE: usize = 85;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Small,
@@ -157,6 +160,9 @@ impl<K: Copy + Eq + Hash> Policy<K> {
     }
 
     fn hide(&mut self, blocks_max: usize, moves: &mut Moves<K>) {
+        if self.places.len() < blocks_max / 100 * FULL_SHARE + blocks_max % 100 * FULL_SHARE / 100 {
+            return;
+        }
         let small_max = small_max(blocks_max);
         let main_max = blocks_max.saturating_sub(small_max);
         let shown_max = [
@@ -207,6 +213,9 @@ mod tests {
         }
 
         fn hide(&mut self, max: usize, moves: &mut Moves<u8>) {
+            if self.parts.iter().map(Vec::len).sum::<usize>() < max * 85 / 100 {
+                return;
+            }
             let small = (max * 2 / 5).max(1);
             let limits = [small - small * 15 / 100, (max - small.min(max)) - (max - small.min(max)) / 10];
             for (at, limit) in [0, 2].into_iter().zip(limits) {
@@ -317,6 +326,17 @@ mod tests {
         }
         let kept = working.clone().filter(|key| policy.contains(key)).count();
         assert!(kept >= 390, "{kept} of {} blocks are left", working.len());
+    }
+
+    #[test]
+    fn nobody_is_asked_about_what_fits() {
+        let (mut policy, mut shown, max) = (Policy::default(), FxHashMap::default(), 1000);
+        for round in 0..5 {
+            for key in 0..840 {
+                assert_eq!(uses(&mut policy, &mut shown, key, max), round > 0);
+            }
+        }
+        assert!(shown.values().all(|shown| *shown));
     }
 
     #[test]

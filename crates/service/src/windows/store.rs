@@ -20,6 +20,8 @@ use super::file::Window;
 
 /// Windows that doors share, in use or not: each is a descriptor.
 const SHARED_MAX: usize = 1024;
+/// Of the process's descriptors, the part that they may have.
+const DESCRIPTORS_SHARE: u64 = 4;
 
 /// See the module.
 pub struct Store {
@@ -30,8 +32,8 @@ pub struct Store {
     last_number: AtomicU64,
 }
 
-#[derive(Default)]
 struct Shared {
+    windows_max: usize,
     windows: FxHashMap<ContentId, Arc<Window>>,
     uses: u64,
 }
@@ -48,7 +50,7 @@ impl Store {
         Arc::new(Self {
             root: root.map(Arc::new),
             budget: Budget::new(bytes),
-            shared: Mutex::default(),
+            shared: Mutex::new(Shared { windows_max: shared_max(), windows: FxHashMap::default(), uses: 0 }),
             last_number: AtomicU64::new(0),
         })
     }
@@ -120,10 +122,16 @@ impl Shared {
         }
         made.use_at(self.uses);
         let mut dropped = self.windows.insert(content, made.clone());
-        if self.windows.len() > SHARED_MAX {
+        if self.windows.len() > self.windows_max {
             let oldest = self.windows.iter().min_by_key(|(_, window)| window.last_use()).map(|(id, _)| *id);
             dropped = oldest.and_then(|content| self.windows.remove(&content));
         }
         (made, dropped)
     }
+}
+
+fn shared_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let part = limit.map_or(u64::MAX, |limit| limit / DESCRIPTORS_SHARE);
+    usize::try_from(part).unwrap_or(usize::MAX).clamp(16, SHARED_MAX)
 }
