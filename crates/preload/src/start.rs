@@ -290,8 +290,16 @@ fn is_wanted(name: &[u8]) -> bool {
 }
 
 fn is_sanitizer(mapping: &Mapping<'_>) -> bool {
-    const RUNTIMES: [&[u8]; 5] =
-        [b"libasan.so", b"libtsan.so", b"libmsan.so", b"liblsan.so", b"libclang_rt."];
+    // The last two are the libraries by which valgrind and rr come into programs: both run or rewrite the C library's code themselves.
+    const RUNTIMES: [&[u8]; 7] = [
+        b"libasan.so",
+        b"libtsan.so",
+        b"libmsan.so",
+        b"liblsan.so",
+        b"libclang_rt.",
+        b"vgpreload_core",
+        b"librrpreload.so",
+    ];
     mapping.end - mapping.start >= SHADOW_BYTES_MIN
         || RUNTIMES.iter().any(|name| mapping.name().starts_with(name))
 }

@@ -72,7 +72,7 @@ pub enum Aside {
 const ASIDES: [(Aside, &[u8]); 11] = [
     (Aside::NoProc, b"/proc cannot be read"),
     (Aside::Secure, b"the program runs with rights that its caller does not have"),
-    (Aside::Sanitizer, b"a sanitizer is at work"),
+    (Aside::Sanitizer, b"a sanitizer, valgrind or rr is at work"),
     (Aside::ShadowStack, b"shadow stacks are in use"),
     (Aside::Threads, b"threads run already"),
     (Aside::NoLibrary, b"no C library that we know"),
