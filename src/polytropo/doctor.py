@@ -127,10 +127,20 @@ def _passthrough(kernel: hostprobe.Fuse) -> Finding:
 
 def _io_uring(kernel: hostprobe.Fuse) -> Finding:
     name, parameter = "fuse-io-uring", Path("/sys/module/fuse/parameters/enable_uring")
-    if kernel.io_uring or parameter.exists():
-        state = "offers" if kernel.io_uring else "has, switched off,"
-        return _finding(name, "good", f"the kernel {state} FUSE over io_uring; services use /dev/fuse")
-    return _finding(name, "good", "the kernel has no FUSE over io_uring; services use /dev/fuse")
+    if kernel.io_uring:
+        return _finding(
+            name, "good", "the kernel offers FUSE over io_uring; services started from now on use it"
+        )
+    if parameter.exists():
+        return _finding(
+            name,
+            "good",
+            "FUSE over io_uring is switched off in the kernel; services use /dev/fuse. "
+            f"To have a queue for each CPU, as root: echo Y > {parameter}, then restart services",
+        )
+    return _finding(
+        name, "good", "the kernel has no FUSE over io_uring (Linux 6.14 and newer do); services use /dev/fuse"
+    )
 
 
 def _user_namespaces(name: str, _home: Path, _fix: bool) -> Iterator[Finding]:

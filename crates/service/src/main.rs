@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use polytropo_libservices::stack::StackDocument;
+use polytropo_service::doors::fuse::Transport;
 use polytropo_service::{copies, keeper, logging, worker};
 
 /// Serves a tenant's containers their files. Started by `polytropo`, not by hand.
@@ -25,7 +26,10 @@ enum Command {
     Keeper(KeeperArguments),
     /// Serve files for a keeper (which starts this).
     #[command(hide = true)]
-    Worker,
+    Worker {
+        #[arg(long, value_enum, default_value_t)]
+        fuse_transport: Transport,
+    },
     /// Run a program in the namespaces of the keeper at RUN_DIR, where its mounts are.
     Enter {
         #[arg(long)]
@@ -70,6 +74,9 @@ struct KeeperArguments {
     /// Where plans of `polytropo tune memcpy` lie.
     #[arg(long)]
     tuning_dir: Option<PathBuf>,
+    /// Which way FUSE requests travel: over io_uring where the kernel offers it (auto, uring) or the device alone.
+    #[arg(long, value_enum, default_value_t)]
+    fuse_transport: Transport,
     /// The tenant's name, for mount tables and logs.
     #[arg(long)]
     tenant: Option<String>,
@@ -84,9 +91,9 @@ struct KeeperArguments {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Keeper(arguments) => run_keeper(arguments),
-        Command::Worker => {
+        Command::Worker { fuse_transport } => {
             logging::start("worker");
-            ExitCode::from(worker::run() as u8)
+            ExitCode::from(worker::run(fuse_transport) as u8)
         }
         Command::CheckStack => check_stack(),
         Command::MapIds { pid } => match keeper::rootless::map_ids_of(pid) {
@@ -120,6 +127,7 @@ fn run_keeper(arguments: KeeperArguments) -> ExitCode {
         rootless: arguments.rootless,
         cache_bytes: arguments.cache_bytes,
         channel_writes: arguments.channel_writes,
+        fuse_transport: arguments.fuse_transport,
         copy_engine: arguments.copy_engine,
         tuning_dir: arguments.tuning_dir,
         devices,

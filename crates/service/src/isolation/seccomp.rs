@@ -240,6 +240,8 @@ fn allowed() -> Result<Rules, seccompiler::Error> {
     rules.insert(SYS_mprotect, vec![lacks_bits(2, PROT_EXEC as u64)?]);
     // Among the CPUs of its cpuset a thread chooses for itself, not for others.
     rules.insert(SYS_sched_setaffinity, vec![is(0, 0)?]);
+    // Rings are made before, and can do little: no other can be made, nor these be changed. Given to and waited for, that is all.
+    rules.insert(SYS_io_uring_enter, vec![is(3, IORING_ENTER_GETEVENTS)?]);
     // Limits are read, never set.
     rules.insert(SYS_prlimit64, vec![rule(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?]);
     rules.insert(
@@ -288,6 +290,7 @@ const FS_IOC_SETFLAGS: u64 = 0x4008_6602;
 const FS_IOC_FSGETXATTR: u64 = 0x801c_581f;
 const FS_IOC_FSSETXATTR: u64 = 0x401c_5820;
 const PR_SET_IO_FLUSHER: c_int = 57;
+const IORING_ENTER_GETEVENTS: u64 = 1;
 
 fn rule(
     argument: u8,

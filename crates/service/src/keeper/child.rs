@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use super::passing::Mounts;
 use super::windows::{WindowPlace, WindowStore};
 use crate::control::{Refusal, describe};
+use crate::doors::fuse::Transport;
 use crate::isolation::ids::Ids;
 use crate::link::{Link, Newcomer, PACKET_DESCRIPTORS_MAX, Report, Task};
 
@@ -61,13 +62,18 @@ pub struct Child {
 
 impl Child {
     /// Starts a worker and waits until it is confined. `copies`: the plan that it copies by.
-    pub fn start(ids: Ids, copies: Option<String>, watcher: Arc<dyn Watcher>) -> Result<Arc<Self>, Refusal> {
+    pub fn start(
+        ids: Ids,
+        copies: Option<String>,
+        transport: Transport,
+        watcher: Arc<dyn Watcher>,
+    ) -> Result<Arc<Self>, Refusal> {
         let (ours, theirs) =
             Link::pair().map_err(|errno| Refusal::of(errno, "the link to a worker cannot be made"))?;
         let (tell, told) = sync_channel(1);
         let spawned = std::thread::Builder::new().name("worker-wait".into()).spawn(move || {
             // The thread that starts the worker lives as long as it: the worker dies with it.
-            match spawn(theirs.into_socket()) {
+            match spawn(theirs.into_socket(), transport) {
                 Ok((mut child, pidfd)) => {
                     let (owner, ended) = sync_channel::<Arc<Child>>(1);
                     let _ = tell.send(Ok((child.id(), pidfd, child.stderr.take(), owner)));
@@ -416,12 +422,12 @@ fn what_went_wrong(report: Report) -> String {
 
 /// Starts the program anew as a worker, the first process of a new PID namespace. The calling thread can start
 /// no other processes in its own afterwards.
-fn spawn(socket: OwnedFd) -> std::io::Result<(std::process::Child, OwnedFd)> {
+fn spawn(socket: OwnedFd, transport: Transport) -> std::io::Result<(std::process::Child, OwnedFd)> {
     // SAFETY: only what this thread starts is concerned; no descriptors are parted.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID)? };
     let child = Command::new("/proc/self/exe")
         .arg0("polytropo-service")
-        .arg("worker")
+        .args(["worker", "--fuse-transport", transport.name()])
         .env_clear()
         .envs(std::env::vars().filter(|(name, _)| name == "POLYTROPO_LOG" || name.starts_with("RUST_")))
         .current_dir("/")

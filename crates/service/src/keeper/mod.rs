@@ -37,6 +37,7 @@ pub struct Config {
     pub cache_bytes: u64,
     /// Programs may write through channels; the kernel then holds back no writes and asks for each open.
     pub channel_writes: bool,
+    pub fuse_transport: crate::doors::fuse::Transport,
     pub copy_engine: crate::copies::Choice,
     /// Where plans for copies lie.
     pub tuning_dir: Option<PathBuf>,

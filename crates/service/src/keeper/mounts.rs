@@ -72,7 +72,7 @@ impl Keeper {
         if let Some(problem) = problem {
             warn!("{problem}");
         }
-        let started = Child::start(ids, copies, watcher.clone())?;
+        let started = Child::start(ids, copies, self.config.fuse_transport, watcher.clone())?;
         started.listen(watcher)?;
         workers.push(started.clone());
         Ok(started)

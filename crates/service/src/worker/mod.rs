@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use log::{error, info, warn};
 
+use crate::doors::fuse::{DOORS_MAX, RingPool, Transport};
 use crate::isolation;
 use crate::link::{Link, Report, Task};
 use serving::{Doors, Given};
@@ -15,11 +16,11 @@ use serving::{Doors, Given};
 const ROOTS_MAX: usize = 1024;
 
 /// Runs until the keeper is gone. The link is standard input.
-pub fn run() -> i32 {
-    match start() {
-        Ok(link) => {
+pub fn run(transport: Transport) -> i32 {
+    match start(transport) {
+        Ok((link, rings)) => {
             let link = Arc::new(link);
-            let ended = serve(&link);
+            let ended = serve(&link, rings);
             match ended {
                 Ok(()) => info!("the keeper is gone"),
                 Err(errno) => error!("the keeper broke the protocol: {errno}"),
@@ -33,10 +34,12 @@ pub fn run() -> i32 {
     }
 }
 
-fn start() -> Result<Link, String> {
+fn start(transport: Transport) -> Result<(Link, Option<Arc<RingPool>>), String> {
     // For ps(1); the program was started by a name that tells nothing.
     let _ = rustix::thread::set_name(c"polytropo-work");
     let link = take_link()?;
+    // Behind its walls it may make no more.
+    let rings = if transport == Transport::Device { None } else { RingPool::new(DOORS_MAX) };
     isolation::enter(|| {
         link.send(&Report::Separated {}, &[]).map_err(|e| format!("the keeper does not listen: {e}"))?;
         match link.receive::<Task>() {
@@ -54,7 +57,7 @@ fn start() -> Result<Link, String> {
         let _ = link.send(&Report::Done { request: 0, problem: Some(problem.clone()) }, &[]);
     })?;
     link.send(&Report::Ready {}, &[]).map_err(|errno| format!("the keeper does not listen: {errno}"))?;
-    Ok(link)
+    Ok((link, rings))
 }
 
 /// Takes the link from standard input and closes all else that was inherited, but the log.
@@ -73,8 +76,8 @@ fn take_link() -> Result<Link, String> {
     Ok(Link::from_socket(link))
 }
 
-fn serve(link: &Arc<Link>) -> rustix::io::Result<()> {
-    let mut doors = Doors::new(link.clone());
+fn serve(link: &Arc<Link>, rings: Option<Arc<RingPool>>) -> rustix::io::Result<()> {
+    let mut doors = Doors::new(link.clone(), rings);
     while let Some((task, descriptors)) = link.receive::<Task>()? {
         match task {
             Task::Serve {

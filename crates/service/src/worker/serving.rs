@@ -16,7 +16,7 @@ use crate::copies::{Tally, counts_by_name};
 use crate::doors::channel::{
     ChannelDoor, ChannelOptions, ChannelStatistics, Grants, Guard, Peer, Posting, WindowAccess,
 };
-use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions, Passthrough};
+use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions, Passthrough, RingPool};
 use crate::doors::modes::Modes;
 use crate::epochs::Epochs;
 use crate::isolation;
@@ -35,6 +35,8 @@ pub struct Doors {
     open: OpenDoors,
     /// The windows of all doors.
     store: Option<Arc<Store>>,
+    /// Made before the walls were up.
+    rings: Option<Arc<RingPool>>,
 }
 
 type OpenDoors = Arc<Mutex<Opened>>;
@@ -101,11 +103,12 @@ struct Plan {
     passthrough: Option<OwnedFd>,
     channel_writes: bool,
     open_table: Arc<OpenTable>,
+    rings: Option<Arc<RingPool>>,
 }
 
 impl Doors {
-    pub fn new(link: Arc<Link>) -> Self {
-        Self { link, stacks: Arc::default(), open: Arc::default(), store: None }
+    pub fn new(link: Arc<Link>, rings: Option<Arc<RingPool>>) -> Self {
+        Self { rings, link, stacks: Arc::default(), open: Arc::default(), store: None }
     }
 
     /// Builds a stack and serves it at a FUSE device.
@@ -144,6 +147,7 @@ impl Doors {
             channel_writes,
             open_table: OpenTable::new(state)
                 .map_err(|errno| format!("the state area cannot be used: {errno}"))?,
+            rings: self.rings.clone(),
         };
         let (link, stacks, open) = (self.link.clone(), self.stacks.clone(), self.open.clone());
         let (tell, told) = sync_channel(1);
@@ -257,6 +261,7 @@ impl Plan {
             stateless_open: !self.channel_writes,
             modes: Some(modes.clone()),
             open_table: Some(self.open_table.clone()),
+            rings: self.rings,
             ..FuseOptions::default()
         };
         let grants: Arc<Grants> = Arc::default();

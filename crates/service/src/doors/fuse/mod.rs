@@ -40,7 +40,7 @@ pub use backings::BACKINGS_MAX;
 pub use opens::Passthrough;
 pub use registrar::{OwnRegistrar, Registrar};
 pub use statistics::{DoorStatistics, OperationStatistics};
-pub use uring::RingPool;
+pub use uring::{DOORS_MAX, RingPool};
 
 use super::crew::Crew;
 use crate::doors::modes::Modes;
@@ -58,7 +58,7 @@ use worker::{Threads, Worker};
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Which way requests travel. The device is there in any case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Transport {
     /// Whatever is faster as a rule.
     #[default]
@@ -240,6 +240,17 @@ impl FuseDoor {
 impl Drop for FuseDoor {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+impl Transport {
+    /// As in options of programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Device => "device",
+            Self::Uring => "uring",
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
 
-pub use pool::RingPool;
+pub use pool::{DOORS_MAX, RingPool};
 pub use server::{Common, Return};
 
 use super::answerer::Answerer;

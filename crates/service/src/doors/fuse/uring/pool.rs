@@ -17,7 +17,7 @@ const PAYLOADS_BYTES_MAX: usize = 64 << 20;
 const PAYLOAD_BYTES_MIN: usize = 128 << 10;
 /// Rings of one process; each takes some 20 KiB of the kernel's memory, three mappings and a descriptor.
 const RINGS_MAX: usize = 256;
-const DOORS_MAX: usize = 32;
+pub const DOORS_MAX: usize = 32;
 
 /// Queues are by CPU: the kernel wants one for each that it might ever have.
 #[derive(Clone, Debug, PartialEq, Eq)]
