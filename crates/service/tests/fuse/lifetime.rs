@@ -10,7 +10,9 @@ use polytropo_libservices::stack::{DirCoherence, DirLayer, Ownership};
 use polytropo_libservices::{DoorId, Libservice};
 use polytropo_service::doors::fuse::{FuseDoor, FuseOptions, mount_options};
 
-use crate::support::{mount_filesystem, on_mount, own_mount_namespace, unmount, why_not};
+use crate::support::{
+    RingSwitch, eventually, mount_filesystem, on_mount, own_mount_namespace, unmount, wants_rings, why_not,
+};
 
 #[test]
 fn an_aborted_connection_ends_the_server_and_all_who_wait() {
@@ -96,4 +98,25 @@ fn a_door_that_is_stopped_ends_its_threads_and_gives_back_the_stack() {
     assert_eq!(Arc::strong_count(&stack), 1, "the door still holds the stack");
     unmount(&mount);
     assert_eq!(fs::read(source.join("f")).unwrap(), b"x");
+}
+
+#[test]
+fn io_uring_is_used_where_it_is_switched_on_and_not_missed_elsewhere() {
+    if wants_rings() {
+        eprintln!("skipped: the switch is held on in this run");
+        return;
+    }
+    for on in [false, true] {
+        let _switch = match RingSwitch::set(on) {
+            Ok(switch) => switch,
+            Err(reason) => return eprintln!("skipped: {reason}"),
+        };
+        on_mount(&["--coherence", "exclusive", "--fuse-transport", "uring"], |site| {
+            fs::write(site.path("f"), "x").unwrap();
+            assert_eq!(fs::read(site.source.join("f")).unwrap().len(), 1);
+            eventually("threads of rings, or none", || {
+                site.server_threads().iter().any(|name| name.contains(".ring")) == on
+            });
+        });
+    }
 }

@@ -90,7 +90,7 @@ pub fn on_each_mount(test: impl Fn(&Site)) {
 }
 
 /// Whether all mounts of this run are to be served over io_uring.
-fn wants_rings() -> bool {
+pub fn wants_rings() -> bool {
     std::env::var_os("POLYTROPO_TEST_FUSE_TRANSPORT").is_some_and(|wanted| wanted == "uring")
 }
 
@@ -206,6 +206,15 @@ impl Site {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.mount.join(name)
+    }
+
+    /// Names of the server's threads.
+    pub fn server_threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.server.id())).expect("list threads");
+        let name = |task: std::io::Result<std::fs::DirEntry>| {
+            std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
+        };
+        tasks.filter_map(name).collect()
     }
 
     /// Aborts the connection as an administrator does.
