@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("changes_take_what_the_kernel_asks_for", changes_take_what_the_kernel_asks_for),
     ("read_only_mounts_are_read_only", read_only_mounts_are_read_only),
     ("random_changes_agree_with_the_kernel", random_changes_agree_with_the_kernel),
+    ("a_file_that_many_make_is_one", a_file_that_many_make_is_one),
 ];
 
 const RDWR: u32 = libc::O_RDWR as u32;
@@ -390,4 +391,26 @@ fn random_changes_agree_with_the_kernel() {
         };
         assert_eq!(told("ours"), told("theirs"));
     });
+}
+
+fn a_file_that_many_make_is_one() {
+    let mut site = Site::start_with(&["--channel-writes"]);
+    let mnt = site.mount("data", json!({"coherence": "exclusive"}));
+    let channel = site.connect(&mnt);
+    for round in 0..400 {
+        let name = format!("f{round}");
+        let together = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            let kernel = scope.spawn(|| {
+                together.wait();
+                fs::OpenOptions::new().append(true).create(true).open(mnt.join(&name)).map(drop)
+            });
+            together.wait();
+            match channel.open(At::Root, name.as_bytes(), CREATE, 0o666, 0) {
+                Ok(opened) => channel.close(opened.file).unwrap(),
+                Err(error) => assert!(matches!(error, Error::Kernel), "{error:?}"),
+            }
+            kernel.join().unwrap().unwrap();
+        });
+    }
 }

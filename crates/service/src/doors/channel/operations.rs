@@ -30,6 +30,9 @@ const LASTING: [Errno; 8] = [
     Errno::ROFS,
     Errno::ISDIR,
 ];
+/// A name that comes and goes under an open that may make it is given up on after so many tries.
+const CREATE_TRIES_MAX: usize = 16;
+
 const _: () = assert!(TAG_AT + TAG_WORDS == REPLY_WORDS && TAG_AT >= ATTRIBUTE_WORDS);
 
 /// One thread's belongings.
@@ -178,6 +181,16 @@ impl Work<'_> {
     }
 
     fn open(&mut self) -> Done {
+        for _ in 0..CREATE_TRIES_MAX {
+            if self.open_or_create()? {
+                return Ok(());
+            }
+        }
+        fail(Errno::STALE, "open a name that comes and goes")
+    }
+
+    /// Says whether it is done: not if somebody else made the file meanwhile that was to be made or opened.
+    fn open_or_create(&mut self) -> Result<bool, Failure> {
         let flags = self.word32(2)? as i32;
         // A file without a name is nothing that this door makes.
         if flags & libc::O_TMPFILE == libc::O_TMPFILE {
@@ -190,11 +203,14 @@ impl Work<'_> {
         if creates {
             if target.found.is_none() && target.name.is_some() {
                 let told = self.door.grants.as_deref().map(Grants::told);
-                let made = self.create(&target, flags)?;
+                let made = match self.create(&target, flags) {
+                    Err(Failure::Error(error)) if !exclusive && error.is(Errno::EXIST) => return Ok(false),
+                    made => made?,
+                };
                 drop(target);
                 self.finish_create(made, flags)?;
                 self.grant_new(told);
-                return Ok(());
+                return Ok(true);
             }
             self.check_present(&target, exclusive)?;
         }
@@ -213,7 +229,8 @@ impl Work<'_> {
         drop(target);
         let file = OpenFile::new(self.door.clone(), looked_up, kind, open_flags, ticket);
         let file = Arc::new(file);
-        self.finish_open(file, attr)
+        self.finish_open(file, attr)?;
+        Ok(true)
     }
 
     /// The file that was made just now may be written without waiting, if nobody has seen it since `told`.
