@@ -27,6 +27,10 @@ class Report:
         self.units[metric] = unit
         self.samples[metric][side].append(value)
 
+    def note_once(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
     def median(self, metric: str, side: str) -> float | None:
         found = self.samples[metric].get(side)
         return statistics.median(found) if found else None

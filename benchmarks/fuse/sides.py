@@ -1,7 +1,9 @@
 """The sides of the comparison: each mounts the same lower directories under an upper of its own."""
 
+import fcntl
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,10 @@ from polytropo.state import State
 
 OURS = "polytropo"
 TIMEOUT_S = 600
+RINGS_TENANT = "rings"
+RINGS_SWITCH = Path("/sys/module/fuse/parameters/enable_uring")
+# Tests that turn the switch hold it, too.
+RINGS_LOCK = Path("/tmp/polytropo-enable-uring.lock")
 
 
 class Side(Protocol):
@@ -73,29 +79,61 @@ class FuseOverlayfs:
 class Polytropo:
     name = OURS
 
-    def __init__(self, state: State, passthrough: bool | None = None) -> None:
+    def __init__(self, state: State, passthrough: bool | None = None, tenant: str | None = None) -> None:
         self._state = state
         self._passthrough = passthrough
+        self._tenant = tenant
 
     def with_passthrough(self, passthrough: bool) -> "Polytropo":
-        return Polytropo(self._state, passthrough)
+        return Polytropo(self._state, passthrough, self._tenant)
+
+    @contextmanager
+    def over_rings(self) -> Iterator["Polytropo | None"]:
+        """The same by FUSE over io_uring, in a service of its own; None where the kernel does not offer it."""
+        tool = Path(sys.executable).parent / "polytropo"
+        with _rings_switched_on() as offered:
+            if not offered:
+                yield None
+                return
+            command(tool, "tenant", "create", RINGS_TENANT)
+            try:
+                yield Polytropo(self._state, self._passthrough, RINGS_TENANT)
+            finally:
+                command(tool, "tenant", "rm", "--force", RINGS_TENANT)
 
     def mount(self, lowers: list[Path], upper: Path | None, at: Path) -> None:
         layers = [Dir(lower, read_only=True, coherence="immutable") for lower in lowers]
         writable = None if upper is None else Dir(upper, coherence="exclusive")
         stack = Stack(Union(layers, upper=writable), self._passthrough)
-        service.mount(self._state, None, stack, at)
+        service.mount(self._state, self._tenant, stack, at)
 
     def unmount(self, at: Path) -> None:
         service.unmount(self._state, at)
 
     def processes(self) -> list[int]:
-        client = service.reach(self._state, "default")
+        client = service.reach(self._state, self._tenant or "default")
         if client is None:
             return []
         with client:
             status = client.status()
         return [status["keeper_pid"], status["worker_pid"]]
+
+
+@contextmanager
+def _rings_switched_on() -> Iterator[bool]:
+    """Switches FUSE over io_uring on for new mounts of the whole machine, then back to what it was."""
+    with RINGS_LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            before = RINGS_SWITCH.read_text()
+            RINGS_SWITCH.write_text("Y")
+        except OSError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            RINGS_SWITCH.write_text(before)
 
 
 @contextmanager

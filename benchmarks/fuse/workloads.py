@@ -151,11 +151,39 @@ def upper_file(place: Place, side: Side, report: Report) -> None:
 
 def small_files(place: Place, side: Side, report: Report) -> None:
     """Create, stat and unlink 5,000 files of 1 KiB."""
+    _small_files(place, side, report, "")
+
+
+def _small_files(place: Place, side: Side, report: Report, how: str) -> None:
     with mounted(side, place.lowers, place.scratch) as at:
         directory = at / "srv" / "small"
         directory.mkdir()
         for name, figure in probe(place, "create-stat-unlink", directory).items():
-            report.add(f"{name} a file of 1 KiB", side.name, per_unit(figure))
+            report.add(f"{name} a file of 1 KiB{how}", side.name, per_unit(figure))
+
+
+def threads(place: Place, side: Side, report: Report) -> None:
+    """One thread and two at the same work; ours by both transports."""
+    _threads(place, side, report, "")
+    if isinstance(side, Polytropo):
+        with side.over_rings() as rings:
+            if rings is None:
+                report.note_once("The kernel does not offer FUSE over io_uring: its rows are missing.")
+                return
+            _threads(place, rings, report, ", io_uring")
+            _small_files(place, rings, report, ", io_uring")
+
+
+def _threads(place: Place, side: Side, report: Report, how: str) -> None:
+    with mounted(side, place.lowers, place.scratch) as at:
+        for count in (1, 2):
+            directory = at / "srv" / f"by{count}"
+            directory.mkdir()
+            figures = probe(place, "together", at / BIG, directory, "--threads", str(count))
+            many = "one thread" if count == 1 else f"{count} threads"
+            reads, made = per_unit(figures["direct_reads"]), per_unit(figures["made_files"])
+            report.add(f"direct read 4 KiB, {many}{how}", side.name, reads)
+            report.add(f"create, stat, unlink, {many}{how}", side.name, made)
 
 
 def untar(place: Place, side: Side, report: Report) -> None:
@@ -262,6 +290,7 @@ ALL = (
     read_only_image,
     upper_file,
     small_files,
+    threads,
     untar,
     copy_up,
     copy_up_huge,

@@ -2,9 +2,11 @@
 //! what is measured. Prints one JSON object: nanoseconds a unit of work and how much work was done.
 
 mod measure;
+mod together;
 mod work;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -59,6 +61,15 @@ enum Work {
         #[arg(long, default_value_t = 5000)]
         count: usize,
     },
+    /// Read random blocks of FILE past the cache, then create, stat and unlink files in DIRECTORY, by several threads: two figures.
+    Together {
+        file: PathBuf,
+        directory: PathBuf,
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+        #[arg(long, default_value_t = 400)]
+        duration_ms: u64,
+    },
     /// Open FILE for writing and change one block in its middle.
     FirstWrite { file: PathBuf },
 }
@@ -76,6 +87,9 @@ fn main() {
         }
         Work::WriteRandom { file, block_bytes, count } => work::write_random(&file, block_bytes, count),
         Work::CreateStatUnlink { directory, count } => work::create_stat_unlink(&directory, count),
+        Work::Together { file, directory, threads, duration_ms } => {
+            together::both(&file, &directory, threads, Duration::from_millis(duration_ms))
+        }
         Work::FirstWrite { file } => work::first_write(&file),
     };
     match outcome {

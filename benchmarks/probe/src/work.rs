@@ -14,10 +14,14 @@ use crate::measure::{Figure, timed};
 type Outcome = io::Result<Vec<Figure>>;
 
 /// A small deterministic generator: the same blocks in every run and on every side.
-struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn new(number: u64) -> Self {
+        Self(0x9e37_79b9_7f4a_7c15 ^ number)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -100,7 +104,7 @@ pub fn read_random(path: &Path, block_bytes: usize, count: usize) -> Outcome {
     let file = File::open(path)?;
     let blocks = file.metadata()?.len() / block_bytes as u64;
     let mut buffer = vec![0; block_bytes];
-    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let mut dice = Dice::new(0);
     one(timed("read_random_calls", || {
         for _ in 0..count {
             file.read_exact_at(&mut buffer, dice.below(blocks) * block_bytes as u64)?;
@@ -127,7 +131,7 @@ pub fn write_random(path: &Path, block_bytes: usize, count: usize) -> Outcome {
     let file = OpenOptions::new().write(true).open(path)?;
     let blocks = file.metadata()?.len() / block_bytes as u64;
     let buffer = vec![0xa5; block_bytes];
-    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let mut dice = Dice::new(0);
     one(timed("write_random_calls", || {
         for _ in 0..count {
             file.write_all_at(&buffer, dice.below(blocks) * block_bytes as u64)?;
