@@ -4,31 +4,27 @@
 //! take long. A channel is served by one thread at a time, which keeps its requests in order.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use polytropo_wire::VERSION;
-use polytropo_wire::channel::TOTAL_BYTES;
-use polytropo_wire::epochs;
-use polytropo_wire::hello::{Verdict, Welcome};
+use polytropo_wire::hello::Verdict;
 use polytropo_wire::message::{Operation, REPLY_WORDS, outcome};
 use polytropo_wire::posts::LINGER_MS;
-use rustc_hash::FxHashSet;
-use rustix::event::{EventfdFlags, epoll};
+use rustix::event::epoll;
 use rustix::io::Errno;
 
 use super::Shared;
+use super::arrivals::{self, BELL, refuse};
 use super::client::{Client, Peer};
 use super::hall::{Active, ChannelStatistics, Hall};
-use super::memory::{ChannelMemory, Request};
+use super::memory::Request;
 use super::operations::{Desk, Work};
 use super::placement::{Placement, current_cpu, leave};
-use super::walk::{Failure, Last, walk};
+use super::walk::Failure;
 use crate::doors::spin::Spin;
-use crate::epochs::Table;
 
 /// Channels of one door.
 const CLIENTS_MAX: usize = 4096;
@@ -41,11 +37,6 @@ const LOOK_MAX: Duration = Duration::from_micros(20);
 /// Rounds between looks at who hung up, under load.
 const ROUNDS_PER_LOOK: u32 = 4096;
 
-/// What the descriptors of a client are, in the low bits of an event's number.
-const BELL: u64 = 0;
-const SOCKET: u64 = 1;
-const PROCESS: u64 = 2;
-const MOUNTS: u64 = 3;
 /// The door's own bell has no client.
 pub const WAKE: u64 = 0;
 
@@ -81,14 +72,6 @@ fn start_thread(hall: &Arc<Hall>, looks: bool) -> io::Result<bool> {
         let thread = Thread::new(hall.clone(), number);
         std::thread::Builder::new().name(name).spawn(move || thread.run(looks))
     })
-}
-
-/// Tells why there is no channel.
-pub fn refuse(socket: BorrowedFd<'_>, verdict: Verdict) {
-    let bytes = Welcome::refusal(verdict).to_bytes();
-    let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
-    // Who is gone, or does not listen, misses nothing.
-    let _ = rustix::net::send(socket, &bytes, flags);
 }
 
 /// One of the door's threads.
@@ -398,7 +381,7 @@ impl Thread {
             let key = hall.last_key.fetch_add(1, Relaxed) + 1;
             // Counted first: what is told of it meanwhile, to another thread, is to find it.
             let mut clients = hall.clients.lock();
-            match open_channel(&self.shared, shown, &hall.epoll, key, peer) {
+            match arrivals::open_channel(&self.shared, shown, &hall.epoll, key, peer) {
                 Ok(client) => {
                     clients.insert(key, Arc::new(client));
                     hall.counters.channels.fetch_add(1, Relaxed);
@@ -445,98 +428,6 @@ fn pace(client: &Client, request: &Request) -> Pace {
         Some(Operation::Write) if client.writes_through(request.words[0]) => Pace::SlowInOrder,
         _ => Pace::Quick,
     }
-}
-
-/// Makes a channel and tells the program.
-fn open_channel(
-    shared: &Arc<Shared>,
-    shown: &OwnedFd,
-    epoll: &OwnedFd,
-    key: u64,
-    peer: Peer,
-) -> rustix::io::Result<Client> {
-    let made = ChannelMemory::new(shared.windows.tally().clone()).and_then(|memory| {
-        let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok((memory, bell))
-    });
-    let (memory, bell) = made.inspect_err(|_| refuse(peer.socket.as_fd(), Verdict::Failed))?;
-    let covered = covered_nodes(shared, &peer);
-    let client = Client::new(memory, bell, peer, shared.clone(), covered);
-    let entered = watch(epoll, key, &client).and_then(|()| greet(&client, shown));
-    if let Err(errno) = entered {
-        refuse(client.peer.socket.as_fd(), Verdict::Failed);
-        for descriptor in client.descriptors() {
-            // Those that were not added yet are not there.
-            let _ = epoll::delete(epoll, descriptor);
-        }
-        return Err(errno);
-    }
-    Ok(client)
-}
-
-fn watch(epoll: &OwnedFd, key: u64, client: &Client) -> rustix::io::Result<()> {
-    use epoll::EventFlags;
-    let add = |descriptor: BorrowedFd<'_>, kind: u64, flags: EventFlags| {
-        epoll::add(epoll, descriptor, epoll::EventData::new_u64(key << 2 | kind), flags)
-    };
-    add(client.bell.as_fd(), BELL, EventFlags::IN)?;
-    add(client.peer.socket.as_fd(), SOCKET, EventFlags::IN | EventFlags::RDHUP)?;
-    add(client.peer.process.as_fd(), PROCESS, EventFlags::IN)?;
-    add(client.peer.mounts.as_fd(), MOUNTS, EventFlags::PRI)
-}
-
-fn greet(client: &Client, shown: &OwnedFd) -> rustix::io::Result<()> {
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-    let welcome = Welcome {
-        version: VERSION,
-        verdict: Verdict::Welcome as u32,
-        channel_bytes: TOTAL_BYTES as u64,
-        device: client.peer.device,
-        mount_id: client.peer.mount_id,
-        epochs_bytes: client.door.epochs.table().map_or(0, |_| epochs::TOTAL_BYTES as u64),
-    };
-    let epochs = client.door.epochs.table().map(Table::descriptor);
-    // Without a table the number of bytes says so, and some descriptor holds the place.
-    let descriptors =
-        [client.memory.descriptor(), client.bell.as_fd(), shown.as_fd(), epochs.unwrap_or(shown.as_fd())];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(Errno::MSGSIZE);
-    }
-    let bytes = welcome.to_bytes();
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    rustix::net::sendmsg(&client.peer.socket, &[io::IoSlice::new(&bytes)], &mut control, flags).map(drop)
-}
-
-/// Nodes on which the process has something else mounted, each looked up once.
-fn covered_nodes(shared: &Arc<Shared>, peer: &Peer) -> FxHashSet<polytropo_libservices::NodeId> {
-    let caller =
-        polytropo_libservices::Caller { door: shared.id, ..polytropo_libservices::Caller::service() };
-    let nothing = FxHashSet::default();
-    let ground = super::walk::Ground {
-        notes: None,
-        stack: &*shared.stack,
-        caller: &caller,
-        covered: &nothing,
-        is_root: peer.is_root,
-        kept: &shared.kept,
-    };
-    let mut found = FxHashSet::default();
-    for path in &peer.covered {
-        let root = shared.stack.getattr(&caller, polytropo_libservices::NodeId::ROOT, None);
-        let Ok(root) = root else { continue };
-        let start = (polytropo_libservices::NodeId::ROOT, root);
-        // What is not there is not met either.
-        let Ok(mut target) = walk(&ground, start, path, Last { follow: false }) else { continue };
-        if let Some(held) = target.found.take() {
-            let (node, _) = held.into_node();
-            if !found.insert(node) {
-                shared.stack.forget(node, 1);
-            }
-        }
-    }
-    found
 }
 
 pub fn ring(bell: BorrowedFd<'_>) {
