@@ -49,7 +49,8 @@ impl Asked {
             return None;
         }
         let mut words = [const { MaybeUninit::uninit() }; TEXT_WORDS];
-        let mut hash = mix(kind ^ 0x243f_6a88_85a3_08d3, at ^ 0x1319_8a2e_0370_7344);
+        // Turned, since `mix` does not look at the lowest bit of what it multiplies by.
+        let mut hash = mix(kind ^ 0x243f_6a88_85a3_08d3, at.rotate_left(1) ^ 0x1319_8a2e_0370_7344);
         let mut count = 0;
         for (place, chunk) in words.iter_mut().zip(path.chunks(8)) {
             let word = match <[u8; 8]>::try_from(chunk) {
