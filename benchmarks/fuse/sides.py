@@ -89,7 +89,7 @@ class Polytropo:
 
     @contextmanager
     def over_rings(self) -> Iterator["Polytropo | None"]:
-        """The same by FUSE over io_uring, in a service of its own; None where the kernel does not offer it."""
+        """The same by FUSE over io_uring, in a service of its own; None where the kernel has none."""
         tool = Path(sys.executable).parent / "polytropo"
         with _rings_switched_on() as offered:
             if not offered:
