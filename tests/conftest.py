@@ -26,6 +26,12 @@ LIBRARY = Path(polytropo.__file__).parent / "_bin/libpolytropo_preload.so"
 _UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
+def pytest_configure() -> None:
+    """What was started in the background by a shell ignores SIGINT, and so would all that tests interrupt."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Isolated:
     """A private mount and process namespace with a state directory of its own.
 
