@@ -12,7 +12,8 @@ use polytropo_wire::channel::{
 use polytropo_wire::hello::Welcome;
 use polytropo_wire::message::{FILES_MAX, Operation, REPLY_WORDS, REQUEST_WORDS, outcome};
 use polytropo_wire::posts::{
-    Ledger, PERMITS_AT, POST_AREAS_AT, POST_BYTES, POSTS, POSTS_AT, Post, STATE_DONE,
+    Ledger, PERMITS_AT, POST_AREAS_AT, POST_BYTES, POSTS, POSTS_AT, Post, STATE_DONE, STATE_PUBLISHED,
+    STATE_TAKEN,
 };
 
 use crate::arena::Arena;
@@ -188,7 +189,8 @@ impl Channel {
         fence(SeqCst);
         loop {
             let state = post.state.load(Acquire);
-            if state == STATE_DONE {
+            // Another thread's may be free again by now.
+            if state == STATE_DONE || (!own && state != STATE_PUBLISHED && state != STATE_TAKEN) {
                 return Ok(());
             }
             self.counters.sleeps.fetch_add(1, Relaxed);

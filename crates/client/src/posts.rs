@@ -4,7 +4,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use polytropo_wire::message::{Operation, opened_flags};
-use polytropo_wire::posts::{POST_BYTES, RING_AT, STATE_DONE, STATE_FREE};
+use polytropo_wire::posts::{POST_BYTES, RING_AT, STATE_FREE};
 
 use crate::channel::Channel;
 use crate::files::InUse;
@@ -113,7 +113,8 @@ impl Channel {
             let bit = 1 << number;
             left &= !bit;
             let post = self.post(number);
-            if post.state.load(Acquire) != STATE_DONE || self.posts.left.fetch_and(!bit, AcqRel) & bit == 0 {
+            // Between a look at its state and the mark's going it could have become the next write's.
+            if !post.reclaim(|| self.posts.left.fetch_and(!bit, AcqRel) & bit != 0) {
                 continue;
             }
             if let Some(state) = self.arena.file((post.file.load(Relaxed) & 0xffff) as usize) {

@@ -30,6 +30,8 @@ pub const STATE_PUBLISHED: u32 = 1;
 /// The service is at it.
 pub const STATE_TAKEN: u32 = 2;
 pub const STATE_DONE: u32 = 3;
+/// The program gives it back to itself; the service has nothing to do with it.
+pub const STATE_RECLAIMED: u32 = 4;
 
 /// Begins the part.
 #[repr(C, align(128))]
@@ -80,6 +82,21 @@ impl Post {
         let taken =
             self.state.compare_exchange(STATE_PUBLISHED, STATE_FREE, Ordering::AcqRel, Ordering::Relaxed);
         taken.is_ok()
+    }
+
+    /// Whether its program takes a post that is done back now: nobody else does then. `is_left` clears the mark that says that nobody waits
+    /// for the post, and tells whether it was there: who has just written it may still have to set it.
+    pub fn reclaim(&self, is_left: impl FnOnce() -> bool) -> bool {
+        let won =
+            self.state.compare_exchange(STATE_DONE, STATE_RECLAIMED, Ordering::AcqRel, Ordering::Relaxed);
+        if won.is_err() {
+            return false;
+        }
+        let ours = is_left();
+        if !ours {
+            self.state.store(STATE_DONE, Ordering::Release);
+        }
+        ours
     }
 
     /// For the service: the sequence number if the post is published and of those that `limit` allows.

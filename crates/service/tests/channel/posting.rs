@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("posted_writes_survive_their_writer", posted_writes_survive_their_writer),
     ("posted_writes_are_in_order", posted_writes_are_in_order),
     ("threads_post_together", threads_post_together),
+    ("posts_that_threads_reuse_are_not_lost", posts_that_threads_reuse_are_not_lost),
     ("appends_of_many_processes_are_whole", appends_of_many_processes_are_whole),
     ("a_full_disk_is_told_once", a_full_disk_is_told_once),
     ("a_cut_comes_after_what_was_posted", a_cut_comes_after_what_was_posted),
@@ -198,6 +199,31 @@ fn threads_post_together() {
             assert!(seen[at..at + 100] == pattern(n as u64, at as u64, 100), "{n} {round} {thread}");
         }
     }
+}
+
+/// Threads that take each other's finished posts back while they write on and on.
+fn posts_that_threads_reuse_are_not_lost() {
+    const EACH: u64 = 6000;
+    let (site, mnt) = site();
+    let channel = site.connect(&mnt);
+    let file = granted(&channel, b"f", CREATE);
+    let write = |thread: u64, round: u64| {
+        let at = (round * 4 + thread) * 16;
+        assert_eq!(channel.pwrite(file, &pattern(1, at, 16), at), Ok(16));
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let write = &write;
+            scope.spawn(move || (0..EACH).for_each(|round| write(thread, round)));
+        }
+    });
+    // Whoever comes later must not wait for a post that is free.
+    (EACH..EACH + 200).for_each(|round| (0..4).for_each(|thread| write(thread, round)));
+    channel.close(file).unwrap();
+    let seen = fs::read(mnt.join("f")).unwrap();
+    assert_eq!(seen.len() as u64, (EACH + 200) * 64);
+    let wrong = (0..seen.len()).step_by(16).find(|at| seen[*at..at + 16] != pattern(1, *at as u64, 16));
+    assert_eq!(wrong, None, "a write was lost");
 }
 
 fn appends_of_many_processes_are_whole() {
