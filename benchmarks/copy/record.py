@@ -15,7 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.path.places import TIMEOUT_S, Keeper, ext4_in_memory
+from benchmarks.common.host import ext4_in_memory
+from benchmarks.path.places import DISK_BYTES, TIMEOUT_S, Keeper
 from benchmarks.path.programs import C_FILES, fill
 from polytropo.fs import Files
 from polytropo.observe import Copies, sum_copies
@@ -44,7 +45,7 @@ def main() -> None:
         os.environ["BENCH_ISOLATED"] = "1"
         words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable]
         os.execvp("unshare", [*words, "-m", "benchmarks.copy.record", *sys.argv[1:]])
-    scratch = ext4_in_memory()
+    scratch = ext4_in_memory(DISK_BYTES)
     work = fill(scratch / "work")
     (work / "large").write_bytes(random.Random(1).randbytes(LARGE_BYTES))
     volume = scratch / "volume"

@@ -14,7 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.path.places import TIMEOUT_S, Keeper, ext4_in_memory
+from benchmarks.common.host import ext4_in_memory
+from benchmarks.path.places import DISK_BYTES, TIMEOUT_S, Keeper
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROBE = REPOSITORY / "target" / "release" / "polytropo-path-probe"
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--time-ms", type=int, required=True)
     arguments = parser.parse_args()
-    scratch = ext4_in_memory()
+    scratch = ext4_in_memory(DISK_BYTES)
     places = {engine: _Place(scratch, engine, arguments.tuning_dir) for engine in ENGINES}
     samples: Samples = {}
     dice = random.Random(1)

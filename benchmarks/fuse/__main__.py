@@ -15,9 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.common.host import command, ext4_in_memory
 from benchmarks.common.report import Report
 from benchmarks.fuse import engines, workloads
-from benchmarks.fuse.sides import OURS, FuseOverlayfs, KernelOverlay, Polytropo, Side, command, mounted
+from benchmarks.fuse.sides import OURS, FuseOverlayfs, KernelOverlay, Polytropo, Side, mounted
 from polytropo.state import State
 from polytropo.trees import remove_tree
 
@@ -38,7 +39,7 @@ def main() -> None:
     if os.environ.get("BENCH_ISOLATED") != "1":
         _isolate()
     _check_tools()
-    where = arguments.directory or _ext4_in_memory()
+    where = arguments.directory or ext4_in_memory(DISK_BYTES)
     with tempfile.TemporaryDirectory(prefix="bench-fuse-", dir=where) as scratch:
         Path(scratch).chmod(0o711)
         report = _measure(Path(scratch), arguments.rounds, arguments.only)
@@ -54,21 +55,6 @@ def _isolate() -> None:
     os.environ["BENCH_ISOLATED"] = "1"
     words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable]
     os.execvp("unshare", [*words, "-m", "benchmarks.fuse", *sys.argv[1:]])
-
-
-def _ext4_in_memory() -> Path:
-    """An ext4 filesystem that no other program's writes, and no disk's moods, can slow down.
-
-    It goes with this mount namespace, and its loop device with it.
-    """
-    command("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES + (64 << 20)}", "tmpfs", "/mnt")
-    disk, at = Path("/mnt/disk"), Path("/mnt/ext4")
-    with disk.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, DISK_BYTES)
-    at.mkdir()
-    command("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", disk)
-    command("mount", "-o", "loop", disk, at)
-    return at
 
 
 def _check_tools() -> None:

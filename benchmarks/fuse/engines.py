@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.common.host import command
 from benchmarks.common.report import Report
-from benchmarks.fuse.sides import command
 from benchmarks.fuse.workloads import elapsed_ns
 
 # Debian's podman under a hybrid control group tree, where raising limits is not permitted.

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from benchmarks.common.host import TIMEOUT_S, command
 from polytropo import service
 from polytropo.compose import Dir, Stack, Union
 from polytropo.state import State
 
 OURS = "polytropo"
-TIMEOUT_S = 600
 RINGS_TENANT = "rings"
 RINGS_SWITCH = Path("/sys/module/fuse/parameters/enable_uring")
 # Tests that turn the switch hold it, too.
@@ -32,16 +32,6 @@ class Side(Protocol):
 
     def processes(self) -> list[int]:
         """The processes that serve the mount."""
-
-
-def command(*words: str | Path, timeout_s: float = TIMEOUT_S) -> str:
-    """Runs a program and returns what it printed; its failure ends the benchmark with all that it said."""
-    done = subprocess.run(
-        list(map(str, words)), capture_output=True, text=True, timeout=timeout_s, check=False
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(map(str, words))}: status {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 class KernelOverlay:

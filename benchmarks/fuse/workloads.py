@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.common.host import command
 from benchmarks.common.report import Report
 from benchmarks.fuse.sides import (
     Polytropo,
     Side,
-    command,
     drop_caches,
     mounted,
     mounted_read_only,

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.common.host import ext4_in_memory
 from benchmarks.common.report import Report
 from benchmarks.path import places, programs
 from benchmarks.path.places import FUSE, OVERLAY, PRELOADED, Keeper, Place
@@ -37,7 +38,7 @@ def main() -> None:
         os.environ["BENCH_ISOLATED"] = "1"
         words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable]
         os.execvp("unshare", [*words, "-m", "benchmarks.path", *sys.argv[1:]])
-    scratch = places.ext4_in_memory()
+    scratch = ext4_in_memory(places.DISK_BYTES)
     keeper = Keeper(scratch / "run")
     parts = arguments.only or PARTS
     if "calls" in parts:

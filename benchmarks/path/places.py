@@ -1,15 +1,16 @@
 """Where the sides of the comparison work: directories on one ext4 filesystem, shown in different ways."""
 
 import json
-import os
 import random
 import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from benchmarks.common import host
 from polytropo.preload_files import stage_library, stage_sites
 from polytropo.service import service_binary
 
@@ -24,6 +25,8 @@ OVERLAY = "overlayfs"
 FUSE_OVERLAYFS = "fuse-overlayfs"
 C_LIBRARY = Path("/lib/x86_64-linux-gnu/libc.so.6")
 
+command = partial(host.command, timeout_s=TIMEOUT_S)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -36,26 +39,6 @@ class Place:
     socket: Path | None = None
     """Where the probe connects instead of asking the kernel."""
     writable: bool = True
-
-
-def ext4_in_memory() -> Path:
-    """An empty ext4 filesystem on a loop device in memory; goes with the mount namespace."""
-    size = f"size={DISK_BYTES + (64 << 20)}"
-    command("mount", "-t", "tmpfs", "-o", size, "tmpfs", "/mnt")
-    disk, at = Path("/mnt/disk"), Path("/mnt/ext4")
-    with disk.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, DISK_BYTES)
-    at.mkdir()
-    command("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", disk)
-    command("mount", "-o", "loop", disk, at)
-    return at
-
-
-def command(*words: str | Path, cwd: Path | None = None) -> None:
-    """Runs a program; its failure ends the benchmark with all that it said."""
-    done = subprocess.run(words, capture_output=True, text=True, cwd=cwd, timeout=TIMEOUT_S, check=False)
-    if done.returncode != 0:
-        sys.exit(f"bench-path: {words}: status {done.returncode}\n{done.stdout}{done.stderr}")
 
 
 class Keeper:
