@@ -74,7 +74,7 @@ soak: bootstrap build venv aarch64
 	$(VENV)/bin/pytest -m soak
 
 bench-fuse: product-bootstrap build venv
-	@tools/bootstrap $(BENCH_PACKAGES)
+	@tools/bootstrap $(BENCH_PACKAGES) git
 	$(VENV)/bin/python -m benchmarks.fuse $(BENCH_ARGUMENTS)
 
 .PHONY: bench-cache

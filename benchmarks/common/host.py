@@ -4,6 +4,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from polytropo.cgroups import Group
+
 TIMEOUT_S = 600.0
 
 
@@ -15,6 +17,13 @@ def command(*words: str | Path, timeout_s: float = TIMEOUT_S) -> str:
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, words))}: status {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
+
+
+def in_group(group: Group, *words: str | Path) -> list[str]:
+    """The words by which a program runs in a control group from its beginning."""
+    files = " ".join(f"'{file}'" for file in group.procs_files())
+    script = f'for file in {files}; do echo 0 >"$file" || exit 1; done; exec "$@"'
+    return ["sh", "-c", script, "sh", *map(str, words)]
 
 
 def ext4_in_memory(size_bytes: int) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.common.host import command, ext4_in_memory
 from benchmarks.common.report import Report
-from benchmarks.fuse import engines, workloads
+from benchmarks.fuse import engines, pressure, programs, workloads
 from benchmarks.fuse.sides import OURS, FuseOverlayfs, KernelOverlay, Polytropo, Side, mounted
 from polytropo.state import State
 from polytropo.trees import remove_tree
@@ -25,6 +25,23 @@ from polytropo.trees import remove_tree
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE = "bench"
 DISK_BYTES = 6 << 30
+WORKLOADS = (
+    workloads.image_tree,
+    workloads.lower_file,
+    workloads.read_only_image,
+    programs.static_program,
+    workloads.upper_file,
+    workloads.small_files,
+    workloads.threads,
+    workloads.untar,
+    programs.whole_programs,
+    workloads.copy_up,
+    workloads.copy_up_huge,
+    pressure.twice_the_memory,
+    pressure.second_container,
+    workloads.memory,
+    workloads.runc_start,
+)
 
 
 def main() -> None:
@@ -73,7 +90,7 @@ def _measure(scratch: Path, rounds: int, only: list[str] | None) -> Report:
     place = _place(state, scratch)
     sides: list[Side] = [KernelOverlay(), FuseOverlayfs(), Polytropo(state)]
     report = Report("FUSE door beside overlayfs and fuse-overlayfs", ours=OURS)
-    for workload in workloads.ALL:
+    for workload in WORKLOADS:
         if only and workload.__name__ not in only:
             continue
         started = time.monotonic()
@@ -106,6 +123,7 @@ def _place(state: State, scratch: Path) -> workloads.Place:
             file.write(os.urandom(workloads.MIB))
     for number in range(workloads.MANY_FILES):
         (extra / workloads.MANY / f"{number:04}").write_bytes(os.urandom(4096))
+    programs.fill(extra)
     library = Path(sysconfig.get_path("stdlib"))
     source = scratch / "source.tar"
     packages = (

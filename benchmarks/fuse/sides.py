@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks.common.host import TIMEOUT_S, command
+from benchmarks.common.host import TIMEOUT_S, command, in_group
 from polytropo import service
+from polytropo.cgroups import Group
 from polytropo.compose import Dir, Stack, Union
 from polytropo.state import State
+from polytropo.tenants import tenant_group
 
 OURS = "polytropo"
-RINGS_TENANT = "rings"
+TENANT = "bench"
 RINGS_SWITCH = Path("/sys/module/fuse/parameters/enable_uring")
 # Tests that turn the switch hold it, too.
 RINGS_LOCK = Path("/tmp/polytropo-enable-uring.lock")
@@ -50,11 +52,14 @@ class KernelOverlay:
 class FuseOverlayfs:
     name = "fuse-overlayfs"
 
-    def __init__(self) -> None:
+    def __init__(self, group: Group | None = None) -> None:
+        self._group = group
         self._processes: dict[Path, subprocess.Popen[bytes]] = {}
 
     def mount(self, lowers: list[Path], upper: Path | None, at: Path) -> None:
         words = ["fuse-overlayfs", "-f", "-o", _options(lowers, upper), str(at)]
+        if self._group is not None:
+            words = in_group(self._group, *words)
         self._processes[at] = subprocess.Popen(words)
         _wait_for_mount(at)
 
@@ -80,16 +85,22 @@ class Polytropo:
     @contextmanager
     def over_rings(self) -> Iterator["Polytropo | None"]:
         """The same by FUSE over io_uring, in a service of its own; None where the kernel has none."""
-        tool = Path(sys.executable).parent / "polytropo"
         with _rings_switched_on() as offered:
             if not offered:
                 yield None
                 return
-            command(tool, "tenant", "create", RINGS_TENANT)
-            try:
-                yield Polytropo(self._state, self._passthrough, RINGS_TENANT)
-            finally:
-                command(tool, "tenant", "rm", "--force", RINGS_TENANT)
+            with self.in_tenant() as (rings, _):
+                yield rings
+
+    @contextmanager
+    def in_tenant(self, *limits: str) -> Iterator[tuple["Polytropo", Group]]:
+        """The same in a tenant of its own, and that tenant's group."""
+        tool = Path(sys.executable).parent / "polytropo"
+        command(tool, "tenant", "create", TENANT, *limits)
+        try:
+            yield Polytropo(self._state, self._passthrough, TENANT), tenant_group(self._state, TENANT)
+        finally:
+            command(tool, "tenant", "rm", "--force", TENANT)
 
     def mount(self, lowers: list[Path], upper: Path | None, at: Path) -> None:
         layers = [Dir(lower, read_only=True, coherence="immutable") for lower in lowers]
@@ -127,20 +138,20 @@ def _rings_switched_on() -> Iterator[bool]:
 
 
 @contextmanager
-def mounted(side: Side, lowers: list[Path], scratch: Path, upper: Path | None = None) -> Iterator[Path]:
-    """A fresh mount (with a fresh upper unless one is given), gone at the end."""
-    at = scratch / "at"
-    fresh = scratch / "upper"
+def mounted(side: Side, lowers: list[Path], scratch: Path, name: str = "at") -> Iterator[Path]:
+    """A mount with a fresh upper, gone at the end."""
+    at = scratch / name
+    fresh = scratch / f"{name}.upper"
     for directory in (at, fresh):
         directory.mkdir()
     # What was done before must not be written out at this side's expense.
     command("sync")
-    side.mount(lowers, upper or fresh, at)
+    side.mount(lowers, fresh, at)
     try:
         yield at
     finally:
         side.unmount(at)
-        for directory in (fresh, fresh.with_name("upper.work")):
+        for directory in (fresh, fresh.with_name(f"{name}.upper.work")):
             shutil.rmtree(directory, ignore_errors=True)
         at.rmdir()
 

@@ -282,18 +282,3 @@ def elapsed_ns(*words: str | Path) -> int:
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, words))}: status {done.returncode}\n{done.stderr.decode()}")
     return elapsed
-
-
-ALL = (
-    image_tree,
-    lower_file,
-    read_only_image,
-    upper_file,
-    small_files,
-    threads,
-    untar,
-    copy_up,
-    copy_up_huge,
-    memory,
-    runc_start,
-)
