@@ -46,6 +46,30 @@ fn what_is_written_is_read_and_lies_below() {
 }
 
 #[test]
+fn times_that_programs_are_told_are_those_below() {
+    let mtime = |path: &Path| {
+        let told = fs::metadata(path).unwrap();
+        (told.mtime(), told.mtime_nsec())
+    };
+    on_each_mount(|site| {
+        for (round, bytes) in [&b"made"[..], b"cut and written"].into_iter().enumerate() {
+            let told: Vec<_> = (0..50)
+                .map(|number| {
+                    let path = site.path(&number.to_string());
+                    fs::write(&path, bytes).unwrap();
+                    mtime(&path)
+                })
+                .collect();
+            for (number, told) in told.into_iter().enumerate() {
+                let name = number.to_string();
+                File::open(site.path(&name)).unwrap().sync_all().unwrap();
+                assert_eq!(mtime(&site.source.join(&name)), told, "file {number} of round {round}");
+            }
+        }
+    });
+}
+
+#[test]
 fn appends_of_several_writers_all_arrive() {
     on_each_mount(|site| {
         let path = site.path("log");

@@ -2,6 +2,7 @@
 
 use polytropo_libservices::{
     Capabilities, Entry, Errno, Error, FallocateMode, HandleId, NodeId, OpenFlags, Opened, Result, SeekTo,
+    SetAttr, SetTime,
 };
 
 use super::abi::{self, FileOpenFlags};
@@ -187,7 +188,8 @@ impl Operation<'_> {
             self.write_pages(asked.fh, asked.offset, data)
         } else {
             self.on_file((self.node, asked.fh), OpenFlags::WRITE, |handle| {
-                self.stack().write(&self.caller, self.node, handle, asked.offset, data)
+                let write = || self.stack().write(&self.caller, self.node, handle, asked.offset, data);
+                if late { self.keeping_mtime(handle, write) } else { write() }
             })
         };
         if let (true, Err(error)) = (late, &written) {
@@ -200,6 +202,15 @@ impl Operation<'_> {
     /// Without write-back others write too, through channels, and the size that the kernel knows may be old.
     fn kernel_places_appends(&self) -> bool {
         self.agreed.exclusive() && self.agreed.writeback()
+    }
+
+    fn keeping_mtime<T>(&self, handle: HandleId, write: impl FnOnce() -> Result<T>) -> Result<T> {
+        let look = || Ok(self.stack().getattr(&self.caller, self.node, Some(handle))?.mtime);
+        let put_back = |mtime| {
+            let changes = SetAttr { mtime: Some(SetTime::At(mtime)), ..SetAttr::default() };
+            self.stack().setattr(&self.caller, self.node, Some(handle), &changes).map(drop)
+        };
+        self.session.times.keep(self.node, look, write, put_back)
     }
 
     /// Writes mapped pages through an open file of their own: the one that the kernel names may be open for appending.

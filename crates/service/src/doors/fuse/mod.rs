@@ -24,6 +24,7 @@ mod session;
 mod statistics;
 #[cfg(test)]
 mod tests;
+mod times;
 mod uring;
 mod worker;
 

@@ -51,8 +51,14 @@ impl Operation<'_> {
     pub(super) fn setattr(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::SetattrIn = a.take()?;
         let (changes, fh) = changes(&asked);
-        let attr =
-            self.file_if_open(fh, |handle| self.stack().setattr(&self.caller, self.node, handle, &changes))?;
+        let set = || {
+            self.file_if_open(fh, |handle| self.stack().setattr(&self.caller, self.node, handle, &changes))
+        };
+        let changes_mtime = changes.mtime.is_some() || changes.size_bytes.is_some();
+        let attr = match changes_mtime && self.agreed.writeback() {
+            true => self.session.times.set(self.node, || set().map(|attr| (attr.mtime, attr)))?,
+            false => set()?,
+        };
         reply.put(&self.timeouts().attr_out(&attr))
     }
 

@@ -18,6 +18,7 @@ use super::opens::Opens;
 use super::renewed::RenewedNodes;
 use super::reply::{Held, Reply, Timeouts};
 use super::request::{Arguments, Request};
+use super::times::Times;
 
 /// What all threads of a door share.
 pub struct Session {
@@ -27,6 +28,7 @@ pub struct Session {
     pub open_files: OpenFiles,
     pub opens: Opens,
     pub late_errors: LateErrors,
+    pub times: Times,
     /// Has the kernel told that what it knows of a node is out of date.
     pub outdated: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
     negotiated: OnceLock<Negotiated>,
@@ -66,6 +68,7 @@ impl Session {
             open_files,
             opens,
             late_errors: LateErrors::default(),
+            times: Times::default(),
             outdated: OnceLock::new(),
             negotiated: OnceLock::new(),
             panicked: AtomicBool::new(false),
