@@ -56,6 +56,8 @@ class WindowStats(msgspec.Struct, kw_only=True):
 
     bytes_max: int = 0
     bytes: int = 0
+    held_bytes: int = 0
+    """Of these, for writes that the layers have not got yet."""
     windows: int = 0
     fills: int = 0
     """Blocks of 64 KiB that were read from layers."""

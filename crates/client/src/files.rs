@@ -49,6 +49,8 @@ pub struct FileState {
     carried_bytes: AtomicU64,
     /// Writes that returned and whose outcome is not known.
     pub(crate) posted: AtomicU32,
+    /// Not 0: some write was posted since the file was opened.
+    pub(crate) posted_any: AtomicU32,
     /// Error of such a write, to be told once.
     pub(crate) error: AtomicU32,
     window: AtomicPtr<u8>,
@@ -99,6 +101,7 @@ impl Channel {
         state.number.store(file.0, Relaxed);
         state.flags.store(flags, Relaxed);
         state.posted.store(0, Relaxed);
+        state.posted_any.store(0, Relaxed);
         state.error.store(0, Relaxed);
         state.chunk.store(Chunk::to_word(carried.map(|(chunk, _)| chunk)), Relaxed);
         state.carried_bytes.store(carried.map_or(0, |(_, bytes)| bytes), Relaxed);
@@ -125,7 +128,7 @@ impl Channel {
     pub fn close(&self, file: File) -> Result<()> {
         let entered = self.enter(file)?;
         // What failed is told now or never; the file is closed all the same.
-        let settled = self.settle(&entered);
+        let settled = self.settle_all(&entered);
         let close = |users: u32| (users & ALIVE != 0).then_some(users & !ALIVE | CLOSING);
         let closed = entered.state.users.fetch_update(AcqRel, Acquire, close);
         closed.map_err(|_| Error::Errno(EBADF))?;

@@ -62,7 +62,7 @@ pub(crate) fn put_path(claim: &Claim<'_>, at: usize, path: &[u8]) -> Result<u64>
 impl Channel {
     /// A round trip and nothing else.
     pub fn ping(&self) -> Result<()> {
-        self.claim()?.ask(Operation::Ping, &[]).map(drop)
+        self.claim()?.ask(Operation::Ping, &[0]).map(drop)
     }
 
     /// openat(2). `flags` and `mode` as there; `umask` is the process's.

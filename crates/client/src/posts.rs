@@ -53,6 +53,7 @@ impl Channel {
         post.waiters.store(0, Relaxed);
         // Before it can be done: whoever frees it counts down.
         used.state.posted.fetch_add(1, Relaxed);
+        used.state.posted_any.store(1, Relaxed);
         if post.publish(self.issued(), permit, used.file.0) {
             let left = self.posts.left.fetch_or(bit, AcqRel) | bit;
             self.counters.posted_writes.fetch_add(1, Relaxed);
@@ -140,10 +141,19 @@ impl Channel {
         self.told(used)
     }
 
+    /// As `settle`, and what was posted is no longer held by the service either.
+    pub(crate) fn settle_all(&self, used: &InUse<'_>) -> Result<()> {
+        if used.state.posted_any.load(Relaxed) != 0 {
+            self.claim()?.ask(Operation::Ping, &[used.file.0])?;
+            self.reclaim_posts();
+        }
+        self.told(used)
+    }
+
     #[cold]
     fn settle_posts(&self) -> Result<()> {
         // Before any request is done, what was posted is.
-        self.claim()?.ask(Operation::Ping, &[])?;
+        self.claim()?.ask(Operation::Ping, &[0])?;
         self.reclaim_posts();
         // Other threads may go on posting, which need not be waited for.
         Ok(())

@@ -8,6 +8,7 @@ pub mod copies;
 pub mod doors;
 pub mod enter;
 pub mod epochs;
+pub mod held;
 pub mod isolation;
 pub mod keeper;
 pub mod link;

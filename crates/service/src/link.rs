@@ -24,7 +24,7 @@ pub enum Task {
     /// The id maps are written. The plan by which bytes are copied; none is memcpy(3).
     Mapped { copies: Option<String> },
     /// Serve a stack at a FUSE device. Descriptors: the document, the directory of windows, the same as programs see it, the state
-    /// area, with `passthrough` the door's end of the socket for it, the devices; the directories come in `Roots` packets after it.
+    /// area, the memory of held writes, with `passthrough` the door's end of the socket for it, the devices; the directories come in `Roots` packets after it.
     Serve {
         request: u64,
         door: u64,
@@ -73,6 +73,10 @@ pub enum Report {
     Done { request: u64, problem: Option<String> },
     /// A door's counters.
     Statistics { request: u64, statistics: serde_json::Value },
+    /// From now on bytes of a file may be held that programs have written. Descriptor: the file, which the keeper keeps.
+    Holds { door: u64, key: u64 },
+    /// Nothing of it is held any more, nor will be.
+    LetsGo { door: u64, key: u64 },
     /// A door has ended: its last mount is gone, or it was aborted.
     Ended { door: u64, problem: Option<String> },
 }

@@ -22,6 +22,7 @@ pub enum Fault {
     SizeKept,
     BlocksKept,
     HiddenKept,
+    ChangeUncounted,
 }
 
 /// Never, but where a test of the model planted it.

@@ -11,9 +11,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
+use super::keeping::Keeping;
 use super::passing::Mounts;
 use super::windows::{WindowPlace, WindowStore};
 use crate::control::{Refusal, describe};
@@ -27,6 +28,7 @@ const LOG_BURST_BYTES: usize = 64 << 10;
 const LOG_PERIOD: Duration = Duration::from_secs(10);
 const SENTENCE_MAX_CHARS: usize = 500;
 const LOG_LINE_MAX_BYTES: u64 = 4096;
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Hears of doors and of the worker's end. Called on threads of the child's own.
@@ -53,11 +55,15 @@ pub struct Child {
     link: Link,
     /// Where files lie that may be passed through.
     mounts: Mutex<Mounts>,
+    /// What it holds of files, for the case that it dies.
+    keeping: Keeping,
     /// Keeps the packets of one task together.
     sending: Mutex<()>,
     waiting: Mutex<HashMap<u64, SyncSender<Outcome>>>,
     last_request: AtomicU64,
     alive: AtomicBool,
+    /// Whether a thread still hears what it says, or said before it ended.
+    hears: (Mutex<bool>, Condvar),
 }
 
 impl Child {
@@ -103,10 +109,12 @@ impl Child {
             namespace: OnceLock::new(),
             link: ours,
             mounts: Mutex::default(),
+            keeping: Keeping::default(),
             sending: Mutex::new(()),
             waiting: Mutex::default(),
             last_request: AtomicU64::new(0),
             alive: AtomicBool::new(true),
+            hears: Default::default(),
         });
         let _ = owner.send(child.clone());
         child.wait_until_ready(copies)?;
@@ -153,10 +161,14 @@ impl Child {
     /// Hears the worker's reports until it ends. Runs on a thread of its own.
     pub fn listen(self: &Arc<Self>, watcher: Arc<dyn Watcher>) -> Result<(), Refusal> {
         let child = self.clone();
+        *self.hears.0.lock() = true;
         let spawned = std::thread::Builder::new().name("worker-link".into()).spawn(move || {
             loop {
                 let sound = match child.link.receive::<Report>() {
                     Ok(None) => break,
+                    Ok(Some((Report::Holds { door, key }, descriptors))) => {
+                        child.keeping.keep(door, key, descriptors)
+                    }
                     Ok(Some((report, descriptors))) if descriptors.is_empty() => {
                         child.heard(report, &*watcher)
                     }
@@ -168,7 +180,12 @@ impl Child {
                 }
             }
             child.kill();
+            *child.hears.0.lock() = false;
+            child.hears.1.notify_all();
         });
+        if spawned.is_err() {
+            *self.hears.0.lock() = false;
+        }
         spawned.map(drop).map_err(|error| Refusal::new(format!("the worker cannot be heard: {error}")))
     }
 
@@ -182,6 +199,7 @@ impl Child {
             }
             Report::Ended { door, problem } => {
                 let known = watcher.door_ended(self, door);
+                self.keeping.end(door);
                 match problem {
                     Some(problem) if known => warn!("door {door} ended: {}", presentable(&problem)),
                     _ if known => info!("door {door} ended"),
@@ -189,7 +207,8 @@ impl Child {
                 }
                 known
             }
-            Report::Separated {} | Report::Ready {} => false,
+            Report::LetsGo { door, key } => self.keeping.let_go(door, key),
+            Report::Separated {} | Report::Ready {} | Report::Holds { .. } => false,
         }
     }
 
@@ -208,6 +227,10 @@ impl Child {
             Ok(status) => warn!("worker {} ended: {status}", self.pid),
             Err(error) => error!("worker {} cannot be waited for: {error}", self.pid),
         }
+        // What it sent before it died is heard first.
+        self.hears.1.wait_while_for(&mut self.hears.0.lock(), |hears| *hears, LAST_WORDS_TIMEOUT);
+        // Before another may serve the same files.
+        self.keeping.recover(self.pid);
         self.alive.store(false, SeqCst);
         self.waiting.lock().clear();
         watcher.worker_ended();
@@ -221,13 +244,18 @@ impl Child {
     /// Has the worker serve a stack at `devices`, and tell its open files in `state`; with `passing`, its way to have files passed through.
     pub fn serve(
         &self,
-        (door, state): (u64, &OwnedFd),
+        (door, state, held): (u64, &OwnedFd, &OwnedFd),
         (document, document_bytes): (&OwnedFd, usize),
         windows: &WindowPlace,
         passing: Option<&OwnedFd>,
         devices: &[OwnedFd],
         roots: &[OwnedFd],
     ) -> Result<(), Refusal> {
+        let cannot = |errno| Refusal::of(errno, "the memory of held writes cannot be shared");
+        self.keeping.begin(
+            door,
+            held.try_clone().map_err(|e| cannot(Errno::from_io_error(&e).unwrap_or(Errno::MFILE)))?,
+        );
         let (request, answer) = self.expect();
         let (cache_bytes, passthrough) = (windows.cache_bytes, passing.is_some());
         let roots_count = roots.len();
@@ -242,7 +270,8 @@ impl Child {
         };
         let sent = {
             let _together = self.sending.lock();
-            let mut first = vec![document.as_fd(), windows.own.as_fd(), windows.shown.as_fd(), state.as_fd()];
+            let mut first = vec![document.as_fd(), windows.own.as_fd(), windows.shown.as_fd()];
+            first.extend([state.as_fd(), held.as_fd()]);
             first.extend(passing.map(AsFd::as_fd));
             first.extend(devices.iter().map(AsFd::as_fd));
             self.send(&task, &first).and_then(|()| {
@@ -467,10 +496,12 @@ mod tests {
             namespace: OnceLock::new(),
             link: ours,
             mounts: Mutex::default(),
+            keeping: Keeping::default(),
             sending: Mutex::new(()),
             waiting: Mutex::default(),
             last_request: AtomicU64::new(0),
             alive: AtomicBool::new(true),
+            hears: Default::default(),
         });
         child.listen(Arc::new(Nobody)).unwrap();
         (process, child, theirs)

@@ -2,6 +2,7 @@
 
 pub mod channels;
 mod child;
+mod keeping;
 mod mounting;
 mod mounts;
 mod orders;

@@ -16,6 +16,7 @@ use super::passing;
 use super::roots::{self, Obstacle, Root};
 use super::table::{self, Door};
 use crate::control::{Answer, Refusal};
+use crate::held;
 use crate::isolation::ids::Ids;
 use crate::state::{self, StateReader};
 
@@ -197,10 +198,18 @@ impl Keeper {
             true => pass_through(door, &devices[0], &worker, roots.iter().zip(&copies)),
             false => None,
         };
+        let held = held::make(door).map_err(cannot)?;
         let attached = worker
             .window_place(door, self.config.cache_bytes, channel_writes)
             .and_then(|windows| {
-                worker.serve((door, &state), (&sealed, length), &windows, passing.as_ref(), &devices, &copies)
+                worker.serve(
+                    (door, &state, &held),
+                    (&sealed, length),
+                    &windows,
+                    passing.as_ref(),
+                    &devices,
+                    &copies,
+                )
             })
             .and_then(|()| target.show(superblock).map_err(cannot));
         let mut table = self.table.lock();

@@ -34,6 +34,8 @@ struct State {
     policy: Policy<Key>,
     windows: FxHashMap<u64, Account>,
     words_bytes: u64,
+    /// Taken by what is no window.
+    other_bytes: u64,
     /// Fills between making room and the end. Each may take memory that the policy counts as free again.
     under_way: usize,
 }
@@ -62,6 +64,8 @@ pub struct WindowStatistics {
     pub bytes_max: u64,
     /// Allocated, of `bytes_max`.
     pub bytes: u64,
+    /// Of these, for writes that the layers have not got yet.
+    pub held_bytes: u64,
     pub windows: u64,
     /// Blocks read from the layers below.
     pub fills: u64,
@@ -78,6 +82,33 @@ impl Budget {
     /// How many blocks there may be.
     pub fn blocks_max(&self) -> u64 {
         self.bytes_max / BLOCK_BYTES
+    }
+
+    pub fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
+    /// Takes a part of the budget for something else; false if windows would have less than half.
+    pub fn take(&self, bytes: u64) -> bool {
+        let decided = {
+            let mut state = self.state.lock();
+            let sum = state.other_bytes + bytes;
+            if sum > self.bytes_max / 2 {
+                return false;
+            }
+            state.other_bytes = sum;
+            let blocks_max = state.blocks_max(self.bytes_max);
+            let mut moves = Moves::default();
+            state.policy.shrink(blocks_max, &mut moves);
+            state.decided(moves)
+        };
+        self.make(decided);
+        true
+    }
+
+    /// What was taken is free again.
+    pub fn give_back(&self, bytes: u64) {
+        self.state.lock().other_bytes -= bytes;
     }
 
     /// Counts a window's words; false if there is no room for so many.
@@ -166,7 +197,8 @@ impl Budget {
         let state = self.state.lock();
         WindowStatistics {
             bytes_max: self.bytes_max,
-            bytes: state.words_bytes + state.policy.len() as u64 * BLOCK_BYTES,
+            bytes: state.words_bytes + state.other_bytes + state.policy.len() as u64 * BLOCK_BYTES,
+            held_bytes: state.other_bytes,
             windows: state.windows.len() as u64,
             fills: self.counters.fills.load(Relaxed),
             shown_again: self.counters.shown_again.load(Relaxed),
@@ -211,7 +243,7 @@ impl State {
     }
 
     fn blocks_max(&self, bytes_max: u64) -> usize {
-        let left = bytes_max.saturating_sub(self.words_bytes) / BLOCK_BYTES;
+        let left = bytes_max.saturating_sub(self.words_bytes + self.other_bytes) / BLOCK_BYTES;
         usize::try_from(left).unwrap_or(usize::MAX).saturating_sub(self.under_way).max(BLOCKS_MIN)
     }
 

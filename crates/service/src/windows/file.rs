@@ -220,6 +220,26 @@ impl Window {
         })
     }
 
+    /// Bytes of the file were changed, and so are those that are in place here. The file has `size_bytes` now.
+    ///
+    /// # Safety
+    /// `bytes` can be read for `count` bytes.
+    pub unsafe fn change(&self, offset: u64, bytes: NonNull<u8>, count: usize, size_bytes: u64) {
+        let mut changes = self.changes.lock();
+        if size_bytes > self.geometry.capacity_bytes {
+            // It has outgrown this window.
+            return self.view().retire(&mut changes);
+        }
+        self.view().change(&mut changes, (offset, count as u64), size_bytes, |at, part| {
+            // SAFETY: the block is in place and lies in the mapping; readers believe none of it before its word says so.
+            unsafe {
+                let to = self.base.as_ptr().add((self.geometry.bytes_at() + at) as usize);
+                let from = bytes.as_ptr().add((at - offset) as usize);
+                crate::copies::copy(to, from, part as usize, Situation::Handed);
+            }
+        });
+    }
+
     /// Takes a block's bytes away.
     pub fn evict(&self, block: u64) {
         let changes = self.changes.lock();

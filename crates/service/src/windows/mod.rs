@@ -11,6 +11,7 @@ mod file;
 mod policy;
 mod store;
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -243,6 +244,18 @@ impl Windows {
         buffer[count..].fill(0);
         self.tally.add(Situation::Handed, buffer.len());
         window.fill(block, buffer, changes)
+    }
+
+    /// Bytes of a file were changed by the only one who knows it, who may read them here.
+    ///
+    /// # Safety
+    /// `bytes` can be read for `count` bytes.
+    pub unsafe fn written(&self, node: NodeId, offset: u64, (bytes, count): (NonNull<u8>, usize), size: u64) {
+        let own = self.table.lock().own.get(&node).cloned();
+        if let Some(own) = own {
+            // SAFETY: the caller's word.
+            unsafe { own.change(offset, bytes, count, size) };
+        }
     }
 
     /// A file changed, or may have.

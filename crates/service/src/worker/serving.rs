@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Weak};
@@ -19,6 +19,7 @@ use crate::doors::channel::{
 use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions, Passthrough, RingPool};
 use crate::doors::modes::Modes;
 use crate::epochs::Epochs;
+use crate::held::{Custodian, Held};
 use crate::isolation;
 use crate::link::{Link, Newcomer, Report};
 use crate::passing::{KeepersRegistrar, SIZE_MIN_BYTES};
@@ -78,7 +79,7 @@ impl Stacks {
 
 /// What comes with the order to serve.
 pub struct Given {
-    /// The document, the tmpfs of windows, the door's directory there as programs see it, the state area, with `passthrough` the way to the keeper for
+    /// The document, the tmpfs of windows, the door's directory there as programs see it, the state area, the memory of held writes, with `passthrough` the way to the keeper for
     /// it, the device, and one more device for each thread but the first.
     pub descriptors: Vec<OwnedFd>,
     pub document_bytes: usize,
@@ -103,6 +104,9 @@ struct Plan {
     passthrough: Option<OwnedFd>,
     channel_writes: bool,
     open_table: Arc<OpenTable>,
+    /// Memory for held writes, and the way to the keeper that keeps their files.
+    held: OwnedFd,
+    link: Arc<Link>,
     rings: Option<Arc<RingPool>>,
 }
 
@@ -114,10 +118,13 @@ impl Doors {
     /// Builds a stack and serves it at a FUSE device.
     pub fn serve(&mut self, number: u64, given: Given, roots: Vec<OwnedFd>) -> Result<(), String> {
         let mut descriptors = given.descriptors.into_iter();
-        let (Some(document), Some(own), Some(shown), Some(state)) =
-            (descriptors.next(), descriptors.next(), descriptors.next(), descriptors.next())
+        let (Some(document), Some(own), Some(shown)) =
+            (descriptors.next(), descriptors.next(), descriptors.next())
         else {
-            return Err("the keeper sent no document, or no room for windows or state".into());
+            return Err("the keeper sent no document, or no room for windows".into());
+        };
+        let (Some(state), Some(held)) = (descriptors.next(), descriptors.next()) else {
+            return Err("the keeper sent no room for state or held writes".into());
         };
         let passthrough = if given.passthrough { descriptors.next() } else { None };
         let Some(device) = descriptors.next() else {
@@ -147,6 +154,8 @@ impl Doors {
             channel_writes,
             open_table: OpenTable::new(state)
                 .map_err(|errno| format!("the state area cannot be used: {errno}"))?,
+            held,
+            link: self.link.clone(),
             rings: self.rings.clone(),
         };
         let (link, stacks, open) = (self.link.clone(), self.stacks.clone(), self.open.clone());
@@ -273,12 +282,15 @@ impl Plan {
         let door = FuseDoor::start(self.device, seen, options, self.id)
             .map_err(|error| format!("the FUSE door {} cannot be opened: {error}", self.number))?;
         let place = self.store.place(&format!("door-{}", self.number)).map_err(|error| error.to_string())?;
+        let custodian = Box::new(KeepersCare { link: self.link, door: self.number });
+        let held = Held::new(&self.held, stack.clone(), self.store.budget().clone(), custodian)
+            .map_err(|errno| format!("the memory of held writes cannot be used: {errno}"))?;
         let channel_options = ChannelOptions {
             modes,
             kernel_tells: self.channel_writes,
             windows: WindowAccess { store: self.store, place, shown: Some(self.shown) },
             settle: Some(door.settle()),
-            posting: Some(Posting { grants, outdate: door.outdate(), kernel_door: self.id }),
+            posting: Some(Posting { grants, outdate: door.outdate(), kernel_door: self.id, held }),
             open_table: Some(self.open_table),
         };
         let channels = ChannelDoor::start(stack, channel_options, channel_door(self.id))
@@ -305,6 +317,23 @@ fn attend(number: u64, door: Arc<FuseDoor>, channels: Arc<ChannelDoor>, link: &L
     drop(door);
     // A keeper that is gone needs no report.
     let _ = link.send(&Report::Ended { door: number, problem: None }, &[]);
+}
+
+/// Files of which bytes are held are in the keeper's care.
+struct KeepersCare {
+    link: Arc<Link>,
+    door: u64,
+}
+
+impl Custodian for KeepersCare {
+    fn keep(&self, key: u64, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        self.link.send(&Report::Holds { door: self.door, key }, &[file])
+    }
+
+    fn let_go(&self, key: u64) {
+        // A keeper that is gone keeps nothing.
+        let _ = self.link.send(&Report::LetsGo { door: self.door, key }, &[]);
+    }
 }
 
 /// The channels of a door have a number of their own: each hears of what the other changes.

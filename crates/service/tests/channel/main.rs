@@ -4,6 +4,7 @@
 //! own: this program runs itself once for each.
 
 mod copies;
+mod held;
 mod hostile;
 mod lookups;
 mod posting;
@@ -28,6 +29,7 @@ fn tests() -> Vec<Test> {
         reading::TESTS,
         writing::TESTS,
         posting::TESTS,
+        held::TESTS,
         lookups::TESTS,
         hostile::TESTS,
         sharing::TESTS,

@@ -170,6 +170,37 @@ impl<'a> View<'a> {
         true
     }
 
+    /// The file was changed from `offset` on as `put` does it: of each block that is in place, it is told where the bytes are that it is to
+    /// change, and how many. What is being filled meanwhile does not count.
+    pub fn change(
+        &self,
+        changes: &mut Changes,
+        (offset, count): (u64, u64),
+        size_bytes: u64,
+        mut put: impl FnMut(u64, u64),
+    ) {
+        if !has(Fault::ChangeUncounted) {
+            changes.0 += 1;
+        }
+        let (mut at, end) = (offset, offset.saturating_add(count));
+        while at < end {
+            let block = at / BLOCK_BYTES;
+            let part = (BLOCK_BYTES - at % BLOCK_BYTES).min(end - at);
+            let Some(word) = self.word(block) else { break };
+            let bits = word.load(Relaxed) & (RESIDENT | KEPT);
+            if self.take_back(changes, block) {
+                put(at, part);
+                // As it was before: hidden ones stay hidden.
+                word.store(next(word.load(Relaxed)) | bits, Release);
+            }
+            at += part;
+        }
+        let known = self.header.size_bytes.load(Relaxed);
+        if known != SIZE_UNKNOWN && known < size_bytes {
+            self.header.size_bytes.store(size_bytes, Release);
+        }
+    }
+
     /// False, and nothing is done, if the file has changed since there were `seen` changes.
     pub fn set_size(&self, changes: &Changes, seen: u64, size_bytes: u64) -> bool {
         let current = changes.0 == seen || has(Fault::SizeAfterChange);

@@ -8,7 +8,7 @@ use polytropo_libservices::{
 use polytropo_wire::channel::AREA_BYTES;
 
 use super::client::OpenFile;
-use super::operations::{Done, FOLLOW, NO_FOLLOW, Work};
+use super::operations::{Done, FOLLOW, NO_FOLLOW, Work, told_late};
 use super::permissions::{self, WRITE, has, in_group, is_owner};
 use super::walk::{Failure, fail};
 
@@ -32,6 +32,7 @@ impl Work<'_> {
 
     pub(super) fn write(&mut self) -> Done {
         let (file, handle) = self.writable(0)?;
+        told_late(&file)?;
         let (offset, count) = (self.word(1), self.word(2));
         let end = i64::try_from(offset).ok().and_then(|at| at.checked_add(i64::try_from(count).ok()?));
         let Some(count) = usize::try_from(count).ok().filter(|c| *c <= AREA_BYTES && end.is_some()) else {
@@ -107,7 +108,9 @@ impl Work<'_> {
         match file.kind {
             super::client::Kind::File(handle) => {
                 self.door.may_serve(file.node)?;
-                Ok(self.door.own.fsync(self.caller(), file.node, handle, data_only)?)
+                let synced = self.door.own.fsync(self.caller(), file.node, handle, data_only);
+                told_late(&file)?;
+                Ok(synced?)
             }
             super::client::Kind::Directory(handle) => {
                 Ok(self.door.stack.fsyncdir(self.caller(), file.node, handle, data_only)?)

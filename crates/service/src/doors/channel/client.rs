@@ -17,6 +17,7 @@ use super::posted::Draining;
 use super::walk::{Failure, Ground, fail};
 use crate::doors::modes::Ticket;
 use crate::epochs::Notes;
+use crate::held::LateError;
 use crate::state::{self, Listed, OpenRecord};
 use crate::windows::Holder;
 
@@ -46,6 +47,8 @@ pub struct OpenFile {
     patience: AtomicU32,
     /// Bytes posted since the last grant.
     posted_bytes: AtomicU64,
+    /// Of writes that had returned.
+    pub late: Arc<LateError>,
     listed: OnceLock<Listed>,
 }
 
@@ -74,6 +77,7 @@ impl OpenFile {
             waited: AtomicU32::new(0),
             patience: AtomicU32::new(1),
             posted_bytes: AtomicU64::new(0),
+            late: Arc::default(),
             listed: OnceLock::new(),
         }
     }
@@ -93,6 +97,10 @@ impl OpenFile {
 
     pub fn count_posted(&self, bytes: u64) {
         self.posted_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub fn posted_bytes(&self) -> u64 {
+        self.posted_bytes.load(Relaxed)
     }
 
     /// Given back when the file is closed.
@@ -150,6 +158,11 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         let stack = &self.door.stack;
+        if let (Some(held), Kind::File(_)) = (&self.door.held, &self.kind)
+            && self.flags.contains(OpenFlags::WRITE)
+        {
+            held.end(self.node);
+        }
         if let (Some(grants), Some(grant)) = (&self.door.grants, self.grant.get_mut().take()) {
             grants.give_back(self.node, &grant);
         }

@@ -82,6 +82,9 @@ impl Grants {
         if let Some(client) = grant.client.upgrade() {
             client.memory.withdraw(grant.number);
             client.drain();
+            if let Some(held) = &client.door.held {
+                held.end(node);
+            }
             if let Ok(file) = client.file(grant.number) {
                 file.lose_patience();
             }

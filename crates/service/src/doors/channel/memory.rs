@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::copies::{Counting, Tally};
+use crate::held::Source;
 
 /// A request, copied out of its slot.
 #[derive(Clone, Copy, Debug)]
@@ -255,6 +256,12 @@ impl ChannelMemory {
             std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr().add(to.len()), post.bytes);
             to.set_len(to.len() + post.bytes);
         }
+    }
+
+    /// Where a post's bytes lie. The program may change them at any time.
+    pub fn post_bytes(&self, post: &Posted) -> Source {
+        assert!(post.number < POSTS && post.bytes <= POST_BYTES);
+        Source { bytes: self.part(POST_AREAS_AT + post.number * POST_BYTES), count: post.bytes }
     }
 
     pub fn finish_post(&self, number: usize, outcome: u32) {

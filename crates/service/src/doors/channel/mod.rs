@@ -35,6 +35,7 @@ use polytropo_wire::copies::Counts;
 use super::modes::{Access, Decision, Door, Mode, Modes, Ticket, Users, Watcher, Wish};
 use crate::copies::Tally;
 use crate::epochs::Epochs;
+use crate::held::{self, Held, HeldLayer};
 use crate::state::OpenTable;
 use crate::windows::{Place, Store, Windows};
 use driver::Driver;
@@ -68,6 +69,8 @@ pub struct Posting {
     pub outdate: Outdate,
     /// The door of that kernel, which need not be told of changes of what it does not cache.
     pub kernel_door: DoorId,
+    /// Where posted bytes are held; None: nowhere, they go to the layers at once.
+    pub held: Option<Arc<Held>>,
 }
 
 pub type Outdate = Box<dyn Fn(NodeId) + Send + Sync>;
@@ -89,9 +92,10 @@ pub struct Shared {
     pub stack: Arc<dyn Libservice>,
     /// The same stack.
     pub epochs: Arc<Epochs>,
-    /// For what a program does with its own open files.
+    /// For what a program does with its own open files. Shows what is held of them.
     pub own: Arc<dyn Libservice>,
     pub grants: Option<Arc<Grants>>,
+    pub held: Option<Arc<Held>>,
     outdate: Option<Outdate>,
     kernel_door: Option<DoorId>,
     /// Bytes that were posted.
@@ -121,16 +125,22 @@ impl Shared {
         let place = place.filter(|_| coherence != Coherence::Shared);
         // Only where nobody but this service writes, and the kernel tells of what it has open.
         let posting = options.posting.filter(|_| options.kernel_tells && coherence == Coherence::Exclusive);
-        let (grants, outdate, kernel_door) = match posting {
-            Some(posting) => (Some(posting.grants), Some(posting.outdate), Some(posting.kernel_door)),
-            None => (None, None, None),
+        let (grants, outdate, kernel_door, held) = match posting {
+            Some(posting) => {
+                (Some(posting.grants), Some(posting.outdate), Some(posting.kernel_door), posting.held)
+            }
+            None => (None, None, None, None),
+        };
+        let own: Arc<dyn Libservice> = match &held {
+            Some(held) => Arc::new(HeldLayer::new(stack.clone(), held.clone())),
+            None => stack.clone(),
         };
         let guarded: Arc<dyn Libservice> = match &grants {
             Some(grants) => Arc::new(Guard::new(stack.clone(), grants.clone())),
             None => stack.clone(),
         };
         let shared = Arc::new(Self {
-            windows: Windows::new(stack.clone(), store, place),
+            windows: Windows::new(own.clone(), store, place),
             shown,
             immutable: coherence == Coherence::Immutable,
             read_only: !stack.capabilities().contains(Capabilities::WRITE),
@@ -142,14 +152,23 @@ impl Shared {
             modes: options.modes,
             epochs,
             grants,
+            held,
             outdate,
             kernel_door,
             grown: AtomicU64::new(0),
             looked_for_room: Mutex::new(None),
-            own: stack,
+            own,
             stack: guarded,
             id,
         });
+        if let Some(held) = &shared.held {
+            let door = Arc::downgrade(&shared);
+            held.tell_of_losses(Box::new(move |node| {
+                if let Some(shared) = door.upgrade() {
+                    shared.windows.changed(node);
+                }
+            }));
+        }
         shared.stack.observe(Arc::new(Listener(Arc::downgrade(&shared))));
         let watcher: Weak<Shared> = Arc::downgrade(&shared);
         if !shared.modes.watch(watcher) {
@@ -216,7 +235,9 @@ struct Listener(Weak<Shared>);
 impl Observer for Listener {
     fn changed(&self, change: Change<'_>, _origin: DoorId) {
         // What this door changed itself is no exception: told before it is acknowledged.
-        if let (Change::Inode { node }, Some(shared)) = (change, self.0.upgrade()) {
+        if let (Change::Inode { node }, Some(shared)) = (change, self.0.upgrade())
+            && !held::is_writing_back(node)
+        {
             shared.windows.changed(node);
         }
     }
@@ -246,6 +267,7 @@ impl Watcher for Shared {
 /// The channels of one stack.
 pub struct ChannelDoor {
     driver: Mutex<Driver>,
+    held: Option<Arc<Held>>,
     tally: Arc<Tally>,
     stopped: AtomicBool,
 }
@@ -254,7 +276,8 @@ impl ChannelDoor {
     pub fn start(epochs: Arc<Epochs>, options: ChannelOptions, id: DoorId) -> io::Result<Self> {
         let shared = Shared::new(epochs, options, id);
         let tally = shared.windows.tally().clone();
-        Ok(Self { driver: Mutex::new(Driver::start(shared)?), tally, stopped: AtomicBool::new(false) })
+        let held = shared.held.clone();
+        Ok(Self { held, driver: Mutex::new(Driver::start(shared)?), tally, stopped: AtomicBool::new(false) })
     }
 
     /// Serves a program. It is told by a welcome on its socket, from a thread of the door.
@@ -275,6 +298,9 @@ impl ChannelDoor {
     pub fn stop(&self) {
         if !self.stopped.swap(true, Ordering::Relaxed) {
             self.driver.lock().stop();
+            if let Some(held) = &self.held {
+                held.flush_all();
+            }
         }
     }
 }

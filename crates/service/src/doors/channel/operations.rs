@@ -69,7 +69,7 @@ impl Work<'_> {
             return fail(Errno::NOSYS, "do something unknown");
         };
         match operation {
-            Operation::Ping => Ok(()),
+            Operation::Ping => self.ping(),
             Operation::Open if self.opens_only()? => self.kept(Self::open),
             Operation::Open => self.open(),
             Operation::Close => self.client.close(self.word(0)),
@@ -339,6 +339,7 @@ impl Work<'_> {
             return fail(Errno::BADF, "read a file that is open for writing only");
         }
         self.door.may_serve(file.node)?;
+        told_late(&file)?;
         let (offset, count) = (self.word(1), self.word(2).min(AREA_BYTES as u64) as usize);
         if i64::try_from(offset).is_err() {
             return fail(Errno::INVAL, "read at such an offset");
@@ -348,6 +349,19 @@ impl Work<'_> {
         self.put(&self.desk.bytes[..count.min(AREA_BYTES)])?;
         self.reply[0] = count as u64;
         Ok(())
+    }
+
+    /// Nothing; with a file, whatever of its writes is not with the layers yet, and what became of them.
+    fn ping(&mut self) -> Done {
+        let number = self.word(0);
+        if number == 0 {
+            return Ok(());
+        }
+        let file = self.client.file(number)?;
+        if let Some(held) = &self.door.held {
+            held.flush(file.node);
+        }
+        told_late(&file)
     }
 
     fn file_status(&mut self) -> Done {
@@ -423,6 +437,14 @@ impl Work<'_> {
         self.reply[window::NAME] = name[0];
         self.reply[window::NAME_MORE] = name[1];
         Ok(())
+    }
+}
+
+/// What became of writes that had returned, once.
+pub(super) fn told_late(file: &OpenFile) -> Done {
+    match file.late.take() {
+        0 => Ok(()),
+        errno => fail(Errno::from_raw_os_error(errno as i32), "write what was held"),
     }
 }
 

@@ -1,15 +1,20 @@
 //! Applying what was posted.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use polytropo_libservices::{Caller, Errno, OpenFlags};
 
 use super::client::{Client, OpenFile};
 use super::memory::Posted;
+use crate::held::{HeldFile, Piece};
 
 /// Bytes that are written at once, if the posts lie one behind the other.
 const RUN_BYTES_MAX: usize = 256 << 10;
+
+/// A file is held once so many bytes of it were posted: smaller ones are written in one go as it is.
+const HOLD_FROM_BYTES: u64 = 64 << 10;
 
 /// Room that each client keeps for them.
 const KEPT_BYTES_MAX: usize = 64 << 10;
@@ -25,6 +30,13 @@ struct Run {
     posts: Vec<(usize, usize)>,
 }
 
+/// The file of the last post, if its posts are held.
+#[derive(Default)]
+struct Holding {
+    number: u64,
+    file: Option<(Arc<OpenFile>, Arc<HeldFile>)>,
+}
+
 impl Client {
     /// Whether something was posted since it was looked at.
     pub fn has_posts(&self) -> bool {
@@ -38,30 +50,37 @@ impl Client {
 
     /// Applies all that was published before the call. For any thread: whoever comes while another is at it waits.
     pub fn drain(&self) {
-        let finished = self.apply();
+        let (finished, _) = self.apply();
         finished.iter().for_each(|(number, outcome)| self.memory.finish_post(*number, *outcome));
     }
 
     /// `drain` for threads that the kernel does not wait for: programs that wait for their posts hear of them after the kernel did.
     /// False if there was nothing.
     pub fn drain_and_settle(&self) -> bool {
-        let finished = self.apply();
-        if finished.is_empty() {
-            return false;
-        }
+        let (finished, any) = self.apply();
         if self.heard_by_kernel.swap(false, Relaxed) {
             self.door.settle();
         }
         finished.iter().for_each(|(number, outcome)| self.memory.finish_post(*number, *outcome));
-        true
+        any
     }
 
-    fn apply(&self) -> Vec<(usize, u32)> {
+    /// Number and outcome of those that are applied and not finished; and whether there were any.
+    fn apply(&self) -> (Vec<(usize, u32)>, bool) {
         let mut run = self.draining.lock();
         let taken = self.memory.take_posts();
         let count = taken.len() as u64;
-        let mut finished = Vec::with_capacity(taken.len());
+        let mut finished = Vec::new();
+        let mut holding = Holding::default();
         for post in taken {
+            if self.holds(&mut holding, &post) {
+                // What came before it in other files is applied before, too.
+                self.apply_run(&mut run, &mut finished);
+                let outcome = self.hold(&holding, &post);
+                // At once: its place is wanted for the next one.
+                self.memory.finish_post(post.number, outcome);
+                continue;
+            }
             if !run.takes(&post) {
                 self.apply_run(&mut run, &mut finished);
                 run.file = post.file;
@@ -76,7 +95,54 @@ impl Client {
         self.apply_run(&mut run, &mut finished);
         // One that a program damaged or took back is counted by nobody, and has us look each time.
         self.posts_applied.fetch_add(count, Release);
-        finished
+        (finished, count > 0)
+    }
+
+    /// Whether a post is to be held: writes of files that are granted, once so much was posted that it pays.
+    fn holds(&self, holding: &mut Holding, post: &Posted) -> bool {
+        let Some(held) = &self.door.held else { return false };
+        if holding.number != post.file {
+            *holding = Holding { number: post.file, file: None };
+            let Ok(file) = self.file(post.file) else { return false };
+            let pays = file.flags.contains(OpenFlags::WRITE) && file.posted_bytes() >= HOLD_FROM_BYTES;
+            if let (true, Ok(handle)) = (pays && self.memory.is_permitted(post.file), file.file()) {
+                let mut caller = self.peer.caller.clone();
+                caller.door = self.door.kernel_door.unwrap_or(caller.door);
+                let begun = held.begin((file.node, handle), file.flags, &caller, &file.late);
+                holding.file = begun.map(|begun| (file, begun));
+            }
+        }
+        // Once withdrawn nothing is held any more: whoever withdrew waits for us, and then for what is held.
+        holding.file.is_some() && self.memory.is_permitted(post.file)
+    }
+
+    fn hold(&self, holding: &Holding, post: &Posted) -> u32 {
+        let (Some(held), Some((file, into))) = (&self.door.held, &holding.file) else { return 0 };
+        let late = file.late.take();
+        if late != 0 {
+            return late;
+        }
+        let see = |piece: Piece| {
+            let bytes = (piece.bytes, piece.count);
+            // SAFETY: the piece is there as long as this runs.
+            unsafe { self.door.windows.written(file.node, piece.offset, bytes, piece.size_bytes) };
+        };
+        let from = self.memory.post_bytes(post);
+        // SAFETY: the post's bytes lie in the channel's memory, which lives as long as the client.
+        let put = catch_unwind(AssertUnwindSafe(|| unsafe { held.put(into, post.offset, from, see) }));
+        file.count_posted(post.bytes as u64);
+        self.door.grew(post.bytes as u64);
+        match put {
+            Ok(Ok(())) => 0,
+            Ok(Err(error)) => {
+                log::debug!("posted write of process {}: {error}", self.peer.caller.pid);
+                error.errno().raw_os_error() as u32
+            }
+            Err(_) => {
+                log::error!("channel door {}: a posted write cannot be held", self.door.id.0);
+                Errno::IO.raw_os_error() as u32
+            }
+        }
     }
 
     fn apply_run(&self, run: &mut Run, finished: &mut Vec<(usize, u32)>) {
@@ -252,7 +318,9 @@ impl super::Shared {
         let space = self.own.statfs(&Caller::service(), polytropo_libservices::NodeId::ROOT);
         let room = space.is_ok_and(|space| {
             let bytes = space.blocks_available.saturating_mul(u64::from(space.block_size_bytes));
-            bytes >= SPARE_BYTES + 2 * channel * (grants + 1)
+            // What is held finds room, too.
+            let held = self.held.as_ref().map_or(0, |held| 2 * held.bytes_max());
+            bytes >= SPARE_BYTES.max(held) + 2 * channel * (grants + 1)
         });
         *self.looked_for_room.lock() = Some((std::time::Instant::now(), room));
         room

@@ -1,0 +1,379 @@
+//! Takes bytes in.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use polytropo_libservices::{Caller, HandleId, Libservice, NodeId, OpenFlags, Result};
+use rustc_hash::FxHashMap;
+
+use super::bell::Bell;
+use super::file::{HeldFile, LateError, Page, Pages};
+use super::layout::{Area, PAGE_BYTES, PAGES, range_word};
+use crate::windows::Budget;
+
+/// Files of one door of which something is held: the keeper has a descriptor of each.
+pub const FILES_MAX: usize = 128;
+/// Pages that are allocated at a time.
+const GROW_PAGES: usize = 512;
+/// Of the tenant's cache, the part that may be held.
+const CACHE_SHARE: u64 = 4;
+
+/// Has a file in safe-keeping, for the case that this process dies.
+pub trait Custodian: Send + Sync {
+    fn keep(&self, key: u64, file: BorrowedFd<'_>) -> rustix::io::Result<()>;
+    fn let_go(&self, key: u64);
+}
+
+/// The held writes of one door.
+pub struct Held {
+    pub(super) area: Area,
+    pub(super) below: Arc<dyn Libservice>,
+    custodian: Box<dyn Custodian>,
+    budget: Arc<Budget>,
+    pub(super) pages_max: usize,
+    pub(super) files: Mutex<Files>,
+    /// How many files there are, for those who find none.
+    count: AtomicUsize,
+    pub(super) slots: Mutex<Slots>,
+    /// Wakes who looks after it.
+    pub(super) bell: Arc<Bell>,
+    /// To be told of files whose held bytes are lost.
+    pub(super) lost: OnceLock<Lost>,
+    pub(super) scratch: Mutex<Vec<u8>>,
+}
+
+type Lost = Box<dyn Fn(NodeId) + Send + Sync>;
+
+#[derive(Default)]
+pub(super) struct Files {
+    pub by_node: FxHashMap<NodeId, Arc<HeldFile>>,
+    last_key: u64,
+    pub ended: bool,
+    pub watched: bool,
+}
+
+/// Pages of the memory.
+#[derive(Default)]
+pub(super) struct Slots {
+    free: Vec<u32>,
+    /// Those below are allocated.
+    pub grown: usize,
+    /// What could not be had once is not asked for again.
+    refused: bool,
+    pub used: usize,
+}
+
+/// The place of bytes that are to be held: where they come from, and how many.
+#[derive(Clone, Copy)]
+pub struct Source {
+    pub bytes: NonNull<u8>,
+    pub count: usize,
+}
+
+/// Bytes now held: at an offset of the file, so many, and the size of the file with them.
+pub struct Piece {
+    pub offset: u64,
+    pub bytes: NonNull<u8>,
+    pub count: usize,
+    pub size_bytes: u64,
+}
+
+enum Took {
+    Yes(u32),
+    /// What the page holds has to be written first.
+    NotBeside,
+    NoRoom,
+}
+
+impl Held {
+    /// None where the tenant has no cache.
+    pub fn new(
+        memory: &OwnedFd,
+        below: Arc<dyn Libservice>,
+        budget: Arc<Budget>,
+        custodian: Box<dyn Custodian>,
+    ) -> rustix::io::Result<Option<Arc<Self>>> {
+        let pages_max = usize::try_from(budget.bytes_max() / CACHE_SHARE / PAGE_BYTES as u64);
+        let pages_max = pages_max.unwrap_or(PAGES).min(PAGES) / GROW_PAGES * GROW_PAGES;
+        if pages_max == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(Self {
+            area: Area::map(memory)?,
+            below,
+            custodian,
+            budget,
+            pages_max,
+            files: Mutex::default(),
+            count: AtomicUsize::new(0),
+            slots: Mutex::default(),
+            bell: Arc::default(),
+            lost: OnceLock::new(),
+            scratch: Mutex::default(),
+        })))
+    }
+
+    /// `lost` hears of files whose held bytes could not be written.
+    pub fn tell_of_losses(&self, lost: Lost) {
+        let _ = self.lost.set(lost);
+    }
+
+    /// Bytes that may be held at a time.
+    pub fn bytes_max(&self) -> u64 {
+        (self.pages_max * PAGE_BYTES) as u64
+    }
+
+    pub(super) fn find(&self, node: NodeId) -> Option<Arc<HeldFile>> {
+        if self.count.load(Acquire) == 0 {
+            return None;
+        }
+        self.files.lock().by_node.get(&node).cloned()
+    }
+
+    /// From now on writes to an open file may be held. None where its bytes lie in no one file of the host, or where there are too many.
+    pub fn begin(
+        self: &Arc<Self>,
+        (node, handle): (NodeId, HandleId),
+        flags: OpenFlags,
+        caller: &Caller,
+        late: &Arc<LateError>,
+    ) -> Option<Arc<HeldFile>> {
+        if let Some(found) = self.find(node) {
+            return (found.handle == handle).then_some(found);
+        }
+        let host = self.below.host_file(handle)?;
+        let mut files = self.files.lock();
+        if files.ended || files.by_node.len() >= FILES_MAX || files.by_node.contains_key(&node) {
+            return None;
+        }
+        files.last_key += 1;
+        let key = files.last_key;
+        use std::os::fd::AsFd;
+        if let Err(errno) = self.custodian.keep(key, host.as_fd()) {
+            log::warn!("writes are not held, for nobody keeps the file: {errno}");
+            files.ended = true;
+            return None;
+        }
+        let file = Arc::new(HeldFile {
+            key,
+            node,
+            handle,
+            caller: caller.clone(),
+            appends: flags.contains(OpenFlags::APPEND),
+            late: late.clone(),
+            writing: Mutex::default(),
+            pages: Mutex::default(),
+        });
+        files.by_node.insert(node, file.clone());
+        self.count.fetch_add(1, Release);
+        self.watch(&mut files);
+        Some(file)
+    }
+
+    /// Nothing of the node is held any more when this returns.
+    pub fn end(&self, node: NodeId) {
+        let Some(file) = self.find(node) else { return };
+        {
+            let _writing = file.writing.lock();
+            let mut pages = file.pages.lock();
+            self.write_back(&file, &mut pages, false);
+            pages.ended = true;
+        }
+        let mut files = self.files.lock();
+        if files.by_node.get(&node).is_some_and(|found| Arc::ptr_eq(found, &file)) {
+            files.by_node.remove(&node);
+            self.count.fetch_sub(1, AcqRel);
+            self.custodian.let_go(file.key);
+        }
+    }
+
+    /// Holds bytes, as a write at `offset`, and tells `see` of each piece that is in place. They may change while they are copied.
+    ///
+    /// # Safety
+    /// `from.bytes` can be read for `from.count` bytes.
+    pub unsafe fn put(
+        &self,
+        file: &Arc<HeldFile>,
+        offset: u64,
+        from: Source,
+        mut see: impl FnMut(Piece),
+    ) -> Result<()> {
+        let mut pages = file.pages.lock();
+        let size = match pages.size_bytes {
+            Some(size) => size,
+            None => self.below.getattr(&Caller::service(), file.node, Some(file.handle))?.size_bytes,
+        };
+        pages.size_bytes = Some(size);
+        let begin = if file.appends { size } else { offset };
+        let end = begin.checked_add(from.count as u64).filter(|end| i64::try_from(*end).is_ok());
+        if end.is_none() {
+            return Err(polytropo_libservices::Error::new(
+                polytropo_libservices::Errno::FBIG,
+                "write beyond the largest file",
+            ));
+        }
+        let (mut done, mut tries) = (0, 0);
+        while done < from.count {
+            let at = begin + done as u64;
+            let in_page = (at % PAGE_BYTES as u64) as usize;
+            let count = (PAGE_BYTES - in_page).min(from.count - done);
+            // SAFETY: within the caller's bytes.
+            let bytes = unsafe { from.bytes.add(done) };
+            let took = if pages.ended {
+                Took::NoRoom
+            } else {
+                // SAFETY: as above.
+                unsafe { self.put_piece(file, &mut pages, at / PAGE_BYTES as u64, (in_page, count), bytes) }
+            };
+            match took {
+                Took::Yes(index) => {
+                    let size = pages.size_bytes.unwrap_or(0).max(at + count as u64);
+                    pages.size_bytes = Some(size);
+                    // SAFETY: within the page.
+                    let bytes = unsafe { self.area.page(index as usize).add(in_page) };
+                    see(Piece { offset: at, bytes, count, size_bytes: size });
+                    done += count;
+                }
+                Took::NotBeside | Took::NoRoom if tries < 2 && !pages.ended => {
+                    tries += 1;
+                    // The size is what it was: nobody else puts anything in.
+                    drop(pages);
+                    if matches!(took, Took::NotBeside) {
+                        self.flush_file(file)
+                    } else {
+                        self.make_room(file)
+                    }
+                    pages = file.pages.lock();
+                }
+                _ => {
+                    // There is no memory for it, so it is written at once.
+                    drop(pages);
+                    self.flush_file(file);
+                    pages = file.pages.lock();
+                    let mut copy = vec![0; count];
+                    // SAFETY: as above; any bytes will do.
+                    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), copy.as_mut_ptr(), count) };
+                    self.write_through(file, at, &copy)?;
+                    pages.size_bytes = Some(pages.size_bytes.unwrap_or(0).max(at + count as u64));
+                    let bytes = NonNull::from(&mut copy[..]).cast();
+                    see(Piece { offset: at, bytes, count, size_bytes: pages.size_bytes.unwrap_or(0) });
+                    done += count;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// `bytes` can be read for as many as `place` says.
+    unsafe fn put_piece(
+        &self,
+        file: &HeldFile,
+        pages: &mut Pages,
+        number: u64,
+        (in_page, count): (usize, usize),
+        bytes: NonNull<u8>,
+    ) -> Took {
+        let (from, end) = (in_page as u32, (in_page + count) as u32);
+        let copy = |index: u32| {
+            // SAFETY: within the page, which is this file's; the caller's word for the source. Entries tell of the bytes afterwards.
+            unsafe {
+                let to = self.area.page(index as usize).add(in_page);
+                let situation = polytropo_copy::plan::Situation::Fresh;
+                crate::copies::copy(to.as_ptr(), bytes.as_ptr(), count, situation);
+            }
+        };
+        if let Some(page) = pages.held.get_mut(&number) {
+            let before = (page.from, page.end);
+            if !page.join(from, end) {
+                return Took::NotBeside;
+            }
+            copy(page.index);
+            if before != (page.from, page.end) {
+                self.area.entry(page.index as usize).range.store(range_word(page.from, page.end), Release);
+            }
+            return Took::Yes(page.index);
+        }
+        let Some(index) = self.take_slot() else { return Took::NoRoom };
+        copy(index);
+        let entry = self.area.entry(index as usize);
+        entry.offset.store(number * PAGE_BYTES as u64, Relaxed);
+        entry.range.store(range_word(from, end), Relaxed);
+        entry.key.store(file.key, Release);
+        pages.held.insert(number, Page { index, from, end, leaving: false, touched: None });
+        if pages.since.is_none() {
+            pages.since = Some(Instant::now());
+        }
+        Took::Yes(index)
+    }
+
+    fn take_slot(&self) -> Option<u32> {
+        let mut slots = self.slots.lock();
+        if slots.free.is_empty() && !self.grow(&mut slots) {
+            return None;
+        }
+        let index = slots.free.pop()?;
+        slots.used += 1;
+        if slots.used == 1 || slots.used == self.pages_max / 2 {
+            self.bell.ring(slots.used > 1);
+        }
+        Some(index)
+    }
+
+    pub(super) fn free_slot(&self, index: u32) {
+        self.area.entry(index as usize).key.store(0, Release);
+        let mut slots = self.slots.lock();
+        slots.free.push(index);
+        slots.used -= 1;
+    }
+
+    fn grow(&self, slots: &mut Slots) -> bool {
+        if slots.refused || slots.grown >= self.pages_max {
+            return false;
+        }
+        let bytes = (GROW_PAGES * PAGE_BYTES) as u64;
+        if !self.budget.take(bytes) {
+            slots.refused = true;
+            return false;
+        }
+        if let Err(errno) = self.area.populate(slots.grown, GROW_PAGES) {
+            log::warn!("no further writes are held, for want of memory: {errno}");
+            self.budget.give_back(bytes);
+            slots.refused = true;
+            return false;
+        }
+        let (first, end) = (slots.grown as u32, (slots.grown + GROW_PAGES) as u32);
+        // The lowest first, so that what is written in order lies in order.
+        slots.free.extend((first..end).rev());
+        slots.grown += GROW_PAGES;
+        true
+    }
+
+    /// Gives memory back while nothing is held.
+    pub(super) fn shrink(&self) {
+        let mut slots = self.slots.lock();
+        if slots.used > 0 || slots.grown == 0 {
+            return;
+        }
+        match self.area.give_back(0, slots.grown) {
+            Ok(()) => {
+                self.budget.give_back((slots.grown * PAGE_BYTES) as u64);
+                *slots = Slots::default();
+            }
+            Err(errno) => log::error!("memory of held writes cannot be given back: {errno}"),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Whoever began to hold has a reference, so nothing is held.
+        self.shrink();
+        self.bell.ring(true);
+    }
+}

@@ -1,0 +1,72 @@
+//! What the keeper has of a living worker, to write what it held if it dies.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+use log::{error, info, warn};
+use parking_lot::Mutex;
+
+use crate::held;
+
+/// By door: memory of held writes, and the files they are of.
+#[derive(Default)]
+pub struct Keeping(Mutex<HashMap<u64, Kept>>);
+
+struct Kept {
+    memory: OwnedFd,
+    files: HashMap<u64, OwnedFd>,
+    /// Keys only grow, so that no key is another file's later.
+    last_key: u64,
+}
+
+impl Keeping {
+    pub fn begin(&self, door: u64, memory: OwnedFd) {
+        self.0.lock().insert(door, Kept { memory, files: HashMap::new(), last_key: 0 });
+    }
+
+    /// The door has ended, and wrote all it held before.
+    pub fn end(&self, door: u64) {
+        self.0.lock().remove(&door);
+    }
+
+    /// False for what makes no sense.
+    pub fn keep(&self, door: u64, key: u64, descriptors: Vec<OwnedFd>) -> bool {
+        let Ok([file]) = <[OwnedFd; 1]>::try_from(descriptors) else { return false };
+        let mut doors = self.0.lock();
+        let Some(kept) = doors.get_mut(&door) else { return false };
+        let sound =
+            key > kept.last_key && kept.files.len() < held::FILES_MAX && held::fits(&file) == Ok(true);
+        if sound {
+            kept.last_key = key;
+            kept.files.insert(key, file);
+        }
+        sound
+    }
+
+    pub fn let_go(&self, door: u64, key: u64) -> bool {
+        self.0.lock().get_mut(&door).is_some_and(|kept| kept.files.remove(&key).is_some())
+    }
+
+    /// The worker is dead: what it held is written. Before anybody else serves the same files.
+    pub fn recover(&self, worker: u32) {
+        for (door, kept) in std::mem::take(&mut *self.0.lock()) {
+            let recovered = match held::recover(&kept.memory, &kept.files) {
+                Ok(recovered) => recovered,
+                Err(errno) => {
+                    error!("door {door}: what worker {worker} held of programs' writes is lost: {errno}");
+                    continue;
+                }
+            };
+            if recovered.bytes > 0 {
+                info!("door {door}: {} bytes that worker {worker} held are written", recovered.bytes);
+            }
+            if recovered.damaged > 0 {
+                warn!("door {door}: worker {worker} left {} entries that make no sense", recovered.damaged);
+            }
+            if let Some(errno) = recovered.problem {
+                let lost = recovered.lost_bytes;
+                error!("door {door}: {lost} bytes that worker {worker} held cannot be written: {errno}");
+            }
+        }
+    }
+}
