@@ -216,6 +216,48 @@ fn holes_are_punched_and_found() {
     });
 }
 
+/// Of such files the service answers by itself, until somebody writes.
+#[test]
+fn files_that_nobody_wrote_to_are_data_until_somebody_does() {
+    on_each_mount(|site| {
+        fs::write(site.source.join("f"), pattern(65_536)).unwrap();
+        let file = read_write(&site.path("f"));
+        let seek = |offset, whence| {
+            // SAFETY: moves the position of an open file.
+            unsafe { libc::lseek(file.as_raw_fd(), offset, whence) }
+        };
+        assert_eq!((seek(10, libc::SEEK_DATA), seek(10, libc::SEEK_HOLE)), (10, 65_536));
+        assert_eq!((seek(65_536, libc::SEEK_DATA), errno()), (-1, libc::ENXIO));
+        file.write_all_at(&pattern(4_096), 65_536).unwrap();
+        assert_eq!((seek(65_536, libc::SEEK_DATA), seek(0, libc::SEEK_HOLE)), (65_536, 69_632));
+        file.write_all_at(b"y", 1 << 20).unwrap();
+        assert_eq!((seek(0, libc::SEEK_HOLE), seek(69_632, libc::SEEK_DATA)), (69_632, 1 << 20));
+    });
+}
+
+/// Space without data counts as data: a mapping may have put some there.
+#[test]
+fn data_stored_through_a_mapping_is_found() {
+    on_each_mount(|site| {
+        let below = File::create(site.source.join("f")).unwrap();
+        fallocate(&below, FallocateFlags::empty(), 0, 65_536).unwrap();
+        let file = read_write(&site.path("f"));
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping of a file that is long enough; unmapped below.
+        let map = unsafe {
+            libc::mmap(std::ptr::null_mut(), 65_536, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        };
+        assert_ne!(map, libc::MAP_FAILED);
+        // SAFETY: within the mapping.
+        unsafe { map.cast::<u8>().add(32_768).write_volatile(7) };
+        // SAFETY: moves the position of an open file.
+        let data = unsafe { libc::lseek(file.as_raw_fd(), 32_768, libc::SEEK_DATA) };
+        assert_eq!(data, 32_768);
+        // SAFETY: mapped above, and nobody refers to it.
+        unsafe { libc::munmap(map, 65_536) };
+    });
+}
+
 /// Of bytes that the kernel has not passed on yet.
 #[test]
 fn holes_are_found_in_what_was_just_written() {

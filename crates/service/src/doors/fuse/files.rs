@@ -268,6 +268,12 @@ impl Operation<'_> {
             libc::SEEK_HOLE => SeekTo::Hole,
             _ => return Err(Error::new(Errno::INVAL, "seek in a way that is the kernel's own")),
         };
+        // Space without data may have got some through a mapping.
+        let solid = if self.agreed.writeback() { self.session.solid_size_bytes(self.node) } else { None };
+        if let Some(size_bytes) = solid.filter(|&size_bytes| asked.offset < size_bytes) {
+            let offset = if to == SeekTo::Data { asked.offset } else { size_bytes };
+            return reply.put(&abi::LseekOut { offset });
+        }
         let offset = self.on_file((self.node, asked.fh), OpenFlags::READ, |handle| {
             self.stack().seek(&self.caller, self.node, handle, asked.offset, to)
         })?;

@@ -27,6 +27,7 @@ mod tests;
 mod times;
 mod uring;
 mod worker;
+mod written;
 
 use std::io;
 use std::os::fd::OwnedFd;

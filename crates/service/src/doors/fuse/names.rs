@@ -141,8 +141,11 @@ impl Operation<'_> {
         let asked: abi::GetxattrIn = a.take()?;
         let name = a.take_string()?;
         // The kernel asks this of every file at its first write.
-        if name == FILE_CAPABILITIES && self.session.open_files.is_bare(self.node) {
-            return Err(Error::new(Errno::NODATA, "look for capabilities of a new file"));
+        if name == FILE_CAPABILITIES {
+            self.session.written.mark(self.node);
+            if self.session.open_files.is_bare(self.node) {
+                return Err(Error::new(Errno::NODATA, "look for capabilities of a new file"));
+            }
         }
         let value = self.stack().getxattr(&self.caller, self.node, name)?;
         put_sized(&value, asked.size, reply)

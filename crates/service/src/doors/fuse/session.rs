@@ -17,8 +17,9 @@ use super::open_files::OpenFiles;
 use super::opens::Opens;
 use super::renewed::RenewedNodes;
 use super::reply::{Held, Reply, Timeouts};
-use super::request::{Arguments, Request};
+use super::request::{Arguments, Request, checked_node};
 use super::times::Times;
+use super::written::Written;
 
 /// What all threads of a door share.
 pub struct Session {
@@ -29,6 +30,7 @@ pub struct Session {
     pub opens: Opens,
     pub late_errors: LateErrors,
     pub times: Times,
+    pub written: Written,
     /// Has the kernel told that what it knows of a node is out of date.
     pub outdated: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
     negotiated: OnceLock<Negotiated>,
@@ -69,6 +71,7 @@ impl Session {
             opens,
             late_errors: LateErrors::default(),
             times: Times::default(),
+            written: Written::default(),
             outdated: OnceLock::new(),
             negotiated: OnceLock::new(),
             panicked: AtomicBool::new(false),
@@ -96,9 +99,24 @@ impl Session {
         self.panicked.load(Ordering::Relaxed)
     }
 
-    /// Programs may have written what the stack does not have yet.
-    pub fn writes_ahead(&self) -> bool {
-        self.negotiated.get().is_some_and(|agreed| agreed.writeback())
+    /// Where the file of the request has data and holes cannot be told yet: programs may have written what the stack does not
+    /// have.
+    pub fn must_ask_late(&self, header: &InHeader) -> bool {
+        header.opcode == opcode::LSEEK
+            && self.negotiated.get().is_some_and(|agreed| agreed.writeback())
+            && checked_node(header.nodeid).is_ok_and(|node| self.solid_size_bytes(node).is_none())
+    }
+
+    /// The size of a file without holes, of which programs have written nothing that the stack does not have.
+    pub fn solid_size_bytes(&self, node: NodeId) -> Option<u64> {
+        let agreed = self.negotiated.get()?;
+        // The kernel tells of first writes by asking for an attribute, if it asks for any.
+        if !agreed.capabilities.contains(Capabilities::XATTRS) || self.written.may_be(node) {
+            return None;
+        }
+        let attr = catch_unwind(AssertUnwindSafe(|| self.stack.getattr(&Caller::service(), node, None)));
+        let attr = attr.ok()?.ok()?;
+        (attr.blocks_512.saturating_mul(512) >= attr.size_bytes).then_some(attr.size_bytes)
     }
 
     /// Does what `request` asks for. `no_groups` is the thread's own empty list.
@@ -171,7 +189,7 @@ impl Session {
             session: self,
             agreed,
             header,
-            node: super::request::checked_node(header.nodeid)?,
+            node: checked_node(header.nodeid)?,
             caller: self.caller(&header, no_groups),
         };
         let changed_behind = operation.is_replaced()
@@ -213,6 +231,7 @@ impl Session {
         self.negotiated
             .set(agreed)
             .map_err(|_| Error::new(Errno::PROTO, "begin a connection a second time"))?;
+        self.written.begin();
         log::debug!(
             "FUSE door {}: {}.{} {:?}, {:?}",
             self.door.0,

@@ -118,7 +118,7 @@ impl Worker {
             return began;
         };
         let header = request.header;
-        if header.opcode == opcode::LSEEK && self.answerer.session.writes_ahead() {
+        if self.answerer.session.must_ask_late(&header) {
             if let Some(late) = &self.late {
                 let way = Way::Device(self.device.clone());
                 let question = Question { way, message: self.message.message(count).to_vec() };

@@ -250,7 +250,7 @@ impl Server {
             self.entries[index].0.answer(header.unique, 0, 0);
             return self.push_commit(index);
         }
-        if header.opcode == opcode::LSEEK && self.answerer.session.writes_ahead() {
+        if self.answerer.session.must_ask_late(&header) {
             return self.ask_late(index, &arrived);
         }
         let (operation, room) = entry.split(&arrived);
