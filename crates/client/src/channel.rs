@@ -373,6 +373,15 @@ impl Claim<'_> {
         Ok(())
     }
 
+    /// Words that lie in the area from `at` on, all of them below its end.
+    pub fn take_words<const N: usize>(&self, at: usize, words: &mut [u64; N]) {
+        assert!(at + N * 8 <= AREA_BYTES);
+        for (index, word) in words.iter_mut().enumerate() {
+            // SAFETY: within the area, just checked; the service may write there at any time, and then the words mean nothing.
+            *word = unsafe { self.area().add(at + index * 8).cast::<u64>().read_unaligned() };
+        }
+    }
+
     fn write(&self, operation: Operation, request: &[u64]) {
         let slot = self.channel.slot(self.number);
         slot.operation.store(operation as u32, Relaxed);

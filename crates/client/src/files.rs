@@ -6,7 +6,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 
-use polytropo_wire::message::{ATTRIBUTE_WORDS, Attributes, Operation};
+use polytropo_wire::epochs::TAG_WORDS;
+use polytropo_wire::message::{ATTRIBUTE_WORDS, Attributes, Operation, opened_flags};
 
 use crate::arena::Chunk;
 use crate::channel::Channel;
@@ -59,6 +60,16 @@ pub struct FileState {
     former: AtomicPtr<u8>,
     former_bytes: AtomicU64,
     attributes: [AtomicU64; ATTRIBUTE_WORDS],
+    /// As long as it holds, the attributes are those above, and the bytes those that came along. Zeros hold never.
+    tag: [AtomicU64; TAG_WORDS],
+}
+
+/// What came with an open file.
+pub(crate) struct Arrived {
+    pub flags: u64,
+    pub carried: Option<(Chunk, u64)>,
+    pub attributes: [u64; ATTRIBUTE_WORDS],
+    pub tag: [u64; TAG_WORDS],
 }
 
 /// A file in use by this thread.
@@ -86,13 +97,8 @@ impl FileState {
 
 impl Channel {
     /// Remembers a file that the service just opened.
-    pub(crate) fn remember(
-        &self,
-        file: File,
-        flags: u64,
-        carried: Option<(Chunk, u64)>,
-        attributes: &[u64],
-    ) -> Result<()> {
+    pub(crate) fn remember(&self, file: File, arrived: Arrived) -> Result<()> {
+        let Arrived { flags, carried, attributes, tag } = arrived;
         let state = self.arena.file(file.index()).ok_or(Error::Errno(crate::EPROTO))?;
         // A number that is still in use here is a service's mistake.
         if state.users.load(Acquire) & (ALIVE | CLOSING) != 0 {
@@ -105,9 +111,8 @@ impl Channel {
         state.error.store(0, Relaxed);
         state.chunk.store(Chunk::to_word(carried.map(|(chunk, _)| chunk)), Relaxed);
         state.carried_bytes.store(carried.map_or(0, |(_, bytes)| bytes), Relaxed);
-        for (place, word) in state.attributes.iter().zip(attributes) {
-            place.store(*word, Relaxed);
-        }
+        let words = state.attributes.iter().zip(attributes).chain(state.tag.iter().zip(tag));
+        words.for_each(|(place, word)| place.store(word, Relaxed));
         state.users.fetch_or(ALIVE, Release);
         Ok(())
     }
@@ -148,6 +153,18 @@ impl InUse<'_> {
     pub fn carried(&self) -> Option<(NonNull<u8>, u64)> {
         let chunk = Chunk::from_word(self.state.chunk.load(Relaxed))?;
         Some((self.channel.arena.chunk(chunk), self.state.carried_bytes.load(Relaxed)))
+    }
+
+    /// The tag of the open; zeros without one.
+    pub fn tag(&self) -> [u64; TAG_WORDS] {
+        core::array::from_fn(|at| self.state.tag[at].load(Relaxed))
+    }
+
+    /// Whether nothing of the file, of its name, and of who may open it by that, has changed since it was opened. All that was loaded before was true
+    /// then.
+    #[inline]
+    pub fn is_as_opened(&self) -> bool {
+        self.flags() & opened_flags::TAGGED != 0 && self.channel.tag_holds(&self.tag())
     }
 
     /// The attributes at the time of the open.

@@ -140,6 +140,12 @@ impl Lookups {
         }
     }
 
+    /// Whether what depends on these counters is still true.
+    #[inline]
+    pub fn tag_holds(&self, tag: &[u64; TAG_WORDS]) -> bool {
+        Tag::words_hold(tag, self.epochs())
+    }
+
     /// In a forked child, where the table is not mapped.
     pub fn forget_in_child(self) {
         let this = core::mem::ManuallyDrop::new(self);

@@ -2,13 +2,15 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
+use polytropo_wire::epochs::TAG_WORDS;
 use polytropo_wire::message::{
-    ATTRIBUTE_WORDS, Attributes, CARRIED_BYTES_MAX, Operation, PATH_BYTES_MAX, opened, opened_flags, window,
+    ATTRIBUTE_WORDS, Attributes, CARRIED_BYTES_MAX, OPENED_TAG_AT, Operation, PATH_BYTES_MAX, opened,
+    opened_flags, window,
 };
 
 use crate::channel::{Channel, Claim, Reply, result_of};
 use crate::copies::Situation;
-use crate::files::{File, InUse};
+use crate::files::{Arrived, File, InUse};
 use crate::windows::{Found, Window};
 use crate::{EINVAL, ENAMETOOLONG, EPROTO, Error, Result};
 
@@ -87,8 +89,13 @@ impl Channel {
         let file = File(reply.words[opened::FILE]);
         let mut flags = reply.words[opened::FLAGS];
         let bytes = reply.words[opened::CARRIED_BYTES];
+        let mut tag = [0; TAG_WORDS];
+        if flags & opened_flags::TAGGED != 0 {
+            claim.take_words(OPENED_TAG_AT, &mut tag);
+        }
+        let lasting = flags & (opened_flags::IMMUTABLE | opened_flags::TAGGED) != 0;
         let mut carried = None;
-        if flags & opened_flags::CARRIED != 0 && bytes <= CARRIED_BYTES_MAX as u64 {
+        if flags & opened_flags::CARRIED != 0 && lasting && bytes <= CARRIED_BYTES_MAX as u64 {
             if let Some(chunk) = self.arena.take_chunk() {
                 // SAFETY: a chunk holds that many bytes and is ours alone now.
                 unsafe { claim.take_raw(self.arena.chunk(chunk).as_ptr(), bytes as usize) }?;
@@ -99,15 +106,24 @@ impl Channel {
             flags &= !opened_flags::CARRIED;
         }
         let attributes = reply.attributes(opened::ATTRIBUTES)?;
-        self.remember(file, flags, carried, &attributes.to_words())?;
+        self.remember(file, Arrived { flags, carried, attributes: attributes.to_words(), tag })?;
         Ok(Opened { file, attributes })
+    }
+
+    /// fstat(2) of a file that is surely as it was when it was opened.
+    #[inline]
+    pub fn fstat_known(&self, file: File) -> Option<Attributes> {
+        let used = self.enter(file).ok()?;
+        let attributes = used.attributes();
+        (used.flags() & opened_flags::IMMUTABLE != 0 || used.is_as_opened()).then_some(attributes)
     }
 
     /// fstat(2).
     pub fn fstat(&self, file: File) -> Result<Attributes> {
         let used = self.enter(file)?;
-        if used.flags() & opened_flags::IMMUTABLE != 0 {
-            return Ok(used.attributes());
+        let attributes = used.attributes();
+        if used.flags() & opened_flags::IMMUTABLE != 0 || used.is_as_opened() {
+            return Ok(attributes);
         }
         self.claim()?.ask(Operation::FileStatus, &[file.0])?.attributes(0)
     }
@@ -129,13 +145,17 @@ impl Channel {
         }
         let used = self.enter(file)?;
         if let Some((bytes, length)) = used.carried() {
-            let count = length.saturating_sub(offset).min(count as u64) as usize;
-            if count > 0 {
+            let part = length.saturating_sub(offset).min(count as u64) as usize;
+            let immutable = used.flags() & opened_flags::IMMUTABLE != 0;
+            if part > 0 && (immutable || used.is_as_opened()) {
                 // SAFETY: the range lies among the carried bytes, of which `length` are there.
-                unsafe { self.copy(to, bytes.as_ptr().add(offset as usize), count, Situation::Hot) };
+                unsafe { self.copy(to, bytes.as_ptr().add(offset as usize), part, Situation::Hot) };
             }
-            self.counters.local_reads.fetch_add(1, Relaxed);
-            return Ok(count);
+            // A read tells what was there at some moment of it.
+            if immutable || used.is_as_opened() {
+                self.counters.local_reads.fetch_add(1, Relaxed);
+                return Ok(part);
+            }
         }
         // A program sees what it wrote.
         self.settle(&used)?;

@@ -3,10 +3,11 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use polytropo_wire::epochs::TAG_WORDS;
-use polytropo_wire::message::{Attributes, Operation, TAG_AT};
+use polytropo_wire::message::{Attributes, Operation, TAG_AT, outcome};
 
 use crate::channel::{Channel, Reply, result_of};
 use crate::entry::{ANSWER_WORDS, Answer, TEXT_WORDS};
+use crate::files::File;
 use crate::lookups::Asked;
 use crate::operations::{At, put_path};
 use crate::{EPROTO, Error, Result};
@@ -14,6 +15,9 @@ use crate::{EPROTO, Error, Result};
 /// Flags of open(2) with which a missing name is more, or something else, than a missing name: O_CREAT, O_NOFOLLOW, and O_TMPFILE without
 /// its O_DIRECTORY.
 const NOT_ONLY_OPENED: u32 = 0o100 | 0o400_000 | 0o20_000_000;
+
+/// Tells what is kept of opens that succeeded from what is kept of failures.
+const KEPT_OPEN: u32 = 1;
 
 impl Channel {
     fn asked(&self, operation: Operation, at: At, path: &[u8], mode: u32, flags: u32) -> Option<Asked> {
@@ -47,6 +51,33 @@ impl Channel {
         let answer = lookups.recall(asked, target)?;
         self.counters.local_answers.fetch_add(1, Relaxed);
         Some(answer)
+    }
+
+    #[inline]
+    pub(crate) fn tag_holds(&self, tag: &[u64; TAG_WORDS]) -> bool {
+        !self.has_ended() && self.lookups.as_ref().is_some_and(|lookups| lookups.tag_holds(tag))
+    }
+
+    /// What was kept for this open by `keep_open`, while the name leads to the same file that may be opened the same way, and nothing of it
+    /// has changed; `Error::Kernel` if the kernel has to open it.
+    #[inline]
+    pub fn open_known(&self, at: At, path: &[u8], flags: u32) -> Option<Result<u64>> {
+        let known = self.known(Operation::Open, at, path, KEPT_OPEN, flags)?;
+        Some(result_of(known.outcome).map(|()| known.words[0]))
+    }
+
+    /// Keeps a word for the open that gave `file`, or that the kernel has to open what it gave. False if that cannot be kept.
+    pub fn keep_open(&self, at: At, path: &[u8], flags: u32, file: File, word: Option<u64>) -> bool {
+        let Some(asked) = self.asked(Operation::Open, at, path, KEPT_OPEN, flags) else { return false };
+        let (Some(lookups), Ok(used)) = (&self.lookups, self.enter(file)) else { return false };
+        if !used.is_as_opened() {
+            return false;
+        }
+        let outcome = if word.is_some() { 0 } else { outcome::KERNEL };
+        let mut words = [0; ANSWER_WORDS];
+        words[0] = word.unwrap_or(0);
+        lookups.keep(&asked, &Answer { outcome, words }, &used.tag(), &[]);
+        true
     }
 
     /// Keeps an answer if the service says that it may be.

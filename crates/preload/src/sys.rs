@@ -18,6 +18,12 @@ pub mod nr {
     pub const MPROTECT: usize = 10;
     pub const MUNMAP: usize = 11;
     pub const PREAD64: usize = 17;
+    pub const IOCTL: usize = 16;
+    pub const POLL: usize = 7;
+    pub const SELECT: usize = 23;
+    pub const PSELECT6: usize = 270;
+    pub const PPOLL: usize = 271;
+    pub const NANOSLEEP: usize = 35;
     pub const MADVISE: usize = 28;
     pub const ACCESS: usize = 21;
     pub const DUP2: usize = 33;
@@ -150,6 +156,13 @@ pub fn write_all(descriptor: i32, mut bytes: &[u8]) {
 pub fn close(descriptor: i32) {
     // SAFETY: concerns no memory; callers close what they opened.
     unsafe { call(nr::CLOSE, [descriptor as usize, 0, 0, 0, 0, 0]) };
+}
+
+/// Sleeps so long, or less when a signal comes.
+pub fn nap(duration_ns: u64) {
+    let time = [0, duration_ns];
+    // SAFETY: the kernel reads the two words.
+    unsafe { call(nr::NANOSLEEP, [time.as_ptr() as usize, 0, 0, 0, 0, 0]) };
 }
 
 /// Fresh memory, readable and writable; at `address` or nowhere if that is not zero.

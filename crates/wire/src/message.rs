@@ -9,6 +9,10 @@ pub const REPLY_WORDS: usize = 20;
 /// ([`crate::epochs::Tag`]); failures, too.
 pub const TAG_AT: usize = 14;
 
+/// Where in the area the tag of a file that was opened lies, behind all bytes that may come along.
+pub const OPENED_TAG_AT: usize = crate::channel::AREA_BYTES - crate::epochs::TAG_WORDS * 8;
+const _: () = assert!(OPENED_TAG_AT >= CARRIED_BYTES_MAX);
+
 /// Outcomes beyond error numbers, which are below 4096.
 pub mod outcome {
     /// Not this door's business (a mount point inside, a way out of the mount, or a file that the kernel has in its hands): ask the kernel.
@@ -133,6 +137,9 @@ pub mod opened_flags {
     pub const IMMUTABLE: u64 = 4;
     /// The file may get a permit to be written without waiting: [`crate::posts`].
     pub const POSTS: u64 = 8;
+    /// A tag lies at [`super::OPENED_TAG_AT`] in the area: as long as it holds, the same open gives the same file, with these attributes and
+    /// with the bytes that came along.
+    pub const TAGGED: u64 = 16;
 }
 
 /// Words of the reply to `Window`.

@@ -1,9 +1,9 @@
 //! Which operation a call is, and what every call does to what is known.
 
-use super::names;
+use super::placeholders::{self, Asked};
 use super::process::{self, LINK, table};
-use super::reading::{self, close_shared};
-use super::table::Table;
+use super::table::{Kind, Table};
+use super::{kept, names, reading};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::trace::{self, Why};
@@ -17,6 +17,7 @@ const CLONE_THREAD: usize = 0x1_0000;
 /// New namespaces: CLONE_NEW*.
 const CLONE_NAMESPACES: usize = 0x7e02_0080;
 const O_ACCMODE_ETC: usize = 3 | 0o100 | 0o1000 | 0o200_000 | 0o10_000_000 | 0o40_000;
+const AT_EMPTY_PATH: usize = 0x1000;
 const CLOSE_RANGE_UNSHARE: usize = 2;
 const ENOENT: isize = -2;
 const EBADF: isize = -9;
@@ -41,6 +42,7 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
         nr::CLOSE_RANGE => close_range(table, arguments),
         nr::FORK | nr::VFORK | nr::CLONE | nr::CLONE3 => child(table, number, arguments),
         nr::EXECVE | nr::EXECVEAT | nr::SENDMSG | nr::SENDMMSG => {
+            placeholders::upgrade_all(table, matches!(number, nr::EXECVE | nr::EXECVEAT));
             table.release_all();
             if number == nr::EXECVE && sys::is_executable(arguments[0]) {
                 process::tell();
@@ -48,12 +50,17 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
             }
             Answer::Pass(Why::Shares)
         }
+        nr::NEWFSTATAT if arguments[3] & AT_EMPTY_PATH != 0 => about_descriptor(table, number, arguments),
         nr::STAT | nr::LSTAT | nr::NEWFSTATAT => names::stat(number, arguments),
         nr::ACCESS | nr::FACCESSAT | nr::FACCESSAT2 => names::access(number, arguments),
         nr::READLINK | nr::READLINKAT => names::read_link(number, arguments),
         nr::CHDIR | nr::FCHDIR => names::change_directory(number, arguments),
         nr::PRCTL if arguments[0] != PR_SET_SECCOMP => Answer::Pass(Why::NotOurs),
-        nr::UNSHARE if arguments[0] & CLONE_FILES == 0 => reach_changes(),
+        nr::UNSHARE if arguments[0] & CLONE_FILES == 0 => {
+            placeholders::upgrade_all(table, false);
+            kept::give_up_all();
+            reach_changes()
+        }
         nr::SETUID
         | nr::SETGID
         | nr::SETREUID
@@ -72,16 +79,31 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
         | nr::MOUNT
         | nr::UMOUNT2
         | nr::MOVE_MOUNT
-        | nr::SETNS => reach_changes(),
+        | nr::SETNS => {
+            // As long as this process still may.
+            placeholders::upgrade_all(table, false);
+            kept::give_up_all();
+            reach_changes()
+        }
         nr::IO_URING_SETUP | nr::UNSHARE => {
             process::turn_off();
             Answer::Pass(Why::Unseen)
         }
-        _ => {
-            hand_over(table, number, arguments);
-            Answer::Pass(Why::NotOurs)
-        }
+        _ => about_descriptor(table, number, arguments),
     }
+}
+
+/// A call about descriptors that is no operation of its own.
+#[inline]
+fn about_descriptor(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
+    if let Some(answer) = placeholders::answer(table, number, arguments) {
+        return answer;
+    }
+    if let Some(answer) = placeholders::make_real(table, number, arguments) {
+        return answer;
+    }
+    hand_over(table, number, arguments);
+    Answer::Pass(Why::NotOurs)
 }
 
 /// The channel belongs to the rights and the mounts of its making: paths are the kernel's from now on.
@@ -107,7 +129,10 @@ fn hand_over(table: &Table, number: usize, arguments: &[usize; 6]) {
         nr::READLINKAT,
         nr::FACCESSAT,
     ];
-    if BLIND.contains(&number) || (number == nr::FCNTL && matches!(arguments[1], 1..=3)) {
+    if BLIND.contains(&number)
+        || (number == nr::FCNTL && matches!(arguments[1], 1..=3))
+        || (number == nr::IOCTL && arguments[1] == placeholders::TCGETS)
+    {
         return;
     }
     let named = crate::table::DESCRIPTORS.get(number).copied().unwrap_or(0);
@@ -130,11 +155,14 @@ fn open(table: &Table, number: usize, arguments: &[usize; 6], flags: usize) -> A
     if flags & O_ACCMODE_ETC != 0 || !process::setting().opens() {
         return Answer::Pass(Why::NotHeld);
     }
+    if let Some(answer) = placeholders::open(table, Asked { directory, path, flags }) {
+        return answer;
+    }
     // SAFETY: the program's own call.
     let opened = unsafe { sys::call(number, *arguments) };
     if opened >= 0 {
         if let Some(entry) = table.entry(opened as usize) {
-            close_shared(entry.clear());
+            placeholders::end(entry);
         }
         table.hold(opened as usize);
     } else if opened == ENOENT {
@@ -155,7 +183,10 @@ fn close(table: &Table, arguments: &[usize; 6]) -> Answer {
         return Answer::Done(EBADF);
     }
     let Some(entry) = table.entry(descriptor) else { return Answer::Pass(Why::NotOurs) };
-    close_shared(entry.clear());
+    if placeholders::settled(entry) == Kind::Own {
+        return Answer::Done(EBADF);
+    }
+    placeholders::end(entry);
     // SAFETY: the program's own call.
     let closed = unsafe { sys::call(nr::CLOSE, *arguments) };
     Answer::Asked(closed)
@@ -168,16 +199,22 @@ fn replace(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
         return Answer::Done(EBUSY);
     }
     if let Some(entry) = table.entry(from) {
+        if !placeholders::upgrade(from, entry) {
+            return Answer::Done(EBADF);
+        }
         entry.release(from);
     }
     let Some(entry) = table.entry(to).filter(|_| from as u32 != to as u32) else {
         return Answer::Pass(Why::NotOurs);
     };
+    if placeholders::settled(entry) == Kind::Own {
+        kept::forget_descriptor(to);
+    }
     entry.release(to);
     // SAFETY: the program's own call.
     let done = unsafe { sys::call(number, *arguments) };
     if done >= 0 {
-        close_shared(entry.clear());
+        placeholders::end(entry);
     }
     Answer::Asked(done)
 }
@@ -198,10 +235,12 @@ fn close_range(table: &Table, arguments: &[usize; 6]) -> Answer {
     let forget = || {
         for descriptor in first..=last.min(super::table::DESCRIPTORS_MAX as u32) {
             if let Some(entry) = table.entry(descriptor as usize) {
-                close_shared(entry.clear());
+                placeholders::settled(entry);
+                placeholders::end(entry);
             }
         }
     };
+    kept::give_up_all();
     forget();
     let mut from = first;
     let mut result = 0;
@@ -236,6 +275,7 @@ fn child(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
         // Another process may change the working directory of this one.
         names::end();
     }
+    placeholders::upgrade_all(table, false);
     table.release_all();
     let memory = flags & CLONE_VM != 0;
     let strange = match (memory, flags & CLONE_VFORK != 0) {

@@ -1,8 +1,10 @@
 //! What becomes of the calls that are looked at. No registers, no ABI here: that is `hooks`' business.
 
 mod calls;
+mod kept;
 mod link;
 mod names;
+mod placeholders;
 mod process;
 mod reading;
 mod table;

@@ -48,6 +48,10 @@ pub fn end() {
     ENDED.store(true, Release);
 }
 
+pub fn has_ended() -> bool {
+    ENDED.load(Acquire)
+}
+
 /// In a forked child, which has another channel.
 pub fn forget() {
     CWD.store(CWD_UNKNOWN, Release);
@@ -55,7 +59,7 @@ pub fn forget() {
 
 /// A path of the program, without its zero byte. `None` for what is too long, or empty.
 #[inline]
-fn read_path(address: usize) -> Option<&'static [u8]> {
+pub fn read_path(address: usize) -> Option<&'static [u8]> {
     let start = address as *const u8;
     if start.is_null() {
         return None;
@@ -77,7 +81,7 @@ fn is_known(path: &[u8], kind: usize) -> bool {
 
 /// Where a path begins for the service, and what is left of it. `None`: it is not ours.
 #[inline]
-fn place<'a>(channel: &Channel, directory: usize, path: &'a [u8]) -> Option<(At, &'a [u8])> {
+pub fn place<'a>(channel: &Channel, directory: usize, path: &'a [u8]) -> Option<(At, &'a [u8])> {
     if path.first() == Some(&b'/') {
         return Some((At::Root, process::setting().inside(path)?));
     }
@@ -223,12 +227,17 @@ pub fn stat(number: usize, arguments: &[usize; 6]) -> Answer {
         |channel, at, path| channel.stat_known(at, path, flags),
         |channel, at, path| channel.stat(at, path, flags),
         |_, found| {
-            let words = status_words(&found);
-            // SAFETY: the program's own structure, of 144 bytes.
-            unsafe { (to as *mut [u64; 18]).write_unaligned(words) };
+            put_status(&found, to);
             0
         },
     )
+}
+
+/// Writes the program's `struct stat`.
+pub fn put_status(found: &Attributes, to: usize) {
+    let words = status_words(found);
+    // SAFETY: the program's own structure, of 144 bytes.
+    unsafe { (to as *mut [u64; 18]).write_unaligned(words) };
 }
 
 /// The kernel's `struct stat`.

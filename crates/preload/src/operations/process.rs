@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32};
 
 use super::link::Link;
 use super::table::Table;
+use super::{kept, placeholders};
 use crate::sys;
 
 pub const PATH_BYTES_MAX: usize = 512;
@@ -142,16 +143,23 @@ pub fn setting() -> &'static Setting {
 /// From now on everything is the kernel's.
 pub fn turn_off() {
     if let Some(table) = table() {
+        placeholders::upgrade_all(table, false);
+        kept::give_up_all();
         table.release_all();
     }
     OFF.store(true, Release);
 }
 
+/// The table, whatever may be done with it now.
+pub fn known_table() -> Option<&'static Table> {
+    // SAFETY: null, or the mapping of `begin`, which is never unmapped.
+    unsafe { TABLE.load(Acquire).as_ref() }
+}
+
 /// The table, if it may be used now.
 #[inline]
 pub fn table() -> Option<&'static Table> {
-    // SAFETY: null, or the mapping of `begin`, which is never unmapped.
-    let table = unsafe { TABLE.load(Acquire).as_ref() }?;
+    let table = known_table()?;
     if table.alive.load(Acquire) == 0 {
         begin_in_child(table);
     }
@@ -166,6 +174,7 @@ fn begin_in_child(table: &Table) {
     // The child has one thread; a signal handler may come in between, and does without.
     LINK.forget();
     super::names::forget();
+    placeholders::forget_in_child();
     BORROWED.iter().for_each(|thread| thread.store(0, Relaxed));
     BORROWED_COUNT.store(0, Relaxed);
     PROCESS.store(sys::process(), Relaxed);

@@ -2,6 +2,7 @@
 
 use polytropo_client::{At, Error, File};
 
+use super::placeholders::{self, close_shared};
 use super::process::{self, LINK};
 use super::table::{Entry, Kind, Table};
 use crate::hooks::Answer;
@@ -16,7 +17,7 @@ const LINK_BYTES_MAX: usize = 1024;
 
 /// What a descriptor is; asked once.
 fn kind(descriptor: usize, entry: &Entry) -> Kind {
-    let known = entry.kind();
+    let known = placeholders::settled(entry);
     if known != Kind::Unknown {
         return known;
     }
@@ -29,6 +30,11 @@ fn kind(descriptor: usize, entry: &Entry) -> Kind {
     let found = if ours { Kind::Ours } else { Kind::Foreign };
     entry.set_kind(generation, found);
     found
+}
+
+/// Whether reads are tried here.
+fn is_readable(kind: Kind) -> bool {
+    matches!(kind, Kind::Ours | Kind::Placeholder)
 }
 
 /// pread(2) at the service's side; `None` if the kernel has to do it.
@@ -50,7 +56,9 @@ fn read_shared(descriptor: usize, entry: &Entry, to: usize, count: usize, offset
         Err(error) => {
             trace::note_refusal(if let Error::Errno(errno) = error { errno } else { 0 });
             // The kernel has it now, for instance since somebody writes it: not asked again for this descriptor.
-            close_shared(entry.take_file());
+            if entry.kind() == Kind::Ours {
+                close_shared(entry.take_file());
+            }
             None
         }
     }
@@ -79,24 +87,22 @@ fn open_shared(descriptor: usize, entry: &Entry) -> Option<u64> {
     None
 }
 
-pub fn close_shared(file: u64) {
-    if file != 0
-        && let Some(channel) = LINK.get()
-    {
-        let _ = channel.close(File::from_number(file));
-    }
+/// A read that the kernel has to do: of a file that it has open.
+fn pass(descriptor: usize, entry: &Entry) -> core::result::Result<(), Answer> {
+    if placeholders::upgrade(descriptor, entry) { Ok(()) } else { Err(Answer::Done(EIO)) }
 }
 
 /// pread(2).
 pub fn pread(table: &Table, arguments: &[usize; 6]) -> Answer {
     let [descriptor, to, count, offset, ..] = *arguments;
     let Some(entry) = table.entry(descriptor) else { return Answer::Pass(Why::NotOurs) };
-    if kind(descriptor, entry) != Kind::Ours || count == 0 || offset > isize::MAX as usize {
-        return Answer::Pass(Why::NotOurs);
-    }
-    match read_shared(descriptor, entry, to, count, offset as u64) {
+    let shared = is_readable(kind(descriptor, entry));
+    let plain = count != 0 && offset <= isize::MAX as usize;
+    let got = (shared && plain).then(|| read_shared(descriptor, entry, to, count, offset as u64)).flatten();
+    let why = if shared { Why::NotShared } else { Why::NotOurs };
+    match got {
         Some(got) => Answer::Done(got as isize),
-        None => Answer::Pass(Why::NotShared),
+        None => pass(descriptor, entry).map_or_else(|answer| answer, |()| Answer::Pass(why)),
     }
 }
 
@@ -106,18 +112,25 @@ pub fn read(table: &Table, arguments: &[usize; 6]) -> Answer {
     let Some(entry) = table.entry(descriptor) else { return Answer::Pass(Why::NotOurs) };
     for _ in 0..ATTEMPTS_MAX {
         let Some(held) = entry.held() else { return Answer::Pass(Why::NotHeld) };
-        if count == 0 || kind(descriptor, entry) != Kind::Ours {
+        if count == 0 || !is_readable(kind(descriptor, entry)) {
+            if let Err(answer) = pass(descriptor, entry) {
+                return answer;
+            }
             entry.release(descriptor);
             return Answer::Pass(Why::NotOurs);
         }
         let offset = held.offset();
         let (got, shared) = match read_shared(descriptor, entry, to, count, offset) {
             Some(got) => (got as isize, true),
-            // SAFETY: the program's own buffer.
-            None => (
-                unsafe { sys::call(sys::nr::PREAD64, [descriptor, to, count, offset as usize, 0, 0]) },
-                false,
-            ),
+            None => {
+                if let Err(answer) = pass(descriptor, entry) {
+                    return answer;
+                }
+                // SAFETY: the program's own buffer.
+                let got =
+                    unsafe { sys::call(sys::nr::PREAD64, [descriptor, to, count, offset as usize, 0, 0]) };
+                (got, false)
+            }
         };
         if got <= 0 || entry.advance(held, offset + got as u64) {
             if shared {
@@ -132,8 +145,18 @@ pub fn read(table: &Table, arguments: &[usize; 6]) -> Answer {
 
 const SEEK_SET: usize = 0;
 const SEEK_CUR: usize = 1;
+const SEEK_END: usize = 2;
+const EIO: isize = -5;
+const EINVAL: isize = -22;
 /// Offsets above are the kernel's business.
 const OFFSET_MAX: i64 = 1 << 47;
+
+/// Where a placeholder's file ends, if that is known.
+fn end_of(entry: &Entry) -> Option<i64> {
+    let file = entry.file().filter(|_| entry.kind() == Kind::Placeholder)?;
+    let found = LINK.get()?.fstat_known(File::from_number(file))?;
+    i64::try_from(found.size_bytes).ok()
+}
 
 /// lseek(2) of a file whose offset we hold.
 pub fn seek(table: &Table, arguments: &[usize; 6]) -> Answer {
@@ -141,16 +164,21 @@ pub fn seek(table: &Table, arguments: &[usize; 6]) -> Answer {
     let Some(entry) = table.entry(descriptor) else { return Answer::Pass(Why::NotOurs) };
     for _ in 0..ATTEMPTS_MAX {
         let Some(held) = entry.held() else { return Answer::Pass(Why::NotHeld) };
-        if entry.kind() != Kind::Ours {
+        if !is_readable(placeholders::settled(entry)) {
             break;
         }
         let to = match whence {
             SEEK_SET => by as i64,
             SEEK_CUR => (held.offset() as i64).saturating_add(by as i64),
+            SEEK_END if let Some(end) = end_of(entry) => end.saturating_add(by as i64),
+            _ if !placeholders::upgrade(descriptor, entry) => return Answer::Done(EIO),
             // The end, data and holes do not depend on the offset; the kernel's own may move, nobody looks at it.
             // SAFETY: concerns no memory.
             _ => unsafe { sys::call(sys::nr::LSEEK, [descriptor, by, whence, 0, 0, 0]) as i64 },
         };
+        if to < 0 && whence == SEEK_END {
+            return Answer::Done(EINVAL);
+        }
         if to < 0 {
             // EINVAL and the like; of SEEK_SET and SEEK_CUR the kernel says which.
             if whence > SEEK_CUR {
@@ -164,6 +192,9 @@ pub fn seek(table: &Table, arguments: &[usize; 6]) -> Answer {
         if entry.advance(held, to as u64) {
             return Answer::Done(to as isize);
         }
+    }
+    if let Err(answer) = pass(descriptor, entry) {
+        return answer;
     }
     entry.release(descriptor);
     Answer::Pass(Why::NotHeld)

@@ -1,7 +1,7 @@
 //! What is known of the program's descriptors.
 //!
-//! Each is a real one of the kernel's; what we keep beside it only tells where its bytes may be read without a call. So whatever
-//! we do not know is done by the kernel, rightly. The one thing that the kernel may not know is the offset of a file that this process has opened
+//! Each is a real one of the kernel's, or a placeholder (`placeholders`); what we keep beside it only tells where its bytes may be read without a
+//! call. So whatever we do not know is done by the kernel, rightly. The one thing that the kernel may not know is the offset of a file that this process has opened
 //! and nobody shares (*held*): it is handed over before anything but read(2) and lseek(2) can see it, and never taken again.
 //!
 //! The table is wiped in a forked child, where it begins anew.
@@ -23,6 +23,12 @@ pub enum Kind {
     Ours = 1,
     /// Anything else, or one that cannot be read here.
     Foreign = 2,
+    /// A regular file of our mount that the kernel has not opened: a placeholder.
+    Placeholder = 3,
+    /// A placeholder that a thread is just having the kernel open.
+    Upgrading = 4,
+    /// The library's own.
+    Own = 5,
 }
 
 const KIND_BITS: u32 = 8;
@@ -40,6 +46,8 @@ pub struct Entry {
     offset: AtomicU64,
     /// The client's number of the open file; 0 without one.
     file: AtomicU64,
+    /// Of a placeholder: one more than the place of its file among those that are kept.
+    place: AtomicU32,
 }
 
 /// An offset that is held: as it was when it was looked at.
@@ -61,6 +69,9 @@ impl Entry {
         match self.kind.load(Acquire) & ((1 << KIND_BITS) - 1) {
             1 => Kind::Ours,
             2 => Kind::Foreign,
+            3 => Kind::Placeholder,
+            4 => Kind::Upgrading,
+            5 => Kind::Own,
             _ => Kind::Unknown,
         }
     }
@@ -72,14 +83,31 @@ impl Entry {
         });
     }
 
-    /// The descriptor is about to end, or just has: nothing that is known counts. The file that was open for it.
-    pub fn clear(&self) -> u64 {
+    /// The descriptor was made just now, to stand for a kept file.
+    pub fn set_placeholder(&self, file: u64, place: u32) {
+        self.place.store(place + 1, Release);
+        self.file.store(file, Release);
+        self.set_kind(self.generation(), Kind::Placeholder);
+    }
+
+    /// Takes a placeholder's place away.
+    pub fn take_place(&self) -> Option<u32> {
+        self.place.swap(0, AcqRel).checked_sub(1)
+    }
+
+    /// False if the kind is another, or the descriptor has ended since.
+    pub fn exchange_kind(&self, generation: u32, from: Kind, to: Kind) -> bool {
+        let word = |kind: Kind| generation << KIND_BITS | kind as u32;
+        self.kind.compare_exchange(word(from), word(to), AcqRel, Relaxed).is_ok()
+    }
+
+    /// The descriptor is about to end, or just has: nothing that is known counts.
+    pub fn clear(&self) {
         let _ = self
             .kind
             .fetch_update(AcqRel, Relaxed, |word| Some((word >> KIND_BITS).wrapping_add(1) << KIND_BITS));
         self.offset.store(0, Release);
         self.reads.store(0, Relaxed);
-        self.take_file()
     }
 
     /// The descriptor was opened just now, by this process alone, at its beginning.
@@ -161,11 +189,14 @@ impl Table {
         }
     }
 
+    /// All that may be held.
+    pub fn known(&self) -> impl Iterator<Item = (usize, &Entry)> {
+        let highest = self.highest.load(Acquire).min(DESCRIPTORS_MAX);
+        self.entries[..highest].iter().enumerate()
+    }
+
     /// Gives all held offsets to the kernel: others are about to share open files.
     pub fn release_all(&self) {
-        let highest = self.highest.load(Acquire).min(DESCRIPTORS_MAX);
-        for (descriptor, entry) in self.entries[..highest].iter().enumerate() {
-            entry.release(descriptor);
-        }
+        self.known().for_each(|(descriptor, entry)| entry.release(descriptor));
     }
 }

@@ -259,6 +259,8 @@ impl Watcher for Shared {
             grants.withdraw(node);
         }
         if mode == Mode::Kernel {
+            // What comes to be written through maps is told by nobody.
+            drop(self.epochs.changing(node));
             self.windows.retire(node);
         }
     }

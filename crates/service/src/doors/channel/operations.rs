@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use polytropo_libservices::{Attr, Caller, Errno, NodeId, OpenFlags};
 use polytropo_wire::channel::AREA_BYTES;
-use polytropo_wire::epochs::TAG_WORDS;
+use polytropo_wire::epochs::{TAG_WORDS, Tag};
 use polytropo_wire::message::{
-    ATTRIBUTE_WORDS, Attributes, CARRIED_BYTES_MAX, Operation, PATH_BYTES_MAX, REPLY_WORDS, TAG_AT, opened,
-    opened_flags, window,
+    ATTRIBUTE_WORDS, Attributes, CARRIED_BYTES_MAX, OPENED_TAG_AT, Operation, PATH_BYTES_MAX, REPLY_WORDS,
+    TAG_AT, opened, opened_flags, window,
 };
 
 use super::Shared;
@@ -107,10 +107,25 @@ impl Work<'_> {
             Err(Failure::Error(error)) => LASTING.contains(&error.errno()),
         };
         let tag = self.notes.take().map(|notes| notes.tag());
-        if let Some(tag) = tag.filter(|tag| lasting && tag.is_good()) {
-            self.reply[TAG_AT..].copy_from_slice(&tag.to_words());
+        match tag.filter(Tag::is_good) {
+            Some(tag) if lasting => self.reply[TAG_AT..].copy_from_slice(&tag.to_words()),
+            Some(tag) if done.is_ok() => self.tag_opened(&tag)?,
+            _ => {}
         }
         done
+    }
+
+    /// A file was opened: the tag lies behind its bytes, since there is no room among the words.
+    fn tag_opened(&mut self, tag: &Tag) -> Done {
+        let mut bytes = [0; TAG_WORDS * 8];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(tag.to_words()) {
+            place.copy_from_slice(&word.to_ne_bytes());
+        }
+        if self.client.memory.put(self.request.slot, OPENED_TAG_AT, &bytes).is_none() {
+            return fail(Errno::MSGSIZE, "put a tag into a reply");
+        }
+        self.reply[opened::FLAGS] |= opened_flags::TAGGED;
+        Ok(())
     }
 
     /// What `node` is like, for an answer that depends on it.
@@ -215,7 +230,7 @@ impl Work<'_> {
             self.check_present(&target, exclusive)?;
         }
         let (node, attr) = target.existing()?;
-        let mut attr = attr.clone();
+        let mut attr = self.noted(node, attr);
         let (kind, open_flags, ticket) = self.open_node(node, &attr, flags)?;
         if flags & libc::O_TRUNC != 0 && matches!(kind, Kind::File(_)) {
             attr.size_bytes = 0;
@@ -313,7 +328,7 @@ impl Work<'_> {
         }
         if let Some(handle) = file.handle().filter(|_| file.flags.contains(OpenFlags::READ)) {
             let size = usize::try_from(attr.size_bytes).unwrap_or(usize::MAX);
-            if size <= CARRIED_BYTES_MAX && self.door.immutable {
+            if size <= CARRIED_BYTES_MAX && (self.door.immutable || self.stays_as_tagged(&file)) {
                 let bytes = &mut self.desk.bytes[..size];
                 let count =
                     self.client.door.stack.read(&self.client.peer.caller, file.node, handle, 0, bytes)?;
@@ -330,6 +345,12 @@ impl Work<'_> {
         self.reply[opened::FLAGS] = flags;
         self.reply[opened::FILE] = self.client.insert(file)?;
         Ok(())
+    }
+
+    /// Whether the program hears of every change of the file's bytes by the tag that it gets.
+    fn stays_as_tagged(&self, file: &OpenFile) -> bool {
+        !file.flags.contains(OpenFlags::WRITE)
+            && self.notes.as_ref().is_some_and(|notes| notes.tag().is_good())
     }
 
     fn read(&mut self) -> Done {

@@ -1,0 +1,367 @@
+//! Descriptors of ours that the kernel has not opened: made by open(2) of what is known, made real by whatever the kernel has to do.
+
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use polytropo_client::{At, Channel, Error, File};
+
+use super::process::{self, LINK};
+use super::table::{DESCRIPTORS_MAX, Entry, Kind, Table};
+use super::{kept, names};
+use crate::hooks::Answer;
+use crate::sys::{self, nr};
+use crate::text::Text;
+use crate::trace::{self, Counter};
+
+const O_LARGEFILE: usize = 0o100_000;
+const O_NOCTTY: usize = 0o400;
+/// Flags with which a placeholder is an open file like any other.
+const FLAGS: usize = sys::O_CLOEXEC | O_LARGEFILE | O_NOCTTY;
+const ENOTTY: isize = -25;
+const EMFILE: isize = -24;
+const F_GETFL: usize = 3;
+pub const TCGETS: usize = 0x5401;
+const AT_EMPTY_PATH: usize = 0x1000;
+const AT_NO_AUTOMOUNT: usize = 0x800;
+const F_GETFD: usize = 1;
+const FD_CLOEXEC: isize = 1;
+
+/// Opens below the mount before there is a channel for their sake.
+const OPENS_MIN: u32 = 16;
+static OPENS: AtomicU32 = AtomicU32::new(0);
+/// Opens in a row that the service left to the kernel; it is not asked any more after so many.
+const REFUSED_MAX: u32 = 64;
+static REFUSED: AtomicU32 = AtomicU32::new(0);
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Whether there is any placeholder.
+#[inline]
+fn any() -> bool {
+    COUNT.load(Acquire) != 0
+}
+
+/// In a forked child, which has none: they were made real before.
+pub fn forget_in_child() {
+    COUNT.store(0, Release);
+    OPENS.store(0, Relaxed);
+    kept::forget_in_child();
+}
+
+/// What is known of a descriptor that is about to end, or just has, counts no more.
+pub fn end(entry: &Entry) {
+    entry.clear();
+    leave(entry);
+}
+
+/// Gives back what the service has open for a descriptor.
+pub fn leave(entry: &Entry) {
+    // In this order: who finds a file and no place closes it.
+    let file = entry.take_file();
+    match entry.take_place() {
+        Some(index) => {
+            COUNT.fetch_sub(1, AcqRel);
+            kept::release(index);
+        }
+        None => close_shared(file),
+    }
+}
+
+pub fn close_shared(file: u64) {
+    if file != 0
+        && let Some(channel) = LINK.get()
+    {
+        let _ = channel.close(File::from_number(file));
+    }
+}
+
+/// A name that is opened.
+#[derive(Clone, Copy)]
+pub struct Asked {
+    pub directory: usize,
+    /// The program's own path.
+    pub path: usize,
+    pub flags: usize,
+}
+
+/// open(2) for reading; None if the kernel has to do it.
+#[inline]
+pub fn open(table: &Table, asked: Asked) -> Option<Answer> {
+    if asked.flags & !FLAGS != 0 || names::has_ended() {
+        return None;
+    }
+    let path = names::read_path(asked.path)?;
+    let Some(channel) = LINK.get() else {
+        count_open(asked, path);
+        return None;
+    };
+    let (at, rest) = names::place(channel, asked.directory, path)?;
+    let word = match channel.open_known(at, rest, 0) {
+        Some(known) => known.ok()?,
+        None => 0,
+    };
+    let close_on_exec = asked.flags & sys::O_CLOEXEC != 0;
+    if word != 0
+        && let Some((used, descriptor)) = kept::open(word, close_on_exec)
+    {
+        return place(table, used, descriptor);
+    }
+    let word = open_and_keep(channel, asked, at, rest)?;
+    let placed = kept::open(word, close_on_exec);
+    kept::release(kept::index_of(word));
+    let (used, descriptor) = placed?;
+    place(table, used, descriptor)
+}
+
+fn place(table: &Table, used: kept::Use, descriptor: Result<usize, isize>) -> Option<Answer> {
+    let descriptor = match descriptor {
+        Ok(descriptor) => descriptor,
+        Err(errno) => {
+            if errno == EMFILE {
+                // Some of the numbers that are taken are ours.
+                kept::give_up_all();
+            }
+            return None;
+        }
+    };
+    let Some(entry) = table.entry(descriptor).filter(|_| descriptor < DESCRIPTORS_MAX) else {
+        sys::close(descriptor as i32);
+        kept::release(used.index);
+        return None;
+    };
+    end(entry);
+    entry.set_placeholder(used.file, used.index);
+    table.hold(descriptor);
+    COUNT.fetch_add(1, Release);
+    Some(Answer::Asked(descriptor as isize))
+}
+
+/// Programs that open but few files do without a channel.
+#[cold]
+fn count_open(asked: Asked, path: &[u8]) {
+    let setting = process::setting();
+    let maybe_inside = path.first() != Some(&b'/') || setting.inside(path).is_some();
+    if asked.directory as u32 == sys::AT_FDCWD as u32
+        && maybe_inside
+        && OPENS.fetch_add(1, Relaxed) == OPENS_MIN
+    {
+        LINK.get_or_connect(|| setting.connect());
+    }
+}
+
+/// Opens a file at the service, names it to the kernel as well, and keeps both. One use of it is the caller's.
+#[cold]
+fn open_and_keep(channel: &Channel, asked: Asked, at: At, path: &[u8]) -> Option<u64> {
+    if !channel.keeps_answers() || REFUSED.load(Relaxed) >= REFUSED_MAX {
+        return None;
+    }
+    trace::count(Counter::Request);
+    let opened = match channel.open(at, path, 0, 0, 0) {
+        Ok(opened) => opened,
+        Err(error) => {
+            match error {
+                Error::Kernel => _ = REFUSED.fetch_add(1, Relaxed),
+                Error::Gone => LINK.give_up(),
+                Error::Errno(_) => {}
+            }
+            return None;
+        }
+    };
+    let (file, found) = (opened.file, &opened.attributes);
+    let word = if found.mode & 0o170_000 == 0o100_000 {
+        keep_named(asked, file, found.ino, found.size_bytes)
+    } else {
+        channel.keep_open(at, path, 0, file, None);
+        let _ = channel.close(file);
+        return None;
+    };
+    let Some(word) = word else {
+        let _ = channel.close(file);
+        return None;
+    };
+    if channel.keep_open(at, path, 0, file, Some(word)) {
+        REFUSED.store(0, Relaxed);
+        return Some(word);
+    }
+    // It has changed meanwhile, or answers cannot be kept: perhaps the kernel's walk came to something else.
+    REFUSED.fetch_add(1, Relaxed);
+    kept::discard(word);
+    None
+}
+
+/// Has the kernel name the file, too, and makes sure that it is the same.
+fn keep_named(asked: Asked, file: File, inode: u64, size_bytes: u64) -> Option<u64> {
+    let flags = sys::O_PATH | sys::O_CLOEXEC;
+    // SAFETY: the program's own path.
+    let named = unsafe { sys::call(nr::OPENAT, [asked.directory, asked.path, flags, 0, 0, 0]) };
+    let named = usize::try_from(named).ok()?;
+    let same = sys::status(named)
+        .is_some_and(|seen| seen.device == process::setting().device() && seen.inode == inode);
+    let word = if same { kept::keep(file.to_number(), named, size_bytes) } else { None };
+    sys::close(named as i32);
+    word
+}
+
+/// Attempts, of 100 us each, to see another thread's upgrade through. A handler that came in between it does without.
+const WAITS_MAX: u32 = 10_000;
+
+/// What a descriptor is, once nobody is at it.
+#[inline]
+pub fn settled(entry: &Entry) -> Kind {
+    let kind = entry.kind();
+    if kind == Kind::Upgrading { wait(entry) } else { kind }
+}
+
+#[cold]
+fn wait(entry: &Entry) -> Kind {
+    for _ in 0..WAITS_MAX {
+        let kind = entry.kind();
+        if kind != Kind::Upgrading {
+            return kind;
+        }
+        sys::nap(100_000);
+    }
+    entry.kind()
+}
+
+/// Has the kernel open what a placeholder stands for, in its place. True if it is an open file of the kernel's afterwards.
+pub fn upgrade(descriptor: usize, entry: &Entry) -> bool {
+    if settled(entry) != Kind::Placeholder {
+        return true;
+    }
+    let generation = entry.generation();
+    if !entry.exchange_kind(generation, Kind::Placeholder, Kind::Upgrading) {
+        return settled(entry) != Kind::Placeholder;
+    }
+    let done = open_for_real(descriptor);
+    let now = if done { Kind::Ours } else { Kind::Placeholder };
+    if done {
+        // The offset is held as before; the kernel's is the file's beginning.
+        leave(entry);
+    }
+    entry.exchange_kind(generation, Kind::Upgrading, now);
+    done
+}
+
+#[cold]
+fn open_for_real(descriptor: usize) -> bool {
+    let mut path = Text::<64>::default();
+    path.push(b"/proc/self/fd/").number(descriptor as u64).push(b"\0");
+    let mut opened = sys::open(path.bytes(), sys::O_CLOEXEC, 0);
+    if opened == EMFILE {
+        kept::give_up_all();
+        opened = sys::open(path.bytes(), sys::O_CLOEXEC, 0);
+    }
+    if opened < 0 {
+        return false;
+    }
+    // SAFETY: concerns no memory.
+    let flags = unsafe { sys::call(nr::FCNTL, [descriptor, F_GETFD, 0, 0, 0, 0]) };
+    let how = if flags & FD_CLOEXEC != 0 { sys::O_CLOEXEC } else { 0 };
+    // SAFETY: as above.
+    let replaced = unsafe { sys::call(nr::DUP3, [opened as usize, descriptor, how, 0, 0, 0]) };
+    sys::close(opened as i32);
+    replaced >= 0
+}
+
+/// Has the kernel open all of them; with `inherited_only` those that outlive exec.
+pub fn upgrade_all(table: &Table, inherited_only: bool) {
+    if !any() {
+        return;
+    }
+    for (descriptor, entry) in table.known() {
+        if settled(entry) != Kind::Placeholder {
+            continue;
+        }
+        // SAFETY: concerns no memory.
+        let inherited = !inherited_only
+            || unsafe { sys::call(nr::FCNTL, [descriptor, F_GETFD, 0, 0, 0, 0]) } & FD_CLOEXEC == 0;
+        if inherited {
+            upgrade(descriptor, entry);
+        }
+    }
+}
+
+/// What can be answered about a placeholder as it is; `None`: the kernel can, or it is none.
+#[inline]
+pub fn answer(table: &Table, number: usize, arguments: &[usize; 6]) -> Option<Answer> {
+    if !any() {
+        return None;
+    }
+    let entry = table.entry(arguments[0])?;
+    if settled(entry) != Kind::Placeholder {
+        return None;
+    }
+    match number {
+        nr::FSTAT => status(entry, arguments[1]),
+        nr::NEWFSTATAT if arguments[3] & !AT_NO_AUTOMOUNT == AT_EMPTY_PATH && is_empty(arguments[1]) => {
+            status(entry, arguments[2])
+        }
+        nr::FCNTL if arguments[1] == F_GETFL => Some(Answer::Done(O_LARGEFILE as isize)),
+        nr::IOCTL if arguments[1] == TCGETS => Some(Answer::Done(ENOTTY)),
+        nr::FADVISE64 => Some(Answer::Done(0)),
+        _ => None,
+    }
+}
+
+fn is_empty(path: usize) -> bool {
+    // SAFETY: the program's own path; null is the kernel's business.
+    path != 0 && unsafe { (path as *const u8).read_volatile() } == 0
+}
+
+/// fstat(2). What may have changed the kernel tells, of a placeholder, too.
+fn status(entry: &Entry, to: usize) -> Option<Answer> {
+    if to == 0 {
+        return None;
+    }
+    let found = LINK.get()?.fstat_known(File::from_number(entry.file()?))?;
+    names::put_status(&found, to);
+    Some(Answer::Done(0))
+}
+
+/// Makes real what a call names that the kernel has to do. The answer if that cannot be.
+pub fn make_real(table: &Table, number: usize, arguments: &[usize; 6]) -> Option<Answer> {
+    /// Served by a descriptor that only names a file.
+    const CONTENT: [usize; 6] =
+        [nr::FSTAT, nr::NEWFSTATAT, nr::STATX, nr::FSTATFS, nr::READLINKAT, nr::FACCESSAT];
+    if !any() || CONTENT.contains(&number) {
+        return None;
+    }
+    match number {
+        nr::POLL | nr::PPOLL => return polled(table, arguments),
+        nr::SELECT | nr::PSELECT6 => {
+            upgrade_all(table, false);
+            return None;
+        }
+        nr::FCNTL if matches!(arguments[1], 1 | 2) => return None,
+        _ => {}
+    }
+    let named = crate::table::DESCRIPTORS.get(number).copied().unwrap_or(0);
+    for (at, descriptor) in arguments.iter().enumerate() {
+        if named >> at & 1 == 1
+            && let Some(entry) = table.entry(*descriptor)
+            && !upgrade(*descriptor, entry)
+        {
+            return Some(Answer::Done(EIO));
+        }
+    }
+    None
+}
+
+const EIO: isize = -5;
+
+/// poll(2): readiness is the kernel's.
+fn polled(table: &Table, arguments: &[usize; 6]) -> Option<Answer> {
+    let [list, count, ..] = *arguments;
+    if list == 0 {
+        return None;
+    }
+    for at in 0..count.min(DESCRIPTORS_MAX) {
+        // SAFETY: the program's own list, of that many pairs of words.
+        let descriptor = unsafe { (list as *const u64).add(at).read_unaligned() } as u32 as usize;
+        if let Some(entry) = table.entry(descriptor) {
+            upgrade(descriptor, entry);
+        }
+    }
+    None
+}
