@@ -14,6 +14,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,10 @@ def main() -> None:
             f"memcpy(3) of {libc}; the kernel's method here: {kernel}; search {took_s:.0f} s."
         )
         rows = [
-            _measure(machine, report, make_plan(journal), situation, size_bytes, arguments.rounds)
+            row
             for situation in machine.situations()
             for size_bytes in SIZES_BYTES
+            for row in _measure(machine, report, make_plan(journal), situation, size_bytes, arguments.rounds)
         ]
         print(_table(rows))
         print("\n".join(_verdicts(rows)), flush=True)
@@ -76,19 +78,35 @@ def main() -> None:
 
 def _measure(
     machine: Machine, report: Report, plan: _native.CopyPlan, situation: str, size_bytes: int, rounds: int
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     variant, kernel = plan.get(False, situation, size_bytes), _native.copy_kernel_method()
     rounds = max(15, min(rounds, (2 << 30) // size_bytes))
-    ours, libc, theirs, again = machine.sample(
+    samples = machine.sample(
         [variant, LIBC, kernel, LIBC], situation, size_bytes, rounds=rounds, sample_ns=SAMPLE_NS
     )
-    metric = f"{situation} {format_size(size_bytes)}"
+    return [
+        _row(report, situation, size_bytes, condition, variant, part)
+        for condition, part in samples.parts().items()
+    ]
+
+
+def _row(
+    report: Report,
+    situation: str,
+    size_bytes: int,
+    condition: str,
+    variant: str,
+    samples: Sequence[Sequence[float]],
+) -> dict[str, Any]:
+    ours, libc, theirs, again = samples
+    metric = f"{situation} {format_size(size_bytes)}" + (f", {condition}" if condition else "")
     for side, values in ((OURS, ours), ("memcpy(3)", libc), ("kernel's method", theirs)):
         for value in values:
             report.add(metric, side, value)
     best = libc if statistics.median(libc) < statistics.median(theirs) else theirs
     return {
         "situation": situation,
+        "condition": condition,
         "size_bytes": size_bytes,
         "variant": variant,
         "gb_per_s": [size_bytes / statistics.median(values) for values in (ours, libc, theirs)],
@@ -105,7 +123,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
         speeds = " | ".join(f"{speed:.1f}" for speed in row["gb_per_s"])
         gains = f"{_gain(row['by_libc'])} | {_gain(row['by_kernel'])}"
         size = format_size(row["size_bytes"])
-        lines.append(f"| {row['situation']} | {size} | {row['variant']} | {speeds} | {gains} |")
+        situation = ", ".join(filter(None, (row["situation"], row["condition"])))
+        lines.append(f"| {situation} | {size} | {row['variant']} | {speeds} | {gains} |")
     return "\n".join(lines)
 
 
@@ -169,7 +188,11 @@ def _gain(ratio: tuple[float, float, float]) -> str:
 
 
 def _names(rows: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{row['situation']} {format_size(row['size_bytes'])}" for row in rows) or "nowhere"
+    names = (
+        " ".join(filter(None, (row["situation"], format_size(row["size_bytes"]), row["condition"])))
+        for row in rows
+    )
+    return ", ".join(names) or "nowhere"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from polytropo.tuning.measure import Machine, ratio_interval
+from polytropo.tuning.choice import Compared
+from polytropo.tuning.measure import Machine
 from polytropo.tuning.search import find
 from polytropo.units import format_size
 
@@ -40,10 +41,10 @@ def _compare(machine: Machine, situation: str, size_bytes: int) -> dict[str, Any
         cell = find(machine, situation, size_bytes, keep=False, exhaustive=exhaustive).cell
         elapsed_s[name] = time.monotonic() - started_s
         found[name], tried = cell.variant, cell.tried
-    fast, thorough = machine.sample(
-        list(found.values()), situation, size_bytes, rounds=ROUNDS, sample_ns=SAMPLE_NS
-    )
-    ratio = ratio_interval(fast, thorough)
+    names = list(dict.fromkeys(found.values()))
+    compared = Compared()
+    compared.add(names, machine.sample(names, situation, size_bytes, rounds=ROUNDS, sample_ns=SAMPLE_NS))
+    ratio = compared.by(found["fast"], found["exhaustive"])
     print(
         f"{situation} {format_size(size_bytes)}, {tried} variants: fast {found['fast']}, exhaustive"
         f" {found['exhaustive']}; time {ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f}), search"

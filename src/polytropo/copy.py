@@ -29,10 +29,10 @@ def memcpy(dst: "Buffer", src: "Buffer", *, situation: str = "hot") -> int:
     """Copies all bytes of `src` to the start of `dst` and returns how many.
 
     `situation` says where they lie: `hot` (this core's caches), `fresh` (just written by another core),
-    `handed` (soon read by another core), `relayed` (both), `cold` (no cache). The interpreter lock is
-    released. Source: Asterope (PLOS 2021). Raises ValueError if `src` is longer than `dst`, if they
-    overlap, or for an unknown situation; BufferError if `dst` is read-only or one of them does not lie
-    in one piece.
+    `handed` (soon read by another core), `relayed` (both), `cold` (no cache), `read` (the source in any
+    cache or in none, the destination in this core's). The interpreter lock is released. Source: Asterope
+    (PLOS 2021). Raises ValueError if `src` is longer than `dst`, if they overlap, or for an unknown
+    situation; BufferError if `dst` is read-only or one of them does not lie in one piece.
     """
     into, out_of = memoryview(dst), memoryview(src)
     if not into.c_contiguous or not out_of.c_contiguous:

@@ -29,14 +29,14 @@ def test_stats_tell_what_was_copied_and_a_search_takes_it(isolated: Isolated, tm
     isolated.run(sys.executable, "-c", _READ, mnt, socket)
     told = isolated.json("stats")
     counts = told[0]["copies"]
-    assert counts["hot"]["4096"] == 7
+    assert counts["read"]["4096"] == 7
     assert counts["handed"]["65536"] >= 1
     rows = [line.split() for line in isolated.polytropo("stats", "--copies").stdout.splitlines()]
-    assert ["default", "hot", "4", "KiB", "7"] in rows
+    assert ["default", "read", "4", "KiB", "7"] in rows
     # What was copied goes into a search as it is.
     weights = tmp_path / "copied.json"
     weights.write_text(isolated.polytropo("stats", "--json").stdout)
-    searched = isolated.json("tune", "memcpy", "--weights", weights, "--situation", "hot", "--size", "64B")
+    searched = isolated.json("tune", "memcpy", "--weights", weights, "--situation", "read", "--size", "64B")
     assert [cell["keep"] for cell in searched["cells"]] == [False, True]
     isolated.polytropo("unmount", mnt)
 

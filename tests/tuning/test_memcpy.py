@@ -14,9 +14,10 @@ from polytropo.copy import memcpy
 from polytropo.errors import PolytropoError
 from polytropo.state import State
 from polytropo.tuning import plans
-from polytropo.tuning.measure import Machine, median_interval, ratio_interval
+from polytropo.tuning.choice import Compared
+from polytropo.tuning.measure import Machine, Samples, median_interval, ratio_interval
 from polytropo.tuning.memcpy import by_weight, tune
-from polytropo.tuning.search import choose, final_rounds, find
+from polytropo.tuning.search import final_rounds, find
 from polytropo.tuning.weights import gain, load, recorded, weights_of
 
 POLYTROPO = str(Path(sys.executable).parent / "polytropo")
@@ -34,7 +35,7 @@ def command(state: State, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("situation", ["hot", "fresh", "handed", "relayed", "cold"])
+@pytest.mark.parametrize("situation", ["hot", "fresh", "handed", "relayed", "cold", "read"])
 def test_memcpy_copies_what_it_is_given(situation: str) -> None:
     chance = random.Random(situation)
     for size in (0, 1, 63, 64, 1000, 4096, 100_000):
@@ -144,7 +145,7 @@ def test_variants_that_change_vector_registers_are_kept_out_where_they_must_not(
 def test_situations_that_need_another_cpu_are_refused_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     machine = Machine()
-    assert machine.situations() == ("hot", "cold")
+    assert machine.situations() == ("hot", "cold", "read")
     with pytest.raises(PolytropoError, match="second CPU"):
         machine.sample(["movsb"], "fresh", 64, rounds=1, sample_ns=1000)
 
@@ -168,21 +169,58 @@ def test_the_command_says_what_it_does_not_take(state: State) -> None:
     assert wrong.returncode != 0 and "powers of two" in wrong.stderr
 
 
+def choice(
+    samples: dict[str, list[float]],
+    incumbent: str | None = None,
+    conditions: list[str] | None = None,
+    usual: tuple[str, ...] = ("movsb", "libc"),
+) -> str:
+    compared = Compared()
+    count = len(next(iter(samples.values())))
+    compared.add(list(samples), Samples(list(samples.values()), conditions or [""] * count))
+    return compared.choose(incumbent, usual)
+
+
 def test_the_choice_is_surely_faster_than_the_usual_ways_or_one_of_them() -> None:
     even = [1.0, 1.1] * 20
     samples = {"libc": even, "movsb": [2.0] * 40, "mine": [*even[1:], 1.0], "fast": [0.5] * 40}
-    usual = ("movsb", "libc")
-    assert choose(samples, "fast", None, usual) == "fast"
-    assert choose(samples, "fast", "mine", usual) == "fast"
+    assert choice(samples) == "fast"
+    assert choice(samples, "mine") == "fast"
     # No difference that is sure: the usual way stays, whoever was there before.
-    assert choose(samples, "mine", None, usual) == "libc"
-    assert choose(samples, "libc", "mine", usual) == "libc"
-    # Nor does one go on that was good for the size before.
-    assert choose(samples, "libc", "movsb", usual) == "libc"
-    samples["other"] = [0.51, 0.52] * 20
-    assert choose(samples, "fast", "other", usual) == "fast"
+    del samples["fast"]
+    assert choice(samples) == choice(samples, "mine") == choice(samples, "movsb") == "libc"
+    samples |= {"fast": [0.5] * 40, "other": [0.51, 0.52] * 20}
+    assert choice(samples, "other") == "fast"
     samples["other"] = [0.49, 0.51] * 20
-    assert choose(samples, "fast", "other", usual) == "other"
+    assert choice(samples, "other") == "other"
+
+
+def test_the_choice_is_slower_under_no_condition() -> None:
+    conditions = ["near", "far"] * 20
+    samples = {"libc": [1.0, 6.0] * 20, "movsb": [1.1, 6.1] * 20, "past": [3.0, 2.0] * 20}
+    assert choice(samples, "past", conditions) == "libc"
+    assert choice(samples, "past", ["far"] * 40) == "libc"
+    samples["both"] = [0.9, 5.0] * 20
+    assert choice(samples, "past", conditions) == "both"
+    # One that loses a little there, and gains much here, loses.
+    samples["both"] = [1.03, 3.0] * 20
+    assert choice(samples, None, conditions) == "libc"
+    # Of the usual ways the one that is never far behind.
+    samples = {"libc": [1.0, 1.5] * 20, "movsb": [1.1, 1.0] * 20}
+    assert choice(samples, None, conditions) == "movsb"
+    # A condition that hardly occurred says nothing.
+    samples = {"libc": [1.0] * 40, "movsb": [1.1] * 40, "mine": [2.0] * 2 + [0.5] * 38}
+    assert choice(samples, None, ["far"] * 2 + ["near"] * 38) == "mine"
+
+
+def test_rounds_tell_what_they_were_taken_under() -> None:
+    machine = Machine()
+    read = machine.sample(["libc", "movsb"], "read", 4096, rounds=6, sample_ns=1000)
+    assert len(set(read.conditions)) == 3 and len(read.conditions) == 6
+    if machine.other_cpu is not None:
+        across = machine.sample(["libc"], "fresh", 4096, rounds=4, sample_ns=1000)
+        assert len(across.conditions) == 4 and set(across.conditions) <= {"near", "far"}
+    assert set(machine.sample(["libc"], "hot", 64, rounds=2, sample_ns=1000).conditions) == {""}
 
 
 def test_what_is_copied_most_is_searched_first_and_with_the_most_care() -> None:
@@ -211,6 +249,7 @@ def test_the_gain_of_a_mixture_weighs_each_size() -> None:
             by_libc=one,
             by_kernel=one,
             tried=1,
+            finalists=[],
         )
 
     cells = [cell(1024, 10, 20), cell(4096, 40, 40)]

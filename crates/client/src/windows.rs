@@ -77,7 +77,7 @@ impl Window {
     /// `to` must be writable for `count` bytes.
     #[inline]
     pub unsafe fn read(&self, channel: &Channel, to: *mut u8, count: usize, offset: u64) -> Found {
-        let copy = channel.copier(count, Situation::Hot);
+        let copy = channel.copier(count, Situation::Read);
         let bytes_at = self.geometry.bytes_at();
         let found = self.view().read(count, offset, |done, at, part| {
             // SAFETY: the range lies below the size, which is not above the capacity, so in the mapping; `to` is writable for `count`
@@ -85,7 +85,7 @@ impl Window {
             unsafe { copy(to.add(done), self.base.as_ptr().add((bytes_at + at) as usize), part) }
         });
         if let Found::Bytes(done) = found {
-            channel.count_copy(done, Situation::Hot);
+            channel.count_copy(done, Situation::Read);
         }
         found
     }

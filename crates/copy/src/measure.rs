@@ -1,10 +1,16 @@
 //! Times of copies in each situation. Contenders are measured in turn within a round, so that what disturbs one disturbs all, in an
-//! order that is drawn for each round, so that what one leaves in the caches meets all others alike.
+//! order that is drawn for each round. Each makes its own copies first, untimed, so that it finds the caches as it leaves them itself:
+//! after a copy that stores past the caches, lines lie elsewhere than after one that does not.
+
+mod memory;
+mod peer;
 
 use crate::code::CopyFunction;
 use crate::plan::Situation;
+use memory::{Pinned, Pools};
+use peer::{Awake, Peer};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// What is timed.
@@ -17,18 +23,16 @@ pub enum Contender {
 
 /// Memory that no cache holds, twice: for sources and for destinations.
 const COLD_BYTES: usize = 256 << 20;
-/// What is handed from core to core at once: within the second-level cache.
-const POOL_BYTES: usize = 256 << 10;
-const SLOTS_MAX: usize = 1024;
-/// On how many memories the rounds are taken, if so many bytes are enough for that.
+/// On how many memories the rounds are taken in turn, if so many bytes are enough for that: where pages lie in the caches differs from one
+/// memory to the next, and what is fastest on one need not be so on another.
 const PLACEMENTS: usize = 5;
 const PLACED_BYTES_MAX: usize = 64 << 20;
-/// malloc(3) of large blocks returns addresses 16 bytes after a line; windows and channels begin at pages.
-const DESTINATION_OFFSET: usize = 16;
-const PAGE_BYTES: usize = 4096;
+const TIMES_MAX: usize = 1 << 20;
+/// Untimed copies before a sample, where one slot is copied again and again.
+const WARM_TIMES: usize = 2;
 
 fn copy(contender: Contender, destination: *mut u8, source: *const u8, size_bytes: usize) {
-    // SAFETY: called with ranges of `Area`s only, which do not overlap.
+    // SAFETY: called with slots of `Pools` only, which do not overlap.
     unsafe {
         match contender {
             Contender::Emitted(function) => function(destination, source, size_bytes),
@@ -39,188 +43,43 @@ fn copy(contender: Contender, destination: *mut u8, source: *const u8, size_byte
     }
 }
 
-/// Anonymous memory, all of it touched.
-struct Area {
-    at: *mut u8,
-    size_bytes: usize,
+/// What a round was taken under: not of our making, or one of several that make up a situation.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Condition {
+    /// Nothing to tell.
+    Usual,
+    /// So long took a word to the other core and back.
+    RoundTrip { ns: f64 },
+    /// Where the source of [`Situation::Read`] lay.
+    Source(&'static str),
 }
 
-// SAFETY: raw memory; the two threads agree about who uses it by the words of `Turn`.
-unsafe impl Sync for Area {}
-// SAFETY: as above.
-unsafe impl Send for Area {}
+const SOURCES: [&str; 3] = ["in this core's caches", "in order", "at random"];
 
-impl Area {
-    fn new(size_bytes: usize) -> io::Result<Self> {
-        let (protection, flags) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
-        );
-        // SAFETY: new memory.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), size_bytes, protection, flags, -1, 0) };
-        if at == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: all of the new mapping, so that no page is the shared one of zeros.
-        unsafe { std::ptr::write_bytes(at.cast::<u8>(), 0x5a, size_bytes) };
-        Ok(Self { at: at.cast(), size_bytes })
-    }
-
-    fn slot(&self, index: usize, stride: usize, offset: usize) -> *mut u8 {
-        let begin = (index * stride + offset).min(self.size_bytes);
-        // SAFETY: within the area, or its end.
-        unsafe { self.at.add(begin) }
-    }
-}
-
-impl Drop for Area {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping.
-        unsafe { libc::munmap(self.at.cast(), self.size_bytes) };
-    }
-}
-
-/// Keeps this thread on one CPU; gives it back where it may run.
-struct Pinned(libc::cpu_set_t);
-
-impl Pinned {
-    fn to(cpu: usize) -> io::Result<Self> {
-        // SAFETY: sets of this size, as the calls want them; the thread is our own.
-        unsafe {
-            let mut before: libc::cpu_set_t = std::mem::zeroed();
-            let mut one: libc::cpu_set_t = std::mem::zeroed();
-            let size = size_of::<libc::cpu_set_t>();
-            if cpu >= libc::CPU_SETSIZE as usize || libc::sched_getaffinity(0, size, &mut before) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            libc::CPU_SET(cpu, &mut one);
-            if libc::sched_setaffinity(0, size, &one) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(Self(before))
-        }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // SAFETY: the set that the kernel gave us. Failing, the thread stays where it is.
-        unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &self.0) };
-    }
-}
-
-const IDLE: u32 = 0;
-const WRITE: u32 = 1;
-const READ: u32 = 2;
-const END: u32 = 3;
-
-/// What the other core is asked to do, and how long it took.
-#[derive(Default)]
-struct Turn {
-    order: AtomicU32,
-    slots: AtomicUsize,
-    elapsed_ns: AtomicUsize,
-    failed: AtomicBool,
-}
-
-impl Turn {
-    /// Asks and waits. Both spin: they run on CPUs of their own.
-    fn ask(&self, order: u32, slots: usize) -> f64 {
-        self.slots.store(slots, Ordering::Relaxed);
-        self.order.store(order, Ordering::Release);
-        while self.order.load(Ordering::Acquire) != IDLE && !self.failed.load(Ordering::Relaxed) {
-            std::hint::spin_loop();
-        }
-        self.elapsed_ns.load(Ordering::Relaxed) as f64
-    }
-}
-
-struct Pools {
-    sources: Area,
-    destinations: Area,
-    slots: usize,
-    stride: usize,
-    size_bytes: usize,
-}
-
-impl Pools {
-    fn new(size_bytes: usize) -> io::Result<Self> {
-        let stride = if size_bytes < PAGE_BYTES {
-            size_bytes.next_multiple_of(64)
-        } else {
-            size_bytes.next_multiple_of(PAGE_BYTES)
-        };
-        let slots = (POOL_BYTES / stride).clamp(1, SLOTS_MAX);
-        let room = slots * stride + PAGE_BYTES;
-        Ok(Self { sources: Area::new(room)?, destinations: Area::new(room)?, slots, stride, size_bytes })
-    }
-
-    fn source(&self, slot: usize) -> *mut u8 {
-        self.sources.slot(slot, self.stride, 0)
-    }
-
-    fn destination(&self, slot: usize) -> *mut u8 {
-        self.destinations.slot(slot, self.stride, DESTINATION_OFFSET)
-    }
-
-    /// The other core's part.
-    fn serve(&self, turn: &Turn, cpu: usize) {
-        let Ok(_pinned) = Pinned::to(cpu) else {
-            turn.failed.store(true, Ordering::Relaxed);
-            return;
-        };
-        let mut byte = 0u8;
-        loop {
-            let order = turn.order.load(Ordering::Acquire);
-            let slots = turn.slots.load(Ordering::Relaxed).min(self.slots);
-            let begin = Instant::now();
-            match order {
-                IDLE => {
-                    std::hint::spin_loop();
-                    continue;
-                }
-                WRITE => {
-                    byte = byte.wrapping_add(1);
-                    for slot in 0..slots {
-                        // SAFETY: a slot of the sources; the measuring thread waits.
-                        unsafe { std::ptr::write_bytes(self.source(slot), byte, self.size_bytes) };
-                    }
-                }
-                READ => (0..slots).for_each(|slot| self.read(slot)),
-                _ => return,
-            }
-            turn.elapsed_ns.store(begin.elapsed().as_nanos() as usize, Ordering::Relaxed);
-            turn.order.store(IDLE, Ordering::Release);
-        }
-    }
-
-    /// Reads every word of a destination, as the program that the bytes are for will.
-    fn read(&self, slot: usize) {
-        let mut sum = 0u64;
-        let words = self.destination(slot).cast::<u64>();
-        for index in 0..self.size_bytes / 8 {
-            // SAFETY: within the slot; the measuring thread waits.
-            sum = sum.wrapping_add(unsafe { words.add(index).read_unaligned() });
-        }
-        std::hint::black_box(sum);
-    }
+/// For each contender a sample in every round, in nanoseconds a copy; and what each round was taken under.
+#[derive(Debug, Default)]
+pub struct Samples {
+    pub ns: Vec<Vec<f64>>,
+    pub conditions: Vec<Condition>,
 }
 
 /// Where samples are taken: the CPU of this thread, and another one.
 pub struct Bench {
     cpu: usize,
-    other_cpu: Option<usize>,
-    cold: Option<(Area, Area)>,
+    peer: Option<Peer>,
+    cold: Option<Pools>,
+    near: Vec<Pools>,
     step: usize,
 }
 
 impl Bench {
-    /// Without another CPU only [`Situation::Hot`] and [`Situation::Cold`] can be measured.
+    /// Without another CPU no situation can be measured that is [`Situation::is_across_cores`].
     pub fn new(cpu: usize, other_cpu: Option<usize>) -> Self {
-        Self { cpu, other_cpu: other_cpu.filter(|other| *other != cpu), cold: None, step: 0 }
+        let peer = other_cpu.filter(|other| *other != cpu).map(Peer::on);
+        Self { cpu, peer, cold: None, near: Vec::new(), step: 0 }
     }
 
-    /// Nanoseconds a copy, for each contender a sample in every round. A sample takes `sample_ns` or a little more.
+    /// Takes the samples, `sample_ns` each or a little more for memcpy(3); all contenders make as many copies as that does.
     pub fn sample(
         &mut self,
         contenders: &[Contender],
@@ -228,152 +87,166 @@ impl Bench {
         size_bytes: usize,
         rounds: usize,
         sample_ns: u64,
-    ) -> io::Result<Vec<Vec<f64>>> {
+    ) -> io::Result<Samples> {
         let _pinned = Pinned::to(self.cpu)?;
-        match situation {
-            Situation::Cold => self.cold(contenders, size_bytes, rounds, sample_ns),
-            Situation::Hot => placements(size_bytes, rounds, |pools, rounds| {
-                Ok(samples(contenders, rounds, sample_ns, |contender, times| {
-                    let begin = Instant::now();
-                    for _ in 0..times {
-                        copy(contender, pools.destination(0), pools.source(0), size_bytes);
-                    }
-                    begin.elapsed().as_nanos() as f64
-                }))
-            }),
-            _ => placements(size_bytes, rounds, |pools, rounds| {
-                self.across(contenders, situation, pools, rounds, sample_ns)
-            }),
-        }
-    }
-
-    fn across(
-        &self,
-        contenders: &[Contender],
-        situation: Situation,
-        pools: &Pools,
-        rounds: usize,
-        sample_ns: u64,
-    ) -> io::Result<Vec<Vec<f64>>> {
+        self.prepare(situation, size_bytes, rounds)?;
         let no_cpu = || io::Error::new(io::ErrorKind::InvalidInput, "this situation needs a second CPU");
-        let other = self.other_cpu.ok_or_else(no_cpu)?;
-        let fresh = matches!(situation, Situation::Fresh | Situation::Relayed);
-        let handed = matches!(situation, Situation::Handed | Situation::Relayed);
-        let turn = Turn::default();
-        let found = std::thread::scope(|scope| {
-            scope.spawn(|| pools.serve(&turn, other));
-            let found = samples(contenders, rounds, sample_ns, |contender, times| {
-                let mut elapsed = 0.0;
-                let mut left = times;
-                while left > 0 {
-                    let slots = left.min(pools.slots);
-                    left -= slots;
-                    if fresh {
-                        turn.ask(WRITE, slots);
-                    }
-                    let begin = Instant::now();
-                    for slot in 0..slots {
-                        let source = pools.source(if fresh { slot } else { 0 });
-                        copy(
-                            contender,
-                            pools.destination(if handed { slot } else { 0 }),
-                            source,
-                            pools.size_bytes,
-                        );
-                    }
-                    elapsed += begin.elapsed().as_nanos() as f64;
-                    if handed {
-                        elapsed += turn.ask(READ, slots);
-                    }
-                }
-                elapsed
-            });
-            turn.order.store(END, Ordering::Release);
-            found
-        });
-        let failed = turn.failed.load(Ordering::Relaxed);
-        if failed { Err(io::Error::other(format!("cannot run on CPU {other}"))) } else { Ok(found) }
-    }
-
-    fn cold(
-        &mut self,
-        contenders: &[Contender],
-        size_bytes: usize,
-        rounds: usize,
-        sample_ns: u64,
-    ) -> io::Result<Vec<Vec<f64>>> {
-        if self.cold.is_none() {
-            self.cold = Some((Area::new(COLD_BYTES + PAGE_BYTES)?, Area::new(COLD_BYTES + PAGE_BYTES)?));
-        }
-        let Some((sources, destinations)) = &self.cold else { return Err(io::ErrorKind::OutOfMemory.into()) };
-        let stride = size_bytes.next_power_of_two().max(64);
-        let slots = (COLD_BYTES / stride).max(1);
-        let mut slot = self.step & (slots - 1);
-        let found = samples(contenders, rounds, sample_ns, |contender, times| {
-            let begin = Instant::now();
-            for _ in 0..times {
-                // A walk through all slots in no order that a prefetcher knows (full period: 5 mod 8, odd).
-                slot = (slot.wrapping_mul(1_664_525) + 1_013_904_223) & (slots - 1);
-                let destination = destinations.slot(slot, stride, DESTINATION_OFFSET);
-                copy(contender, destination, sources.slot(slot, stride, 0), size_bytes);
+        let peer = if situation.is_across_cores() {
+            Some(self.peer.as_ref().ok_or_else(no_cpu)?.wake())
+        } else {
+            None
+        };
+        let mut course =
+            Course { situation, near: &self.near, cold: self.cold.as_ref(), peer, step: self.step };
+        let times = course.calibrate(sample_ns)?;
+        let mut samples =
+            Samples { ns: vec![Vec::with_capacity(rounds); contenders.len()], ..Samples::default() };
+        let mut order: Vec<usize> = (0..contenders.len()).collect();
+        for round in 0..rounds {
+            samples.conditions.push(course.condition(round)?);
+            shuffle(&mut order);
+            for &index in &order {
+                let elapsed_ns = course.run(round, contenders[index], times)?;
+                samples.ns[index].push(elapsed_ns / times as f64);
             }
-            begin.elapsed().as_nanos() as f64
-        });
-        self.step = slot;
-        Ok(found)
+        }
+        self.step = course.step;
+        Ok(samples)
+    }
+
+    /// Memory is kept for the next samples of the same size.
+    fn prepare(&mut self, situation: Situation, size_bytes: usize, rounds: usize) -> io::Result<()> {
+        if matches!(situation, Situation::Cold | Situation::Read) {
+            self.cold = Some(match self.cold.take() {
+                Some(pools) if size_bytes <= COLD_BYTES => pools.resized(size_bytes, COLD_BYTES),
+                _ => Pools::beyond_caches(size_bytes, COLD_BYTES)?,
+            });
+        }
+        if situation == Situation::Cold {
+            return Ok(());
+        }
+        if self.near.first().is_some_and(|pools| pools.size_bytes() != size_bytes) {
+            self.near.clear();
+        }
+        let wanted = (PLACED_BYTES_MAX / size_bytes).clamp(1, PLACEMENTS).min(rounds.max(1));
+        while self.near.len() < wanted {
+            self.near.push(Pools::shared(size_bytes)?);
+        }
+        Ok(())
     }
 }
 
-/// Takes the rounds on several pools in turn: where pages lie in the caches differs from one memory to the next, and what is
-/// fastest on one need not be so on another. All stay until the end, so that none gets the pages of the one before.
-fn placements(
-    size_bytes: usize,
-    rounds: usize,
-    mut take: impl FnMut(&Pools, usize) -> io::Result<Vec<Vec<f64>>>,
-) -> io::Result<Vec<Vec<f64>>> {
-    let count = (PLACED_BYTES_MAX / size_bytes).clamp(1, PLACEMENTS).min(rounds.max(1));
-    let mut kept = Vec::with_capacity(count);
-    let mut found: Vec<Vec<f64>> = Vec::new();
-    for index in 0..count {
-        let pools = Pools::new(size_bytes)?;
-        let share = rounds / count + usize::from(index < rounds % count);
-        let taken = take(&pools, share)?;
-        found.resize(taken.len(), Vec::new());
-        found.iter_mut().zip(taken).for_each(|(all, some)| all.extend(some));
-        kept.push(pools);
-    }
-    Ok(found)
+/// How one contender's copies follow each other.
+struct Course<'a> {
+    situation: Situation,
+    near: &'a [Pools],
+    cold: Option<&'a Pools>,
+    peer: Option<Awake<'a>>,
+    step: usize,
 }
 
-/// Runs `run(contender, times)`, which tells the nanoseconds, with as many times as fill a sample.
-fn samples(
-    contenders: &[Contender],
-    rounds: usize,
-    sample_ns: u64,
-    mut run: impl FnMut(Contender, usize) -> f64,
-) -> Vec<Vec<f64>> {
-    let warm = |run: &mut dyn FnMut(Contender, usize) -> f64, contender| {
-        run(contender, 1);
+impl Course<'_> {
+    fn condition(&self, round: usize) -> io::Result<Condition> {
+        Ok(match (&self.peer, self.situation) {
+            (Some(peer), _) => Condition::RoundTrip { ns: peer.round_trip_ns()? },
+            (None, Situation::Read) => Condition::Source(SOURCES[round % SOURCES.len()]),
+            (None, _) => Condition::Usual,
+        })
+    }
+
+    /// How many copies fill a sample.
+    fn calibrate(&mut self, sample_ns: u64) -> io::Result<usize> {
         let mut times = 1;
         loop {
-            let elapsed = run(contender, times);
-            if elapsed >= sample_ns as f64 / 4.0 || times >= 1 << 20 {
-                let wanted = times as f64 * sample_ns as f64 / elapsed.max(1.0);
-                return (wanted as usize).clamp(1, 1 << 20);
+            let elapsed_ns = self.run(0, Contender::Libc, times)?;
+            if elapsed_ns >= sample_ns as f64 / 4.0 || times >= TIMES_MAX {
+                let wanted = times as f64 * sample_ns as f64 / elapsed_ns.max(1.0);
+                return Ok((wanted as usize).clamp(1, TIMES_MAX));
             }
             times *= 4;
         }
-    };
-    let times: Vec<usize> = contenders.iter().map(|contender| warm(&mut run, *contender)).collect();
-    let mut found = vec![Vec::with_capacity(rounds); contenders.len()];
-    let mut order: Vec<usize> = (0..contenders.len()).collect();
-    for _ in 0..rounds {
-        shuffle(&mut order);
-        for &index in &order {
-            found[index].push(run(contenders[index], times[index]) / times[index] as f64);
+    }
+
+    /// Nanoseconds of so many copies.
+    fn run(&mut self, round: usize, contender: Contender, times: usize) -> io::Result<f64> {
+        let near = (!self.near.is_empty()).then(|| &self.near[round % self.near.len()]);
+        match (self.situation, near, self.cold) {
+            (Situation::Cold, _, Some(cold)) => Ok(self.cold(contender, cold, times)),
+            (Situation::Hot, Some(near), _) => Ok(repeat(contender, near, times, |_| near.source(0))),
+            (Situation::Read, Some(near), Some(cold)) => Ok(self.read(round, contender, near, cold, times)),
+            (_, Some(near), _) => self.across(contender, near, times),
+            _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
         }
     }
-    found
+
+    /// A walk through all slots in no order that a prefetcher knows.
+    fn wander(&mut self, slots: usize) -> usize {
+        self.step = self.step.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        // Full period (5 mod 8, odd) in the lowest bits, of which there are as many as slots.
+        self.step & (slots - 1)
+    }
+
+    fn cold(&mut self, contender: Contender, cold: &Pools, times: usize) -> f64 {
+        let begin = Instant::now();
+        for _ in 0..times {
+            let slot = self.wander(cold.slots());
+            copy(contender, cold.destination(slot), cold.source(slot), cold.size_bytes());
+        }
+        begin.elapsed().as_nanos() as f64
+    }
+
+    fn read(&mut self, round: usize, contender: Contender, near: &Pools, cold: &Pools, times: usize) -> f64 {
+        let from = self.wander(cold.slots());
+        match round % SOURCES.len() {
+            0 => repeat(contender, near, times, |_| near.source(0)),
+            1 => {
+                self.step = self.step.wrapping_add(times);
+                repeat(contender, near, times, |time| cold.source(from + time))
+            }
+            _ => repeat(contender, near, times, |_| cold.source(self.wander(cold.slots()))),
+        }
+    }
+
+    fn across(&self, contender: Contender, pools: &Pools, times: usize) -> io::Result<f64> {
+        self.lap(contender, pools, times.min(pools.slots()))?;
+        let (mut elapsed_ns, mut left) = (0.0, times);
+        while left > 0 {
+            let slots = left.min(pools.slots());
+            left -= slots;
+            elapsed_ns += self.lap(contender, pools, slots)?;
+        }
+        Ok(elapsed_ns)
+    }
+
+    /// Some slots, once each.
+    fn lap(&self, contender: Contender, pools: &Pools, slots: usize) -> io::Result<f64> {
+        let Some(peer) = &self.peer else { return Err(io::Error::from(io::ErrorKind::InvalidInput)) };
+        let fresh = matches!(self.situation, Situation::Fresh | Situation::Relayed);
+        let handed = matches!(self.situation, Situation::Handed | Situation::Relayed);
+        if fresh {
+            peer.write(pools, slots)?;
+        }
+        let begin = Instant::now();
+        for slot in 0..slots {
+            let source = pools.source(if fresh { slot } else { 0 });
+            let destination = pools.destination(if handed { slot } else { 0 });
+            copy(contender, destination, source, pools.size_bytes());
+        }
+        let elapsed_ns = begin.elapsed().as_nanos() as f64;
+        Ok(if handed { elapsed_ns + peer.read(pools, slots)? } else { elapsed_ns })
+    }
+}
+
+/// Copies to one place again and again.
+fn repeat(contender: Contender, near: &Pools, times: usize, mut source: impl FnMut(usize) -> *mut u8) -> f64 {
+    for _ in 0..WARM_TIMES {
+        copy(contender, near.destination(0), near.source(0), near.size_bytes());
+    }
+    let begin = Instant::now();
+    for time in 0..times {
+        copy(contender, near.destination(0), source(time), near.size_bytes());
+    }
+    begin.elapsed().as_nanos() as f64
 }
 
 /// Fisher and Yates. Orders go on from call to call, since some calls take one round only.
@@ -406,13 +279,21 @@ mod tests {
     }
 
     #[test]
-    fn samples_belong_to_their_contenders() {
-        extern "sysv64" fn nothing(_: *mut u8, _: *const u8, _: usize) {}
-        let contenders = [Contender::Libc, Contender::Emitted(nothing)];
-        let found = samples(&contenders, 50, 1000, |contender, times| match contender {
-            Contender::Libc => 1000.0 * times as f64,
-            Contender::Emitted(_) => 2000.0 * times as f64,
-        });
-        assert!(found[0].iter().all(|ns| *ns == 1000.0) && found[1].iter().all(|ns| *ns == 2000.0));
+    fn samples_belong_to_their_contenders_and_rounds_to_their_conditions() {
+        unsafe extern "sysv64" fn slow(to: *mut u8, from: *const u8, size_bytes: usize) {
+            for _ in 0..50 {
+                // SAFETY: the caller's word.
+                unsafe { crate::code::library(to, from, size_bytes) };
+            }
+        }
+        let mut bench = Bench::new(0, None);
+        let contenders = [Contender::Libc, Contender::Emitted(slow)];
+        let found = bench.sample(&contenders, Situation::Read, 4096, 6, 1000).expect("samples");
+        assert!(found.ns.iter().all(|samples| samples.len() == 6));
+        let sums: Vec<f64> = found.ns.iter().map(|samples| samples.iter().sum()).collect();
+        assert!(sums[1] > sums[0], "{sums:?}");
+        let twice: Vec<Condition> = SOURCES.iter().chain(&SOURCES).map(|s| Condition::Source(s)).collect();
+        assert_eq!(found.conditions, twice);
+        assert!(bench.sample(&contenders, Situation::Fresh, 64, 1, 1000).is_err());
     }
 }

@@ -36,19 +36,27 @@ pub enum Situation {
     Relayed = 3,
     /// Neither is in any cache.
     Cold = 4,
+    /// The source lies in any cache or in none; the destination is the reader's own, in this core's caches.
+    Read = 5,
 }
 
-pub const SITUATIONS: [(Situation, &str); 5] = [
+pub const SITUATIONS: [(Situation, &str); 6] = [
     (Situation::Hot, "hot"),
     (Situation::Fresh, "fresh"),
     (Situation::Handed, "handed"),
     (Situation::Relayed, "relayed"),
     (Situation::Cold, "cold"),
+    (Situation::Read, "read"),
 ];
 
 impl Situation {
     pub fn parse(word: &str) -> Option<Self> {
         SITUATIONS.iter().find(|(_, name)| *name == word).map(|(situation, _)| *situation)
+    }
+
+    /// Whether another core has a part in it.
+    pub fn is_across_cores(self) -> bool {
+        matches!(self, Self::Fresh | Self::Handed | Self::Relayed)
     }
 }
 

@@ -25,7 +25,6 @@ fn engines_copy_every_size_in_every_situation() {
 #[test]
 fn times_are_measured_for_every_contender_in_every_round() {
     use polytropo_copy::measure::{Bench, Contender};
-    use polytropo_copy::plan::Situation;
     // SAFETY: a set of this size, of our own thread.
     let cpus: Vec<usize> = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
@@ -34,14 +33,15 @@ fn times_are_measured_for_every_contender_in_every_round() {
     };
     let other = cpus.get(1).copied();
     let mut bench = Bench::new(cpus[0], other);
-    for situation in [Situation::Hot, Situation::Fresh, Situation::Handed, Situation::Relayed] {
+    for (situation, _) in SITUATIONS {
         let found = bench.sample(&[Contender::Libc, Contender::Libc], situation, 4096, 3, 1000);
-        if other.is_none() && situation != Situation::Hot {
+        if other.is_none() && situation.is_across_cores() {
             assert!(found.is_err());
             continue;
         }
         let found = found.expect("samples");
-        assert!(found.len() == 2 && found.iter().all(|samples| samples.len() == 3));
-        assert!(found.iter().flatten().all(|ns| *ns > 0.0));
+        assert!(found.ns.len() == 2 && found.ns.iter().all(|samples| samples.len() == 3));
+        assert_eq!(found.conditions.len(), 3);
+        assert!(found.ns.iter().flatten().all(|ns| *ns > 0.0));
     }
 }

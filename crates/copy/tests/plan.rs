@@ -1,5 +1,6 @@
 //! Plans as files: what is written is read again, what is damaged or foreign is refused.
 
+use polytropo_copy::engine::{Engine, WORDS};
 use polytropo_copy::features::{Features, Processor};
 use polytropo_copy::plan::{CLASSES, Context, Plan, PlanError, SITUATIONS, Situation, class_of};
 use polytropo_copy::variant::Variant;
@@ -126,9 +127,9 @@ proptest! {
 
     /// Whatever stands in shared memory: bytes are copied rightly, and by nothing that changes registers which are to be kept.
     #[test]
-    fn engines_of_any_words_copy(words in prop::collection::vec(any::<u32>().prop_map(|word| word & 0xff_ffff), 105), keep: bool, size in 0..5000usize) {
+    fn engines_of_any_words_copy(words in prop::collection::vec(any::<u32>().prop_map(|word| word & 0xff_ffff), WORDS), keep: bool, size in 0..5000usize) {
         let context = if keep { Context::Keep } else { Context::Plain };
-        let engine = polytropo_copy::engine::Engine::of_words(|index| words[index], context, Features::detect());
+        let engine = Engine::of_words(|index| words[index], context, Features::detect());
         let engine = engine.expect("an engine");
         let source: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
         for (situation, _) in SITUATIONS {

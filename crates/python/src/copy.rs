@@ -3,7 +3,7 @@
 use polytropo_copy::code::{Code, CopyFunction};
 use polytropo_copy::engine::Engine;
 use polytropo_copy::features::{Features, Processor};
-use polytropo_copy::measure::{Bench, Contender};
+use polytropo_copy::measure::{Bench, Condition, Contender};
 use polytropo_copy::plan::{self, Context, Plan, Situation, class_of};
 use polytropo_copy::space;
 use polytropo_copy::variant::Variant;
@@ -20,7 +20,7 @@ fn variant(name: &str) -> PyResult<Variant> {
 
 fn situation(name: &str) -> PyResult<Situation> {
     Situation::parse(name).ok_or_else(|| {
-        PyValueError::new_err(format!("{name:?} is none of hot, fresh, handed, relayed, cold"))
+        PyValueError::new_err(format!("{name:?} is none of hot, fresh, handed, relayed, cold, read"))
     })
 }
 
@@ -52,6 +52,9 @@ fn copy_processor() -> (String, u16, u16, u8) {
     (found.vendor_str().to_owned(), found.family, found.model, found.stepping)
 }
 
+/// Samples by contender, and a condition each round.
+type Taken = (Vec<Vec<f64>>, Vec<(Option<f64>, Option<&'static str>)>);
+
 /// Takes samples on one CPU, with another one as the peer.
 #[pyclass(module = "polytropo._native", frozen)]
 pub struct CopyBench {
@@ -66,7 +69,8 @@ impl CopyBench {
         Self { bench: Mutex::new(Bench::new(cpu, other_cpu)) }
     }
 
-    /// Nanoseconds a copy: for each name a sample in every round.
+    /// Nanoseconds a copy: for each name a sample in every round. And what each round was taken under: nothing to tell, nanoseconds to the
+    /// other core and back, or where sources lay.
     fn sample(
         &self,
         py: Python<'_>,
@@ -75,7 +79,7 @@ impl CopyBench {
         size_bytes: usize,
         rounds: usize,
         sample_ns: u64,
-    ) -> PyResult<Vec<Vec<f64>>> {
+    ) -> PyResult<Taken> {
         let situation = situation(situation_name)?;
         let emitted = names.iter().filter(|name| *name != LIBC).map(|name| variant(name));
         let variants = emitted.collect::<PyResult<Vec<_>>>()?;
@@ -96,8 +100,13 @@ impl CopyBench {
         let found = py.detach(|| {
             let mut bench = self.bench.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             bench.sample(&contenders, situation, size_bytes.max(1), rounds, sample_ns)
+        })?;
+        let told = found.conditions.into_iter().map(|condition| match condition {
+            Condition::Usual => (None, None),
+            Condition::RoundTrip { ns } => (Some(ns), None),
+            Condition::Source(place) => (None, Some(place)),
         });
-        Ok(found?)
+        Ok((found.ns, told.collect()))
     }
 }
 

@@ -5,8 +5,8 @@
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-/// Hot, fresh, handed, relayed, cold.
-pub const SITUATIONS: usize = 5;
+/// Hot, fresh, handed, relayed, cold, read.
+pub const SITUATIONS: usize = 6;
 /// Classes of a plan: 64 bytes to 64 MiB and more.
 pub const CLASSES: usize = 21;
 /// Sizes that are counted apart, by their highest bit: 1 byte to 64 MiB and more.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from polytropo.tuning.plans import Cell, Journal
     from polytropo.tuning.weights import Weights
 
-_SITUATIONS = ("hot", "fresh", "handed", "relayed", "cold")
+_SITUATIONS = ("hot", "fresh", "handed", "relayed", "cold", "read")
 
 
 @click.group()
@@ -61,8 +61,9 @@ def memcpy(
     """Search for the fastest memory copies.
 
     Machine code is made for thousands of variants and measured for each size and situation: both in cache,
-    fresh from another core, soon read by another core, cold. The best become a plan that services load at
-    their start. Best on an idle machine. An interrupted search goes on where it was.
+    fresh from another core, soon read by another core, cold, read from wherever it is. The best become a
+    plan that services load at their start. Best on an idle machine. An interrupted search goes on where it
+    was.
 
     \b
     Example:

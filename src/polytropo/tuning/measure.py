@@ -16,9 +16,13 @@ SITUATIONS = {
     "handed": "the destination is soon read by another core",
     "relayed": "both of these",
     "cold": "neither is in any cache",
+    "read": "the source is in any cache or in none, the destination in this core's",
 }
 SIZES_BYTES = tuple(64 << (2 * step) for step in range(11))  # 64 B to 64 MiB
-_ALONE = frozenset({"hot", "cold"})
+_ALONE = frozenset({"hot", "cold", "read"})
+# Cores that share a cache answer each other in 50 to 150 ns, others take from 250 on.
+_FAR_NS = 200
+_ENOUGH_ROUNDS = 5
 
 
 class Interval(NamedTuple):
@@ -46,6 +50,30 @@ def median_interval(values: Sequence[float]) -> Interval:
     return Interval(statistics.median(ordered), ordered[low], ordered[high])
 
 
+class Samples(NamedTuple):
+    """For each contender a time in every round, and under what the round was taken.
+
+    Virtual CPUs change their places while they run, so the other core is `near` (it shares a cache) in some
+    rounds and `far` in others: what is fastest differs. A copy that is `read` has its source in several
+    places by turns. Elsewhere there is one condition without a name.
+    """
+
+    ns: list[list[float]]
+    conditions: list[str]
+
+    def parts(self) -> dict[str, list[list[float]]]:
+        """The times by condition; one that few rounds were taken under tells nothing and is left out."""
+        found = {
+            condition: [
+                [value for value, under in zip(values, self.conditions, strict=True) if under == condition]
+                for values in self.ns
+            ]
+            for condition in sorted(set(self.conditions))
+        }
+        enough = {name: part for name, part in found.items() if len(part[0]) >= _ENOUGH_ROUNDS}
+        return enough or found
+
+
 def ratio_interval(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     """Ours by theirs, round by round, so that what disturbed both at once cancels out. Below 1 ours is
     faster.
@@ -68,7 +96,7 @@ class Machine:
 
     def sample(
         self, names: Sequence[str], situation: str, size_bytes: int, *, rounds: int, sample_ns: int
-    ) -> list[list[float]]:
+    ) -> Samples:
         """Nanoseconds a copy: for each of `names` (variants, or `libc`) one sample in each of `rounds`
         rounds.
         """
@@ -78,8 +106,15 @@ class Machine:
                 " allow this process another (taskset) or leave them out"
             )
         try:
-            return self._bench.sample(list(names), situation, size_bytes, rounds, sample_ns)
+            ns, told = self._bench.sample(list(names), situation, size_bytes, rounds, sample_ns)
         except OSError as error:
             raise PolytropoError(
                 f"cannot measure copies of {size_bytes} bytes on CPU {self.cpu}: {error.strerror or error}"
             ) from error
+        return Samples(ns, [_condition(round_trip_ns, source) for round_trip_ns, source in told])
+
+
+def _condition(round_trip_ns: float | None, source: str | None) -> str:
+    if round_trip_ns is None:
+        return source or ""
+    return "far" if round_trip_ns > _FAR_NS else "near"

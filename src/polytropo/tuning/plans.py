@@ -39,12 +39,15 @@ class Cell(Record):
     by_libc: tuple[float, float, float]
     by_kernel: tuple[float, float, float]
     tried: int
+    # What else was good, best first: looked at again later.
+    finalists: list[str]
 
 
-class Journal(Record):
+class Journal(Record, kw_only=True):
     """What a search has found so far: it goes on from here when it was interrupted."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    version: int = 2
     exhaustive: bool
     surroundings: tuple[int, tuple[int, int, int]]
     cells: list[Cell]

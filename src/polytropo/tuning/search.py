@@ -6,13 +6,14 @@ measures that with more care.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import median
+from statistics import geometric_mean, median
 from typing import NamedTuple
 
 from polytropo import _native
-from polytropo.tuning.measure import LIBC, Machine, ratio_interval
+from polytropo.tuning.choice import Compared
+from polytropo.tuning.measure import LIBC, Machine
 from polytropo.tuning.plans import Cell
 
 Progress = Callable[[int, int], None]
@@ -41,6 +42,11 @@ _HEIRS = 192
 _NEWCOMERS = 64
 # A batch of contenders is measured in turn; their code stays in the instruction cache.
 _BATCH = 64
+# Where the source of a read lies goes by turns of so many rounds.
+_TURN = 3
+# What stores past the caches wins while the other core is far and loses while it is near. Of those left, so
+# many of each kind stay, lest a search that saw one of both loses what holds under both.
+_SHARE_PAST_CACHES = 4
 
 
 class Found(NamedTuple):
@@ -88,18 +94,50 @@ def find(
         done += len(left)
         if index == 0:
             ranking = timed[: max(_HEIRS, rung.keep)]
-        left = timed[: rung.keep]
-    cell = _decide(
-        machine,
-        left,
-        situation,
-        size_bytes,
-        keep=keep,
-        incumbent=incumbent,
-        tried=len(candidates),
-        rounds=final_rounds(size_bytes, weight),
+        left = _better_part(timed, rung.keep, situation)
+    tried = len(candidates)
+    names = contenders(left, incumbent)
+    compared = Compared()
+    compared.add(
+        names,
+        machine.sample(
+            names,
+            situation,
+            size_bytes,
+            rounds=final_rounds(size_bytes, weight),
+            sample_ns=FINAL.sample_ns,
+        ),
     )
-    return Found(cell, tuple(ranking))
+    return Found(decided(compared, situation, size_bytes, keep, incumbent, tried), tuple(ranking))
+
+
+def contenders(finalists: Sequence[str], incumbent: str | None) -> list[str]:
+    """Those that a decision is about: the last few, the variant of the size before and the usual ways."""
+    kept = [incumbent] if incumbent is not None else []
+    return list(dict.fromkeys([*finalists, *kept, _native.copy_kernel_method(), LIBC]))
+
+
+def decided(
+    compared: Compared, situation: str, size_bytes: int, keep: bool, incumbent: str | None, tried: int
+) -> Cell:
+    """The decision on what was compared, with the figures that it was made by."""
+    kernel = _native.copy_kernel_method()
+    usual = (kernel,) if keep else (kernel, LIBC)
+    best = compared.choose(incumbent, usual)
+    others = sorted(set(compared.names) - {best, *usual}, key=compared.mean_ns)
+    return Cell(
+        situation=situation,
+        size_bytes=size_bytes,
+        keep=keep,
+        variant=best,
+        ns=compared.mean_ns(best),
+        libc_ns=compared.mean_ns(LIBC),
+        kernel_ns=compared.mean_ns(kernel),
+        by_libc=compared.by(best, LIBC),
+        by_kernel=compared.by(best, kernel),
+        tried=tried,
+        finalists=others,
+    )
 
 
 def final_rounds(size_bytes: int, weight: float | None) -> int:
@@ -108,26 +146,6 @@ def final_rounds(size_bytes: int, weight: float | None) -> int:
     if weight is not None and not 0 < weight < _WEIGHTY:
         worth = "weighty" if weight else "never"
     return max(15, min(_FINALS[worth], (1 << 30) // size_bytes))
-
-
-def choose(
-    samples: Mapping[str, Sequence[float]], best: str, incumbent: str | None, usual: Sequence[str]
-) -> str:
-    """`best` has the least median; another one is taken where that need not be more than chance.
-
-    A plan of few variants keeps the instruction cache free, so the size before hands on its own unless `best`
-    is surely faster. And a plan is to be slower than the better of the `usual` ways nowhere, so that one
-    stays unless what was found is surely faster.
-    """
-    rival = min(usual, key=lambda name: median(samples[name]))
-    for candidate in (incumbent, best):
-        if candidate is None or ratio_interval(samples[best], samples[candidate]).high < 1:
-            continue
-        if candidate in usual and candidate != rival:
-            continue
-        if candidate == rival or ratio_interval(samples[candidate], samples[rival]).high < 1:
-            return candidate
-    return rival
 
 
 def _told(progress: Progress, base: int, total: int, done: int) -> None:
@@ -143,52 +161,23 @@ def _rank(
     told: Callable[[int], None],
 ) -> list[str]:
     times: dict[str, float] = {}
+    rounds = max(care.rounds, _TURN) if situation == "read" else care.rounds
     for begin in range(0, len(names), _BATCH):
         batch = names[begin : begin + _BATCH]
-        samples = machine.sample(batch, situation, size_bytes, rounds=care.rounds, sample_ns=care.sample_ns)
-        times.update((name, median(values)) for name, values in zip(batch, samples, strict=True))
+        samples = machine.sample(batch, situation, size_bytes, rounds=rounds, sample_ns=care.sample_ns)
+        parts = samples.parts().values()
+        for index, name in enumerate(batch):
+            times[name] = geometric_mean(median(part[index]) for part in parts)
         told(begin + len(batch))
     return sorted(times, key=times.__getitem__)
 
 
-def _decide(
-    machine: Machine,
-    finalists: Sequence[str],
-    situation: str,
-    size_bytes: int,
-    *,
-    keep: bool,
-    incumbent: str | None,
-    tried: int,
-    rounds: int,
-) -> Cell:
-    """Measures the last few with the most care, beside those that they are compared with."""
-    kernel = _native.copy_kernel_method()
-    kept = [incumbent] if incumbent is not None else []
-    usual = (kernel,) if keep else (kernel, LIBC)
-
-    def measured(names: Sequence[str]) -> dict[str, Sequence[float]]:
-        names = list(dict.fromkeys([*names, kernel, LIBC]))
-        taken = machine.sample(names, situation, size_bytes, rounds=rounds, sample_ns=FINAL.sample_ns)
-        return dict(zip(names, taken, strict=True))
-
-    names = list(dict.fromkeys([*finalists, *kept, kernel]))
-    samples = measured(names)
-    best = min(names, key=lambda name: median(samples[name]))
-    best = choose(samples, best, incumbent, usual)
-    # Once more, with none but the usual ways beside it: each copy leaves the caches as the next one finds
-    # them, and where most finalists store past the caches the others look slow.
-    samples = measured([best])
-    best = choose(samples, best, None, usual)
-    return Cell(
-        situation=situation,
-        size_bytes=size_bytes,
-        keep=keep,
-        variant=best,
-        ns=median(samples[best]),
-        libc_ns=median(samples[LIBC]),
-        kernel_ns=median(samples[kernel]),
-        by_libc=ratio_interval(samples[best], samples[LIBC]),
-        by_kernel=ratio_interval(samples[best], samples[kernel]),
-        tried=tried,
-    )
+def _better_part(ranked: Sequence[str], keep: int, situation: str) -> list[str]:
+    """The first `keep`; across cores some of each kind of store."""
+    if situation not in ("fresh", "handed", "relayed"):
+        return list(ranked[:keep])
+    past = [name for name in ranked if ".nt." in name]
+    within = [name for name in ranked if ".nt." not in name]
+    share = keep // _SHARE_PAST_CACHES
+    chosen = {*past[:share], *within[: keep - share]}
+    return [name for name in ranked if name in chosen]

@@ -148,11 +148,11 @@ fn copies_are_counted() {
     }
     let stats = site.order(&json!({"op": "stats"}));
     // Each read, and perhaps the look that finds nothing.
-    assert!((100..=101).contains(&count(&stats, "hot", "4096")), "{stats}");
+    assert!((100..=101).contains(&count(&stats, "read", "4096")), "{stats}");
     // The fill of the block.
     assert!(count(&stats, "handed", "65536") >= 1, "{stats}");
     // What a program counted stays when it is gone.
     drop(channel);
     let last = site.order(&json!({"op": "stats"}));
-    assert_eq!(count(&last, "hot", "4096"), count(&stats, "hot", "4096"), "{last}");
+    assert_eq!(count(&last, "read", "4096"), count(&stats, "read", "4096"), "{last}");
 }
