@@ -1,0 +1,139 @@
+"""Files that preloaded programs open without FUSE: as the kernel's, and what others change is seen."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Isolated
+from tests.preload.conftest import Compile
+from tests.preload.test_names import mount
+from tests.preload.test_shared_reads import OnMount
+
+KINDS = ["exclusive, writes", "union, writes", "shared"]
+
+
+def filled(isolated: Isolated, kind: str) -> OnMount:
+    place = OnMount(isolated, mount(isolated, kind))
+    for name, size in (("small", 4096), ("large", 300_000)):
+        # Nobody has looked at it yet through the mount.
+        (isolated.directory / "names" / name).write_bytes(
+            bytes(range(1, 251)) * (size // 250) + b"x" * (size % 250)
+        )
+    return place
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["small", "large"])
+@pytest.mark.parametrize("compiler", ["gcc", "musl-gcc"])
+def test_descriptors_behave_as_the_kernels(
+    isolated: Isolated, library: Path, compile_program: Compile, kind: str, name: str, compiler: str
+) -> None:
+    """What the kernel has to do it does; limits, numbers, offsets are right; with other rights, too."""
+    program = compile_program("placeholders", compiler=compiler)
+    place = filled(isolated, kind)
+    plain = place.run(program, name, "rights", preload=False)
+    done = place.run(program, name, "rights")
+    assert done.stdout.splitlines() == plain.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, plain.stderr) and "wrong 0" in done.stdout
+
+
+# Another process changes things by commands of its shell, without the library, while files are open here.
+CHANGES = """
+import os, subprocess, sys
+environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+other = subprocess.Popen(["sh"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def do(command):
+    other.stdin.write(command.encode() + b"\\necho done\\n")
+    other.stdin.flush()
+    assert other.stdout.readline() == b"done\\n"
+def look(name):
+    try:
+        file = os.open(name, os.O_RDONLY)
+    except OSError as error:
+        return error.errno
+    if os.path.isdir(name):
+        os.close(file)
+        return "directory"
+    status = os.fstat(file)
+    found = os.read(file, 20), os.pread(file, 20, 5), status.st_size, status.st_nlink, status.st_mode
+    os.close(file)
+    return found
+def tell(*words):
+    print(*words, flush=True)
+do("printf 0123456789abcdef > file; mkdir d e; printf below > d/file; ln -s d l; printf e > e/file")
+for _ in range(50):
+    look("file"), look("l/file"), look("none")
+tell(look("file"), look("l/file"), look("none"))
+file = os.open("file", os.O_RDONLY)
+for command in (
+    "printf ABC | dd of=file conv=notrunc 2>&-",
+    "printf more >> file",
+    "truncate -s 5 file",
+    "truncate -s 9 file",
+    "chmod 600 file",
+    "ln file twice",
+    "printf other > new; mv new file",
+    "rm twice",
+    "printf again > file",
+    "rm file",
+    "mkdir file",
+    "rmdir file; printf last > file",
+    "rm l; ln -s e l",
+    "mv e f",
+    "rm l; mv f l",
+    "chmod 0 l",
+    "chmod 755 l",
+):
+    do(command)
+    status = os.fstat(file)
+    tell(command, look("file"), look("l/file"), look("none"))
+    tell(os.pread(file, 20, 0), os.read(file, 3), os.lseek(file, 0, os.SEEK_CUR))
+    tell(status.st_size, status.st_nlink)
+    tell(os.lseek(os.open("file", os.O_RDONLY), -1, os.SEEK_END) if os.path.isfile("file") else None)
+for number in range(200):
+    do(f"printf {number} > file")
+    tell(look("file")[0])
+for number in range(300):
+    if look("file")[0] != b"199":
+        tell("wrong")
+gone = os.open("file", os.O_RDONLY)
+os.unlink("file")
+tell(os.read(gone, 1), os.fstat(gone).st_nlink, os.readlink(f"/proc/self/fd/{gone}").rsplit("/")[-1])
+child = os.fork()
+if child == 0:
+    tell(os.read(gone, 10))
+    os._exit(0)
+tell(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), os.read(gone, 10))
+tell(look("file"))
+do("rm -rf l d file")
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changes_by_others_are_seen(isolated: Isolated, library: Path, kind: str) -> None:
+    place = OnMount(isolated, mount(isolated, kind))
+    python = Path(sys.executable).resolve()
+    plain = place.run(python, "-c", CHANGES, preload=False)
+    assert plain.returncode == 0, plain.stderr
+    done = place.run(python, "-c", CHANGES)
+    assert done.stdout.splitlines() == plain.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, plain.stderr)
+
+
+def test_what_the_kernel_is_spared(isolated: Isolated, library: Path) -> None:
+    """Known files are opened and read without the service; the kernel copies and closes a descriptor."""
+    place = filled(isolated, "exclusive, writes")
+    script = """
+import os
+for _ in range(1000):
+    file = os.open("small", 0)
+    os.fstat(file), os.read(file, 4096)
+    os.close(file)
+"""
+    done = place.run(Path(sys.executable).resolve(), "-c", script)
+    assert done.returncode == 0, done.stderr
+    report = place.trace.read_text()
+    assert place.in_process() > 1900, report
+    assert max(map(int, re.findall(r"by request (\d+)", report))) < 100, report
