@@ -79,9 +79,12 @@ def landlock_abi() -> int:
 
 
 def answers(path: Path, timeout_s: float = _CHILD_TIMEOUT_S) -> int | None:
-    """stat(2) of `path` within a time: 0 or its errno; None if there is no answer."""
+    """statfs(2) of `path` within a time: 0 or its errno; None if there is no answer.
+
+    Not stat(2), which the kernel answers from its memory, also for a service that is dead.
+    """
     try:
-        _in_child(lambda: _stat(path), timeout_s)
+        _in_child(lambda: _statfs(path), timeout_s)
     except ProbeError as error:
         return None if error.errno == errno.ETIMEDOUT else error.errno
     return 0
@@ -182,8 +185,8 @@ def _shifted_namespace() -> int:
         os.waitpid(pid, 0)
 
 
-def _stat(path: Path) -> bytes:
-    path.stat()
+def _statfs(path: Path) -> bytes:
+    os.statvfs(path)
     return b""
 
 

@@ -190,8 +190,11 @@ def test_signals_end_a_keeper_and_its_mounts(isolated: Isolated, data: Path) -> 
     keeper.close()
 
 
-def test_a_dead_worker_is_told_of_and_replaced(keeper: Keeper, data: Path) -> None:
-    place, mnt = keeper.place, keeper.place.directory / "mnt"
+def test_a_dead_worker_from_which_nobody_takes_over_is_told_of_and_replaced(
+    isolated: Isolated, data: Path
+) -> None:
+    keeper = Keeper(isolated, arguments=["--restarts=0"])
+    place, mnt = isolated, isolated.directory / "mnt"
     keeper.mount(data, mnt)
     held = subprocess.Popen(
         place.command("sh", "-c", f"exec 3<{mnt}/file; echo; read x; cat <&3 || exit 9"),
@@ -216,6 +219,7 @@ def test_a_dead_worker_is_told_of_and_replaced(keeper: Keeper, data: Path) -> No
     assert place.run("cat", mnt / "file").stdout == "content\n"
     assert keeper.inner_pid("worker_pid") != first
     assert keeper.mounts()[0]["dead"] is False
+    keeper.close()
 
 
 def test_an_aborted_connection_is_told_of(keeper: Keeper, data: Path) -> None:

@@ -7,6 +7,7 @@ use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
 
 use crate::error::{Errno, Error, Result};
+use crate::numbers::first_number;
 use crate::types::HandleId;
 
 const SHARDS: usize = 16;
@@ -19,7 +20,7 @@ pub struct Handles<T> {
 
 impl<T> Default for Handles<T> {
     fn default() -> Self {
-        Self { next: AtomicU64::new(1), shards: std::array::from_fn(|_| RwLock::default()) }
+        Self { next: AtomicU64::new(first_number()), shards: std::array::from_fn(|_| RwLock::default()) }
     }
 }
 

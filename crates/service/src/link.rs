@@ -22,7 +22,11 @@ pub const PACKET_DESCRIPTORS_MAX: usize = 200;
 #[serde(deny_unknown_fields)]
 pub enum Task {
     /// The id maps are written. The plan by which bytes are copied; none is memcpy(3).
-    Mapped { copies: Option<String> },
+    Mapped {
+        copies: Option<String>,
+        /// Where its numbers of nodes and open files begin: beyond those of workers before.
+        first_number: u64,
+    },
     /// Serve a stack at a FUSE device. Descriptors: the document, the directory of windows, the same as programs see it, the state
     /// area, the memory of held writes, with `passthrough` the door's end of the socket for it, the devices; the directories come in `Roots` packets after it.
     Serve {
@@ -33,6 +37,8 @@ pub enum Task {
         cache_bytes: u64,
         passthrough: bool,
         channel_writes: bool,
+        /// How many workers served the door before; they died. The devices are the connection's, all of them, and the state area is the last one's.
+        incarnation: u64,
     },
     /// Open a channel for a program. Descriptors: its socket, the process, its mount table, what is mounted inside.
     Connect { request: u64, door: u64, newcomer: Newcomer },

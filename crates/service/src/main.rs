@@ -71,6 +71,9 @@ struct KeeperArguments {
     /// By what bytes are copied between programs and the service.
     #[arg(long, value_enum, default_value_t)]
     copy_engine: copies::Choice,
+    /// How many workers a minute may take over from one that died; 0 for none.
+    #[arg(long, default_value_t = 5)]
+    restarts: usize,
     /// Where plans of `polytropo tune memcpy` lie.
     #[arg(long)]
     tuning_dir: Option<PathBuf>,
@@ -129,6 +132,7 @@ fn run_keeper(arguments: KeeperArguments) -> ExitCode {
         channel_writes: arguments.channel_writes,
         fuse_transport: arguments.fuse_transport,
         copy_engine: arguments.copy_engine,
+        restarts: arguments.restarts,
         tuning_dir: arguments.tuning_dir,
         devices,
     };

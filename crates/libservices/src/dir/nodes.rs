@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 use super::descriptors::{Budget, Descriptor};
 use super::sys::{InodeKey, Stat};
 use crate::name::Name;
+use crate::numbers::first_number;
 use crate::types::NodeId;
 
 const SHARDS: usize = 64;
@@ -226,7 +227,7 @@ impl Nodes {
         *node.slot.lock() = Slot { descriptor: Some(budget.count(root)), pinned: true };
         let nodes = Self {
             root: node.clone(),
-            next_id: AtomicU64::new(NodeId::ROOT.0 + 1),
+            next_id: AtomicU64::new(first_number().max(NodeId::ROOT.0 + 1)),
             by_key: (0..SHARDS).map(|_| Mutex::default()).collect(),
             by_id: (0..SHARDS).map(|_| RwLock::default()).collect(),
             budget,

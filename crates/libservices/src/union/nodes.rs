@@ -13,6 +13,7 @@ use super::layers::{Held, Key, Origin};
 use super::lower_names::LowerNames;
 use super::partial::{Bytes, Partial};
 use crate::name::Name;
+use crate::numbers::first_number;
 use crate::types::{Attr, NodeId, Timestamp};
 
 const SHARDS: usize = 64;
@@ -250,6 +251,7 @@ impl Nodes {
         });
         let root = nodes.intern(root);
         nodes.root.get_or_init(|| root);
+        nodes.next_id.fetch_max(first_number(), Relaxed);
         nodes
     }
 

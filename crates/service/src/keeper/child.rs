@@ -35,7 +35,17 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 pub trait Watcher: Send + Sync {
     /// False if there is no such door of that worker, or it has ended before.
     fn door_ended(&self, worker: &Child, door: u64) -> bool;
-    fn worker_ended(&self);
+    fn worker_ended(&self, worker: &Arc<Child>);
+}
+
+/// What a worker is to serve, and where it writes down what it does.
+pub struct Served<'a> {
+    pub door: u64,
+    pub state: &'a OwnedFd,
+    /// Memory of held writes.
+    pub held: &'a OwnedFd,
+    /// How many workers served it before.
+    pub incarnation: u64,
 }
 
 enum Outcome {
@@ -67,10 +77,10 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts a worker and waits until it is confined. `copies`: the plan that it copies by.
+    /// Starts a worker and waits until it is confined. `copies`: the plan that it copies by. `first_number`: where its numbers begin.
     pub fn start(
         ids: Ids,
-        copies: Option<String>,
+        (copies, first_number): (Option<String>, u64),
         transport: Transport,
         watcher: Arc<dyn Watcher>,
     ) -> Result<Arc<Self>, Refusal> {
@@ -117,19 +127,19 @@ impl Child {
             hears: Default::default(),
         });
         let _ = owner.send(child.clone());
-        child.wait_until_ready(copies)?;
+        child.wait_until_ready(Task::Mapped { copies, first_number })?;
         info!("worker {pid} is ready");
         Ok(child)
     }
 
-    fn wait_until_ready(&self, copies: Option<String>) -> Result<(), Refusal> {
-        self.shake_hands(copies).map_err(|problem| {
+    fn wait_until_ready(&self, mapped: Task) -> Result<(), Refusal> {
+        self.shake_hands(&mapped).map_err(|problem| {
             self.kill();
             Refusal::new(format!("the worker cannot be started: {problem}"))
         })
     }
 
-    fn shake_hands(&self, copies: Option<String>) -> Result<(), String> {
+    fn shake_hands(&self, mapped: &Task) -> Result<(), String> {
         match self.next_report()? {
             Report::Separated {} => {}
             report => return Err(what_went_wrong(report)),
@@ -138,7 +148,7 @@ impl Child {
             .map_err(|error| format!("its user namespace cannot be opened: {error}"))?;
         let _ = self.namespace.set(namespace.into());
         self.ids.write(self.pid).map_err(|error| format!("its ids cannot be mapped: {error}"))?;
-        self.link.send(&Task::Mapped { copies }, &[]).map_err(describe)?;
+        self.link.send(mapped, &[]).map_err(describe)?;
         match self.next_report()? {
             Report::Ready {} => Ok(()),
             report => Err(what_went_wrong(report)),
@@ -222,7 +232,7 @@ impl Child {
         request <= self.last_request.load(SeqCst)
     }
 
-    fn ended(&self, status: &std::io::Result<std::process::ExitStatus>, watcher: &dyn Watcher) {
+    fn ended(self: &Arc<Self>, status: &std::io::Result<std::process::ExitStatus>, watcher: &dyn Watcher) {
         match status {
             Ok(status) => warn!("worker {} ended: {status}", self.pid),
             Err(error) => error!("worker {} cannot be waited for: {error}", self.pid),
@@ -233,7 +243,7 @@ impl Child {
         self.keeping.recover(self.pid);
         self.alive.store(false, SeqCst);
         self.waiting.lock().clear();
-        watcher.worker_ended();
+        watcher.worker_ended(self);
     }
 
     /// Looks at the mounts on which files lie that may be passed through.
@@ -241,10 +251,10 @@ impl Child {
         ask(&mut self.mounts.lock())
     }
 
-    /// Has the worker serve a stack at `devices`, and tell its open files in `state`; with `passing`, its way to have files passed through.
+    /// Has the worker serve a stack at `devices`; with `passing`, its way to have files passed through.
     pub fn serve(
         &self,
-        (door, state, held): (u64, &OwnedFd, &OwnedFd),
+        what: &Served<'_>,
         (document, document_bytes): (&OwnedFd, usize),
         windows: &WindowPlace,
         passing: Option<&OwnedFd>,
@@ -253,25 +263,26 @@ impl Child {
     ) -> Result<(), Refusal> {
         let cannot = |errno| Refusal::of(errno, "the memory of held writes cannot be shared");
         self.keeping.begin(
-            door,
-            held.try_clone().map_err(|e| cannot(Errno::from_io_error(&e).unwrap_or(Errno::MFILE)))?,
+            what.door,
+            what.held.try_clone().map_err(|e| cannot(Errno::from_io_error(&e).unwrap_or(Errno::MFILE)))?,
         );
         let (request, answer) = self.expect();
         let (cache_bytes, passthrough) = (windows.cache_bytes, passing.is_some());
         let roots_count = roots.len();
         let task = Task::Serve {
             request,
-            door,
+            door: what.door,
             document_bytes,
             roots: roots_count,
             cache_bytes,
             passthrough,
             channel_writes: windows.channel_writes,
+            incarnation: what.incarnation,
         };
         let sent = {
             let _together = self.sending.lock();
             let mut first = vec![document.as_fd(), windows.own.as_fd(), windows.shown.as_fd()];
-            first.extend([state.as_fd(), held.as_fd()]);
+            first.extend([what.state.as_fd(), what.held.as_fd()]);
             first.extend(passing.map(AsFd::as_fd));
             first.extend(devices.iter().map(AsFd::as_fd));
             self.send(&task, &first).and_then(|()| {
@@ -479,7 +490,7 @@ mod tests {
         fn door_ended(&self, _worker: &Child, door: u64) -> bool {
             door == 1
         }
-        fn worker_ended(&self) {}
+        fn worker_ended(&self, _: &Arc<Child>) {}
     }
 
     /// A process that stands for a worker, and its end of the link.

@@ -7,6 +7,7 @@ mod mounting;
 mod mounts;
 mod orders;
 mod passing;
+mod recovery;
 pub mod rootless;
 mod roots;
 mod table;
@@ -42,6 +43,8 @@ pub struct Config {
     pub copy_engine: crate::copies::Choice,
     /// Where plans for copies lie.
     pub tuning_dir: Option<PathBuf>,
+    /// How many workers a minute may take over from one that died; then its mounts are dead.
+    pub restarts: usize,
     /// Opened `/dev/fuse`s for the first mounts.
     pub devices: Vec<OwnedFd>,
 }

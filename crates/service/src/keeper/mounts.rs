@@ -3,16 +3,18 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use log::{info, warn};
 use polytropo_libservices::stack::{DirCoherence, Layer, StackDocument};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
-use super::child::{Child, Watcher};
+use super::child::{Child, Served, Watcher};
 use super::mounting::{self, Detach, Identity, Unattached};
 use super::orders::{Keeper, Watching};
 use super::passing;
+use super::recovery::Kept;
 use super::roots::{self, Obstacle, Root};
 use super::table::{self, Door};
 use crate::control::{Answer, Refusal};
@@ -22,6 +24,9 @@ use crate::state::{self, StateReader};
 
 /// Bound on one stack document; the worker has the same.
 pub const DOCUMENT_MAX_BYTES: usize = 4 << 20;
+
+/// Nodes that one worker may give numbers to, and as many open files.
+const NUMBERS_EACH_LOG2: u32 = 40;
 
 const DOOR_THREADS_MIN: usize = 4;
 const DOOR_THREADS_MAX: usize = 16;
@@ -73,14 +78,17 @@ impl Keeper {
         if let Some(problem) = problem {
             warn!("{problem}");
         }
-        let started = Child::start(ids, copies, self.config.fuse_transport, watcher.clone())?;
+        // What one gave out the kernel may still know when another takes over.
+        let first_number = self.workers_started.fetch_add(1, SeqCst) << NUMBERS_EACH_LOG2;
+        let transport = self.config.fuse_transport;
+        let started = Child::start(ids, (copies, first_number), transport, watcher.clone())?;
         started.listen(watcher)?;
         workers.push(started.clone());
         Ok(started)
     }
 
     /// A worker that can serve `roots`, and their copies for it.
-    fn worker_for(&self, roots: &[Root]) -> Result<(Arc<Child>, Vec<OwnedFd>), Refusal> {
+    pub(super) fn worker_for(&self, roots: &[Root]) -> Result<(Arc<Child>, Vec<OwnedFd>), Refusal> {
         let ids = self.usual_ids()?;
         let worker = self.living_worker(ids)?;
         let namespace = match ids {
@@ -115,7 +123,7 @@ impl Keeper {
             return Err(Refusal::with_errno(Errno::INVAL, sentence));
         }
         // Opened before the lock is taken: a slow filesystem holds up this order alone.
-        let roots = roots::open_all(&document)?;
+        let roots = Arc::new(roots::open_all(&document)?);
         let place = mounting::open_mountpoint(mountpoint)?;
         let path = mounting::path_of(&place)
             .map_err(|errno| Refusal::of(errno, format!("{} cannot be mounted", mountpoint.display())))?;
@@ -153,7 +161,7 @@ impl Keeper {
         document: &StackDocument,
         text: String,
         channel_writes: bool,
-        roots: &[Root],
+        roots: &Arc<Vec<Root>>,
         target: &Target<'_>,
     ) -> Result<u64, Refusal> {
         // A stack that is still in use somewhere is served once more by the same worker, under the same locks.
@@ -181,6 +189,10 @@ impl Keeper {
             let door = table.next_door();
             let state = state::make(door).and_then(|area| Ok((Arc::new(StateReader::new(&area)?), area)));
             let (reader, area) = state.map_err(cannot)?;
+            let held = devices.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
+            let held = held.and_then(|devices| Ok((devices, area.try_clone()?)));
+            let kept = held.map(|(devices, state)| Arc::new(Kept { devices, roots: roots.clone(), state }));
+            let kept = kept.inspect_err(|error| warn!("door {door} cannot be taken over: {error}")).ok();
             let made = Door {
                 document: text,
                 kind,
@@ -190,6 +202,8 @@ impl Keeper {
                 locks,
                 channel_writes,
                 state: reader,
+                kept,
+                incarnation: 0,
             };
             table.doors.insert(door, made);
             (door, area)
@@ -202,14 +216,8 @@ impl Keeper {
         let attached = worker
             .window_place(door, self.config.cache_bytes, channel_writes)
             .and_then(|windows| {
-                worker.serve(
-                    (door, &state, &held),
-                    (&sealed, length),
-                    &windows,
-                    passing.as_ref(),
-                    &devices,
-                    &copies,
-                )
+                let what = Served { door, state: &state, held: &held, incarnation: 0 };
+                worker.serve(&what, (&sealed, length), &windows, passing.as_ref(), &devices, &copies)
             })
             .and_then(|()| target.show(superblock).map_err(cannot));
         let mut table = self.table.lock();

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use super::Config;
 use super::child::{Child, Watcher};
 use super::mounting::{self, Detach};
+use super::recovery;
 use super::table::{self, Mount, Table};
 use crate::control::{Answer, Order, Orders, Refusal};
 
@@ -36,6 +38,11 @@ pub struct Keeper {
     pub(super) workers: Mutex<Vec<Arc<Child>>>,
     /// Devices that were opened for this keeper, where it may not open them.
     pub(super) given_devices: Mutex<Vec<OwnedFd>>,
+    /// To the thread that has others take over from them.
+    pub(super) ended_workers: Sender<Arc<Child>>,
+    /// When that was, of late.
+    pub(super) restarts: Mutex<Vec<Instant>>,
+    pub(super) workers_started: AtomicU64,
     pub(super) wake: OwnedFd,
     pub(super) stopped: AtomicBool,
 }
@@ -46,6 +53,7 @@ impl Keeper {
         let wake = rustix::event::eventfd(0, flags)
             .map_err(|errno| Refusal::of(errno, "an event descriptor cannot be made"))?;
         let given_devices = Mutex::new(std::mem::take(&mut config.devices));
+        let (ended_workers, ended) = channel();
         let keeper = Arc::new_cyclic(|me: &Weak<Keeper>| Self {
             me: me.clone(),
             config,
@@ -55,9 +63,14 @@ impl Keeper {
             door_ends: Condvar::new(),
             workers: Mutex::default(),
             given_devices,
+            ended_workers,
+            restarts: Mutex::default(),
+            workers_started: AtomicU64::new(0),
             wake,
             stopped: AtomicBool::new(false),
         });
+        recovery::start(Arc::downgrade(&keeper), ended)
+            .map_err(|error| Refusal::new(format!("a thread cannot be started: {error}")))?;
         keeper.living_worker(keeper.usual_ids()?)?;
         Ok(keeper)
     }
@@ -75,7 +88,7 @@ impl Keeper {
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
 
-    fn wake(&self) {
+    pub(super) fn wake(&self) {
         // EAGAIN: it is awake already.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
@@ -349,8 +362,12 @@ impl Watcher for Watching {
         known
     }
 
-    fn worker_ended(&self) {
+    fn worker_ended(&self, worker: &Arc<Child>) {
         let Some(keeper) = self.0.upgrade() else { return };
+        // On another thread: this one can start nothing.
+        if keeper.ended_workers.send(worker.clone()).is_err() {
+            keeper.table.lock().let_go(worker);
+        }
         keeper.table.lock().settle();
         keeper.door_ends.notify_all();
         keeper.wake();

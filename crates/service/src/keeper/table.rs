@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use super::child::Child;
 use super::mounting::{self, Identity, TableLine};
+use super::recovery::Kept;
 use crate::state::StateReader;
 
 /// One FUSE superblock and the worker that serves it.
@@ -24,11 +25,16 @@ pub struct Door {
     pub channel_writes: bool,
     /// What the worker tells of its open files, also after its end.
     pub state: Arc<StateReader>,
+    /// For a worker that takes over; none once nobody can.
+    pub kept: Option<Arc<Kept>>,
+    /// How many workers served it before this one.
+    pub incarnation: u64,
 }
 
 impl Door {
     pub fn is_alive(&self) -> bool {
-        !self.ended && self.worker.is_alive()
+        // While there is something to take over, somebody does.
+        !self.ended && (self.worker.is_alive() || self.kept.is_some())
     }
 }
 
@@ -114,9 +120,17 @@ impl Table {
         if let Some(door) = self.doors.get_mut(&door).filter(|door| std::ptr::eq(&*door.worker, worker)) {
             known |= !door.ended;
             door.ended = true;
+            door.kept = None;
         }
         self.settle();
         known
+    }
+
+    /// Nobody takes over from `worker`.
+    pub fn let_go(&mut self, worker: &Child) {
+        for door in self.doors.values_mut().filter(|door| std::ptr::eq(&*door.worker, worker)) {
+            door.kept = None;
+        }
     }
 
     /// Forgets a door that could not be mounted.

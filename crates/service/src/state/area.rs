@@ -8,7 +8,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::layout::{CAPACITY, Entry, HEADER_BYTES, Header, MAGIC, TOTAL_BYTES, VERSION};
+use super::layout::*;
 
 /// Made by the keeper, for one door. Pages are allocated as they are touched.
 pub fn make(door: u64) -> rustix::io::Result<OwnedFd> {
@@ -22,6 +22,7 @@ pub fn make(door: u64) -> rustix::io::Result<OwnedFd> {
     header.version.store(VERSION, Relaxed);
     header.entry_bytes.store(size_of::<Entry>() as u32, Relaxed);
     header.capacity.store(CAPACITY as u64, Relaxed);
+    header.nodes_capacity.store(NODES_CAPACITY as u64, Relaxed);
     header.door.store(door, Relaxed);
     header.magic.store(MAGIC, Release);
     Ok(descriptor)
@@ -59,9 +60,26 @@ impl Area {
     }
 
     pub fn entry(&self, index: usize) -> &Entry {
-        assert!(index < CAPACITY);
-        // SAFETY: all entries lie in the mapping, aligned, and are made of atomics.
-        unsafe { self.base.add(HEADER_BYTES).cast::<Entry>().add(index).as_ref() }
+        self.at(OPENS_START, CAPACITY, index)
+    }
+
+    pub fn node(&self, index: usize) -> &Entry {
+        self.at(NODES_START, NODES_CAPACITY, index)
+    }
+
+    pub fn long_name(&self, index: usize) -> &LongName {
+        self.at(LONG_NAMES_START, LONG_NAMES_CAPACITY, index)
+    }
+
+    pub fn slot(&self, index: usize) -> &Slot {
+        self.at(JOURNAL_START, SLOTS, index)
+    }
+
+    /// `T` is made of atomics, its section holds `capacity` of them and begins aligned (`layout` says so to the compiler).
+    fn at<T: Section>(&self, start: usize, capacity: usize, index: usize) -> &T {
+        assert!(index < capacity);
+        // SAFETY: all of the section lies in the mapping, aligned, and is made of atomics.
+        unsafe { self.base.add(start).cast::<T>().add(index).as_ref() }
     }
 }
 

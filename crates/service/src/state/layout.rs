@@ -6,12 +6,23 @@ use polytropo_libservices::{HostInode, OpenFlags, Timestamp};
 
 pub const MAGIC: u64 = u64::from_le_bytes(*b"POLYSTAT");
 /// Changed with every change of a layout or a meaning.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 pub const HEADER_BYTES: usize = 4096;
+/// What threads are doing: one slot each.
+pub const JOURNAL_START: usize = HEADER_BYTES;
+/// Threads beyond work unrecorded.
+pub const SLOTS: usize = 64;
+pub const OPENS_START: usize = JOURNAL_START + SLOTS * size_of::<Slot>();
 /// Open files of one door. Beyond it they are served as well, and counted as untold.
 pub const CAPACITY: usize = 65_536;
-pub const TOTAL_BYTES: usize = HEADER_BYTES + CAPACITY * size_of::<Entry>();
+pub const NODES_START: usize = OPENS_START + CAPACITY * size_of::<Entry>();
+/// Nodes that the kernel holds. Beyond it they are served as well, and counted as untold.
+pub const NODES_CAPACITY: usize = 262_144;
+pub const LONG_NAMES_START: usize = NODES_START + NODES_CAPACITY * size_of::<Entry>();
+/// Names that do not fit into the node's own entry. Nodes whose name finds no room have none.
+pub const LONG_NAMES_CAPACITY: usize = 16_384;
+pub const TOTAL_BYTES: usize = LONG_NAMES_START + LONG_NAMES_CAPACITY * size_of::<LongName>();
 
 #[repr(C, align(128))]
 pub struct Header {
@@ -24,7 +35,38 @@ pub struct Header {
     pub used: AtomicU64,
     /// Open files for which there was no room.
     pub untold: AtomicU64,
+    pub nodes_capacity: AtomicU64,
+    pub nodes_used: AtomicU64,
+    pub nodes_untold: AtomicU64,
+    pub long_names_used: AtomicU64,
+    /// What was agreed on with the kernel, before it hears of it: the protocol's minor version, 0 before, and its flags.
+    pub minor: AtomicU64,
+    pub flags: AtomicU64,
 }
+
+/// Name bytes of one node, padded with zeros.
+#[repr(C, align(128))]
+pub struct LongName {
+    pub words: [AtomicU64; 32],
+}
+
+pub const SLOT_WORDS: usize = 126;
+
+/// What one thread is doing. Written by that thread alone; counts once its worker is dead.
+#[repr(C, align(128))]
+pub struct Slot {
+    /// 0 nothing, 1 begun, 2 done.
+    pub stage: AtomicU64,
+    /// The kernel's number of the request.
+    pub unique: AtomicU64,
+    pub words: [AtomicU64; SLOT_WORDS],
+}
+
+/// What lies in sections of the area: atomics alone, so that any bytes are a value.
+pub trait Section {}
+impl Section for Entry {}
+impl Section for LongName {}
+impl Section for Slot {}
 
 pub const WORDS: usize = 15;
 
@@ -37,6 +79,8 @@ pub struct Entry {
 }
 
 const _: () = assert!(size_of::<Header>() <= HEADER_BYTES && size_of::<Entry>() == 128);
+const _: () = assert!(size_of::<LongName>() == 256 && size_of::<Slot>() == 1024);
+const _: () = assert!(OPENS_START % 128 == 0 && NODES_START % 128 == 0 && LONG_NAMES_START % 256 == 0);
 
 macro_rules! numbers {
     ($(#[$doc:meta])* $name:ident { $($item:ident = $number:literal,)* }) => {

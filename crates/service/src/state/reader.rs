@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::fence;
 
 use super::area::Area;
+use super::door::{self, Agreed};
 use super::layout::{CAPACITY, Entry, MAGIC, OpenRecord, VERSION};
+use super::nodes::{self, Nodes};
 
 /// How often an entry is looked at that changes while it is read; a dead worker's do not.
 const LOOKS_MAX: u32 = 8;
@@ -23,7 +25,7 @@ pub struct OpenFiles {
     pub damaged: u64,
 }
 
-enum Found {
+pub(super) enum Found {
     Nothing,
     Whole(OpenRecord),
     Damaged,
@@ -55,9 +57,19 @@ impl StateReader {
         }
         Some(found)
     }
+
+    /// The nodes that the kernel holds.
+    pub fn nodes(&self) -> Nodes {
+        nodes::read(&self.0)
+    }
+
+    /// What the worker has agreed on with the kernel; None before.
+    pub fn agreed(&self) -> Option<Agreed> {
+        door::agreed(&self.0)
+    }
 }
 
-fn look(entry: &Entry) -> Found {
+pub(super) fn look(entry: &Entry) -> Found {
     for _ in 0..LOOKS_MAX {
         let commit = entry.commit.load(Acquire);
         if commit & 1 == 0 {

@@ -26,10 +26,15 @@ fn record(number: u64) -> OpenRecord {
 }
 
 fn table() -> (std::sync::Arc<OpenTable>, StateReader, Area) {
+    let (state, reader, area) = state();
+    (state.opens.clone(), reader, area)
+}
+
+fn state() -> (std::sync::Arc<DoorState>, StateReader, Area) {
     let descriptor = make(5).unwrap();
     let reader = StateReader::new(&descriptor).unwrap();
     let area = Area::map(&descriptor, true).unwrap();
-    (OpenTable::new(descriptor).unwrap(), reader, area)
+    (DoorState::new(descriptor).unwrap(), reader, area)
 }
 
 fn nodes(reader: &StateReader) -> Vec<u64> {

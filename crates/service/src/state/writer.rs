@@ -1,19 +1,18 @@
 //! The worker's side: lists each open file before its program hears of it, and strikes it out after it was closed.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::fence;
 
-use parking_lot::Mutex;
-
 use super::area::Area;
-use super::layout::{CAPACITY, OpenRecord};
+use super::layout::{CAPACITY, Entry, OpenRecord, Through};
+use super::reader::{Found, look};
+use super::vacancies::Vacancies;
 
 /// The open files of one door.
 pub struct OpenTable {
-    area: Area,
-    free: Mutex<Free>,
+    area: Arc<Area>,
+    entries: Vacancies,
 }
 
 impl std::fmt::Debug for OpenTable {
@@ -22,36 +21,37 @@ impl std::fmt::Debug for OpenTable {
     }
 }
 
-#[derive(Default)]
-struct Free {
-    /// Entries that were in use and are not.
-    vacant: Vec<u32>,
-    /// Those from here on never were.
-    fresh: u32,
-}
-
 impl OpenTable {
-    pub fn new(descriptor: OwnedFd) -> rustix::io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { area: Area::map(descriptor, true)?, free: Mutex::default() }))
+    pub(super) fn new(area: Arc<Area>) -> Arc<Self> {
+        Arc::new(Self { area, entries: Vacancies::new(CAPACITY) })
+    }
+
+    /// Of an area that a dead worker has left, and the kernel's open files in it. What programs had open through channels went with these.
+    pub(super) fn adopt(area: Arc<Area>) -> (Arc<Self>, Vec<(OpenRecord, Listed)>) {
+        let table = Self::new(area);
+        let used = usize::try_from(table.area.header().used.load(Acquire)).unwrap_or(CAPACITY).min(CAPACITY);
+        let mut taken = vec![false; used];
+        let mut files = Vec::new();
+        for index in 0..used as u32 {
+            let entry = table.area.entry(index as usize);
+            match look(entry) {
+                Found::Whole(record) if record.through == Through::Fuse => {
+                    taken[index as usize] = true;
+                    files.push((record, Listed { table: table.clone(), index }));
+                }
+                _ => strike(entry),
+            }
+        }
+        table.entries.adopt(&taken);
+        (table, files)
     }
 
     /// None when the table is full; the file is open all the same.
     pub fn list(self: &Arc<Self>, record: &OpenRecord) -> Option<Listed> {
         let header = self.area.header();
-        let index = {
-            let mut free = self.free.lock();
-            match free.vacant.pop() {
-                Some(index) => index,
-                None if (free.fresh as usize) < CAPACITY => {
-                    free.fresh += 1;
-                    header.used.store(free.fresh.into(), Relaxed);
-                    free.fresh - 1
-                }
-                None => {
-                    header.untold.fetch_add(1, Relaxed);
-                    return None;
-                }
-            }
+        let Some(index) = self.entries.take(&header.used) else {
+            header.untold.fetch_add(1, Relaxed);
+            return None;
         };
         let entry = self.area.entry(index as usize);
         let commit = entry.commit.load(Relaxed);
@@ -65,6 +65,11 @@ impl OpenTable {
     }
 }
 
+fn strike(entry: &Entry) {
+    let commit = entry.commit.load(Relaxed);
+    entry.commit.store(commit.wrapping_add(1) & !1, Release);
+}
+
 /// An open file stands in the table as long as this lives.
 pub struct Listed {
     table: Arc<OpenTable>,
@@ -73,9 +78,7 @@ pub struct Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        let entry = self.table.area.entry(self.index as usize);
-        let commit = entry.commit.load(Relaxed);
-        entry.commit.store(commit.wrapping_add(1) & !1, Release);
-        self.table.free.lock().vacant.push(self.index);
+        strike(self.table.area.entry(self.index as usize));
+        self.table.entries.give_back(self.index);
     }
 }

@@ -43,7 +43,8 @@ fn start(transport: Transport) -> Result<(Link, Option<Arc<RingPool>>), String> 
     isolation::enter(|| {
         link.send(&Report::Separated {}, &[]).map_err(|e| format!("the keeper does not listen: {e}"))?;
         match link.receive::<Task>() {
-            Ok(Some((Task::Mapped { copies }, _))) => {
+            Ok(Some((Task::Mapped { copies, first_number }, _))) => {
+                polytropo_libservices::begin_numbers_at(first_number);
                 // Now, because no code can be made later. Without it bytes are copied all the same.
                 crate::copies::install(copies.as_deref())
                     .unwrap_or_else(|problem| warn!("copies are made by memcpy(3): {problem}"));
@@ -88,9 +89,17 @@ fn serve(link: &Arc<Link>, rings: Option<Arc<RingPool>>) -> rustix::io::Result<(
                 cache_bytes,
                 passthrough,
                 channel_writes,
+                incarnation,
             } => {
                 let roots = receive_roots(link, roots)?;
-                let given = Given { descriptors, document_bytes, cache_bytes, passthrough, channel_writes };
+                let given = Given {
+                    descriptors,
+                    document_bytes,
+                    cache_bytes,
+                    passthrough,
+                    channel_writes,
+                    incarnation,
+                };
                 let problem = doors.serve(door, given, roots).err();
                 link.send(&Report::Done { request, problem }, &[])?;
             }

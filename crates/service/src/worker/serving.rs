@@ -23,7 +23,7 @@ use crate::held::{Custodian, Held};
 use crate::isolation;
 use crate::link::{Link, Newcomer, Report};
 use crate::passing::{KeepersRegistrar, SIZE_MIN_BYTES};
-use crate::state::OpenTable;
+use crate::state::{DoorState, Past};
 use crate::windows::Store;
 
 /// The keeper refuses longer ones.
@@ -87,6 +87,8 @@ pub struct Given {
     pub passthrough: bool,
     /// Programs may write through channels.
     pub channel_writes: bool,
+    /// How many workers served the door before.
+    pub incarnation: u64,
 }
 
 /// What it takes to open a door.
@@ -103,10 +105,12 @@ struct Plan {
     /// The way to the keeper that registers files with the kernel.
     passthrough: Option<OwnedFd>,
     channel_writes: bool,
-    open_table: Arc<OpenTable>,
     /// Memory for held writes, and the way to the keeper that keeps their files.
     held: OwnedFd,
     link: Arc<Link>,
+    state: Arc<DoorState>,
+    /// What a dead worker has left.
+    past: Option<Past>,
     rings: Option<Arc<RingPool>>,
 }
 
@@ -140,6 +144,11 @@ impl Doors {
             self.store.get_or_insert_with(|| Store::new(Some(own).filter(|_| cache_bytes > 0), cache_bytes));
         let store = store.clone();
         let channel_writes = given.channel_writes;
+        let state = match given.incarnation {
+            0 => DoorState::new(state).map(|state| (state, None)),
+            successor => DoorState::adopt(state, successor).map(|(state, past)| (state, Some(past))),
+        };
+        let (state, past) = state.map_err(|errno| format!("the state area cannot be used: {errno}"))?;
         let plan = Plan {
             number,
             id,
@@ -152,10 +161,10 @@ impl Doors {
             store,
             passthrough,
             channel_writes,
-            open_table: OpenTable::new(state)
-                .map_err(|errno| format!("the state area cannot be used: {errno}"))?,
             held,
             link: self.link.clone(),
+            state,
+            past,
             rings: self.rings.clone(),
         };
         let (link, stacks, open) = (self.link.clone(), self.stacks.clone(), self.open.clone());
@@ -269,7 +278,7 @@ impl Plan {
             writeback_cache: !self.channel_writes,
             stateless_open: !self.channel_writes,
             modes: Some(modes.clone()),
-            open_table: Some(self.open_table.clone()),
+            state: Some(self.state.clone()),
             rings: self.rings,
             ..FuseOptions::default()
         };
@@ -279,8 +288,12 @@ impl Plan {
             true => Arc::new(Guard::new(stack.clone(), grants.clone())),
             false => stack.clone(),
         };
-        let door = FuseDoor::start(self.device, seen, options, self.id)
-            .map_err(|error| format!("the FUSE door {} cannot be opened: {error}", self.number))?;
+        let door = match self.past {
+            None => FuseDoor::start(self.device, seen, options, self.id),
+            Some(past) => FuseDoor::resume(self.device, seen, options, self.id, past),
+        };
+        let door =
+            door.map_err(|error| format!("the FUSE door {} cannot be opened: {error}", self.number))?;
         let place = self.store.place(&format!("door-{}", self.number)).map_err(|error| error.to_string())?;
         let custodian = Box::new(KeepersCare { link: self.link, door: self.number });
         let held = Held::new(&self.held, stack.clone(), self.store.budget().clone(), custodian)
@@ -291,7 +304,7 @@ impl Plan {
             windows: WindowAccess { store: self.store, place, shown: Some(self.shown) },
             settle: Some(door.settle()),
             posting: Some(Posting { grants, outdate: door.outdate(), kernel_door: self.id, held }),
-            open_table: Some(self.open_table),
+            open_table: Some(self.state.opens.clone()),
         };
         let channels = ChannelDoor::start(stack, channel_options, channel_door(self.id))
             .map_err(|error| format!("the channel door {} cannot be opened: {error}", self.number))?;

@@ -73,6 +73,8 @@ pub mod opcode {
     pub const COPY_FILE_RANGE_64: u32 = 53;
     /// One more than the largest.
     pub const COUNT: usize = 54;
+    /// `FUSE_UNIQUE_RESEND`: set in the number of a request that was sent before.
+    pub const RESENT: u64 = 1 << 63;
 
     /// For statistics and logs.
     pub fn name(opcode: u32) -> &'static str {
@@ -137,6 +139,8 @@ pub mod notify {
     pub const INVAL_ENTRY: i32 = 3;
     pub const RETRIEVE: i32 = 5;
     pub const DELETE: i32 = 6;
+    /// Since 6.9: what was read and not answered is sent again.
+    pub const RESEND: i32 = 7;
     /// Since 7.44: every cached name is looked up anew at its next use.
     pub const INC_EPOCH: i32 = 8;
     pub const INC_EPOCH_MINOR: u32 = 44;
@@ -176,6 +180,7 @@ bitflags::bitflags! {
         const HAS_EXPIRE_ONLY = 1 << 35;
         const DIRECT_IO_ALLOW_MMAP = 1 << 36;
         const PASSTHROUGH = 1 << 37;
+        const HAS_RESEND = 1 << 39;
         const ALLOW_IDMAP = 1 << 40;
         const OVER_IO_URING = 1 << 41;
     }

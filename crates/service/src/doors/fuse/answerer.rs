@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use super::abi::opcode;
 use super::reply::{Held, Reply};
 use super::request::Request;
-use super::session::{Answer, Session};
+use super::session::{Answer, Own, Session};
 use super::statistics::Counters;
 
 /// What a thread takes to answer.
 pub struct Answerer {
     pub session: Arc<Session>,
     held: Vec<Held>,
-    no_groups: Arc<[u32]>,
+    own: Own,
     counters: Arc<Counters>,
 }
 
@@ -34,14 +34,14 @@ pub struct Answered {
 
 impl Answerer {
     pub fn new(session: Arc<Session>, counters: Arc<Counters>) -> Self {
-        Self { session, held: Vec::new(), no_groups: Arc::from([]), counters }
+        Self { own: Own::new(&session), session, held: Vec::new(), counters }
     }
 
     /// Does what was asked for, which arrived at `began`.
     pub fn answer(&mut self, request: Request<'_>, buffer: &mut [u8], began: Instant) -> Answered {
         let header = request.header;
         let mut reply = Reply::new(buffer, &mut self.held);
-        let answer = self.session.answer(request, &mut reply, &self.no_groups);
+        let answer = self.session.answer(request, &mut reply, &self.own);
         let (error, payload_bytes) = match answer {
             Answer::Error(errno) => (-errno.raw_os_error(), 0),
             Answer::Payload => (0, reply.len()),

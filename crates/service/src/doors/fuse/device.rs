@@ -40,6 +40,11 @@ impl Device {
         Self(Arc::new(fd))
     }
 
+    /// One that is the connection's already.
+    pub fn of(device: Arc<OwnedFd>) -> Self {
+        Self(device)
+    }
+
     /// A device of its own on the same connection, made of `spare` or where `/dev/fuse` can be opened; else the same one.
     pub fn clone_or_share(&self, spare: Option<Arc<OwnedFd>>) -> Self {
         self.try_clone(spare).unwrap_or_else(|errno| {

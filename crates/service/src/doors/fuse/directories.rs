@@ -1,6 +1,6 @@
 //! Operations on open directories.
 
-use polytropo_libservices::{DirEntry, Entry, Errno, Error, HandleId, Result};
+use polytropo_libservices::{DirEntry, Entry, Errno, Error, Result};
 use zerocopy::IntoBytes;
 
 use super::abi::{self, FileOpenFlags};
@@ -100,7 +100,7 @@ impl Operation<'_> {
         let own_ino = || self.stack().getattr(&self.caller, self.node, None).map(|attr| attr.ino);
         let Some(offset) = listing.add_dots(asked.offset, own_ino)? else { return Ok(()) };
         let mut sink = |e: DirEntry<'_>| listing.add(&line(&e, None), abi::EntryOut::default());
-        let handle = HandleId(asked.fh);
+        let handle = self.session.numbers.handle(asked.fh);
         let done = self.stack().readdir(&self.caller, self.node, handle, offset, &mut sink);
         listing.finish(done)
     }
@@ -114,11 +114,11 @@ impl Operation<'_> {
             let entry = found.map(|found| self.entry_out(found)).unwrap_or_default();
             let taken = listing.add(&line(&e, found), entry);
             if let (true, Some(found)) = (taken, found) {
-                listing.reply.held.push(Held::LookUp(found.node));
+                self.hold(&entry, e.name.as_bytes(), found, listing.reply.held);
             }
             taken
         };
-        let handle = HandleId(asked.fh);
+        let handle = self.session.numbers.handle(asked.fh);
         let done = self.stack().readdir_plus(&self.caller, self.node, handle, offset, &mut sink);
         listing.finish(done)
     }
@@ -126,12 +126,12 @@ impl Operation<'_> {
     pub(super) fn fsyncdir(self, a: &mut Arguments<'_>) -> Result<()> {
         let asked: abi::FsyncIn = a.take()?;
         let data_only = asked.fsync_flags & abi::FSYNC_FDATASYNC != 0;
-        self.stack().fsyncdir(&self.caller, self.node, HandleId(asked.fh), data_only)
+        self.stack().fsyncdir(&self.caller, self.node, self.session.numbers.handle(asked.fh), data_only)
     }
 
     pub(super) fn releasedir(self, a: &mut Arguments<'_>) -> Result<()> {
         let asked: abi::ReleaseIn = a.take()?;
-        self.session.release_directory(self.node, HandleId(asked.fh));
+        self.session.release_directory(self.node, self.session.numbers.handle(asked.fh));
         Ok(())
     }
 }

@@ -21,7 +21,7 @@ impl Operation<'_> {
         operation: impl FnOnce(HandleId) -> Result<T>,
     ) -> Result<T> {
         if fh != 0 || !self.agreed.stateless_open() {
-            return operation(HandleId(fh));
+            return operation(self.session.numbers.handle(fh));
         }
         let file = self.session.open_files.get(&self.caller, node, access)?;
         operation(file.handle)
@@ -34,7 +34,7 @@ impl Operation<'_> {
         operation: impl FnOnce(Option<HandleId>) -> Result<T>,
     ) -> Result<T> {
         if fh.is_some_and(|fh| fh != 0) || !self.agreed.stateless_open() {
-            return operation(fh.map(HandleId));
+            return operation(fh.map(|fh| self.session.numbers.handle(fh)));
         }
         let file = self.session.open_files.present(self.node);
         operation(file.as_ref().map(|file| file.handle))
@@ -50,7 +50,7 @@ impl Operation<'_> {
         let keep_cache = self.agreed.exclusive();
         let mut opener = self.opener();
         if node != self.node {
-            opener.kernel_node = self.session.opens.renewed.outward(node);
+            opener.kernel_node = self.number_of(node);
         }
         let opening = Opening { stack: self.stack(), node, opened, flags, replaced, opener, keep_cache };
         let granted = self.session.opens.grant(&opening);
@@ -115,12 +115,12 @@ impl Operation<'_> {
     /// A file and its open file in one answer.
     fn put_opened_entry(
         &self,
+        name: &[u8],
         entry: &Entry,
         opened: Opened,
         flags: OpenFlags,
         reply: &mut Reply<'_>,
     ) -> Result<()> {
-        reply.held.push(Held::LookUp(entry.node));
         if self.agreed.stateless_open() {
             // The kernel would never say that it is closed.
             self.session.open_files.keep_made(entry.node, opened.handle, flags);
@@ -128,14 +128,17 @@ impl Operation<'_> {
             if opened.direct {
                 flags |= FileOpenFlags::DIRECT_IO | FileOpenFlags::PARALLEL_DIRECT_WRITES;
             }
-            reply.put(&self.entry_out(entry))?;
+            self.put_entry(name, entry, reply)?;
             return reply.put(&abi::OpenOut { fh: 0, open_flags: flags.bits(), backing_id: 0 });
         }
         reply.held.push(Held::File(entry.node, opened.handle));
         // A file that stood there already may have to be shown by another inode of the kernel, which this answer names.
         let grant = || self.grant(entry.node, &opened, flags, false);
-        let out = grant().or_else(grant).ok_or_else(stale)?;
-        reply.put(&self.entry_out(entry))?;
+        let Some(out) = grant().or_else(grant) else {
+            self.stack().forget(entry.node, 1);
+            return Err(stale());
+        };
+        self.put_entry(name, entry, reply)?;
         reply.put(&out)
     }
 
@@ -147,10 +150,11 @@ impl Operation<'_> {
             self.drop_fsetid();
         }
         let (entry, opened, flags) = self.with_open_flags(asked.flags, |flags| {
-            let (entry, opened) = self.stack().create(&self.caller, self.node, name, asked.mode, flags)?;
+            let create = |flags| self.stack().create(&self.caller, self.node, name, asked.mode, flags);
+            let (entry, opened) = self.make_open(name, flags, create)?;
             Ok((entry, opened, flags))
         })?;
-        self.put_opened_entry(&entry, opened, flags, reply)
+        self.put_opened_entry(name.as_bytes(), &entry, opened, flags, reply)
     }
 
     pub(super) fn tmpfile(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -164,7 +168,7 @@ impl Operation<'_> {
             let (entry, opened) = self.stack().tmpfile(&self.caller, self.node, asked.mode, flags)?;
             Ok((entry, opened, flags))
         })?;
-        self.put_opened_entry(&entry, opened, flags, reply)
+        self.put_opened_entry(&[], &entry, opened, flags, reply)
     }
 
     pub(super) fn read(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
@@ -217,7 +221,13 @@ impl Operation<'_> {
     fn write_pages(&self, fh: u64, offset: u64, data: &[u8]) -> Result<usize> {
         let Ok(opened) = self.stack().open(&self.caller, self.node, OpenFlags::WRITE) else {
             // Removed by others, so that the open file is all there is.
-            return self.stack().write(&self.caller, self.node, HandleId(fh), offset, data);
+            return self.stack().write(
+                &self.caller,
+                self.node,
+                self.session.numbers.handle(fh),
+                offset,
+                data,
+            );
         };
         let written = self.stack().write(&self.caller, self.node, opened.handle, offset, data);
         self.stack().release(self.node, opened.handle);
@@ -229,7 +239,7 @@ impl Operation<'_> {
             return Err(Error::new(Errno::NOSYS, "flush where there is nothing to report"));
         }
         let asked: abi::FlushIn = a.take()?;
-        self.stack().flush(&self.caller, self.node, HandleId(asked.fh))
+        self.stack().flush(&self.caller, self.node, self.session.numbers.handle(asked.fh))
     }
 
     pub(super) fn fsync(self, a: &mut Arguments<'_>) -> Result<()> {
@@ -246,7 +256,7 @@ impl Operation<'_> {
         if asked.fh == 0 && self.agreed.stateless_open() {
             return Ok(());
         }
-        self.session.release(self.node, HandleId(asked.fh));
+        self.session.release(self.node, self.session.numbers.handle(asked.fh));
         Ok(())
     }
 
@@ -293,7 +303,7 @@ impl Operation<'_> {
             return Err(Error::new(Errno::INVAL, "copy a range with flags that are not known"));
         }
         let length = if wide { asked.len } else { asked.len.min(u64::from(u32::MAX) & !4095) };
-        let target = checked_node(asked.nodeid_out)?;
+        let target = checked_node(&self.session.numbers, asked.nodeid_out)?;
         let bytes_copied = self.on_file((target, asked.fh_out), OpenFlags::WRITE, |to| {
             self.on_file((self.node, asked.fh_in), OpenFlags::READ, |from| {
                 let (from, to) = ((self.node, from, asked.off_in), (target, to, asked.off_out));

@@ -9,6 +9,7 @@ use super::abi::{self, InitFlags};
 use super::device::PAYLOAD_BYTES_MAX;
 use super::reply::Timeouts;
 use super::request::Arguments;
+use crate::state::Agreed;
 
 /// For what cannot change unless we say so.
 const LONG: Duration = Duration::from_secs(86_400);
@@ -118,6 +119,26 @@ pub fn negotiate(
     Ok((out, Negotiated { minor, flags, timeouts, coherence, capabilities }))
 }
 
+/// What was agreed on by a worker that is dead.
+pub fn resume(
+    agreed: Agreed,
+    capabilities: Capabilities,
+    coherence: Coherence,
+    options: &FuseOptions,
+) -> Negotiated {
+    let Agreed { minor, flags } = agreed;
+    let timeouts = timeouts(minor, coherence, options);
+    Negotiated { minor, flags: InitFlags::from_bits_retain(flags), timeouts, coherence, capabilities }
+}
+
+/// Whether another worker could go on from there: the kernel sends again what was not answered, and nothing lies in rings, or was bound to
+/// files by registrations that have ended.
+pub fn can_be_resumed(agreed: Agreed) -> bool {
+    let flags = InitFlags::from_bits_retain(agreed.flags);
+    flags.contains(InitFlags::HAS_RESEND)
+        && !flags.intersects(InitFlags::OVER_IO_URING | InitFlags::PASSTHROUGH)
+}
+
 /// POSIX_LOCKS and FLOCK_LOCKS are left out on purpose: then the kernel keeps locks itself, for the one superblock
 /// that all mounts of a stack share.
 fn wanted(
@@ -140,7 +161,8 @@ fn wanted(
         | InitFlags::SETXATTR_EXT
         | InitFlags::ABORT_ERROR
         | InitFlags::INIT_EXT
-        | InitFlags::DIRECT_IO_ALLOW_MMAP;
+        | InitFlags::DIRECT_IO_ALLOW_MMAP
+        | InitFlags::HAS_RESEND;
     flags.set(InitFlags::POSIX_ACL, capabilities.contains(Capabilities::POSIX_ACLS));
     flags.set(InitFlags::AUTO_INVAL_DATA, coherence == Coherence::Shared);
     flags.set(InitFlags::EXPLICIT_INVAL_DATA, coherence != Coherence::Shared);

@@ -131,6 +131,16 @@ impl Notifier {
         Ok(Self { queue, thread: Some(thread) })
     }
 
+    pub fn outdate(&self, node: NodeId) {
+        self.queue.outdate(node);
+    }
+
+    /// Has the kernel look every name up again.
+    pub fn forget_all_names(&self) {
+        self.queue.pending.lock().all_names = true;
+        self.queue.more.notify_one();
+    }
+
     pub fn queue(&self) -> Weak<Queue> {
         Arc::downgrade(&self.queue)
     }
@@ -178,15 +188,18 @@ impl Sender {
         if batch.all_names {
             self.forget_all_names();
         }
+        let numbers = &self.session.numbers;
         for (parent, name) in &batch.names {
             let name = name.as_bytes();
-            let out = InvalEntryOut { parent: *parent, namelen: name.len() as u32, flags: 0 };
+            let parent = numbers.of_node(NodeId(*parent));
+            let out = InvalEntryOut { parent, namelen: name.len() as u32, flags: 0 };
             self.notify(notify::INVAL_ENTRY, &[out.as_bytes(), name, b"\0"]);
         }
         for node in &batch.inodes {
-            self.forget_inode(*node);
-            let second = self.session.opens.renewed.outward(NodeId(*node));
-            if second != *node {
+            let first = numbers.of_node(NodeId(*node));
+            self.forget_inode(first);
+            let second = self.session.number_of(NodeId(*node));
+            if second != first {
                 self.forget_inode(second);
             }
         }

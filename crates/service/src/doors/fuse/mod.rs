@@ -14,8 +14,11 @@ mod invalidate;
 mod late;
 mod late_errors;
 mod names;
+mod numbers;
+mod once;
 mod open_files;
 mod opens;
+mod recover;
 mod registrar;
 mod renewed;
 mod reply;
@@ -46,11 +49,13 @@ pub use uring::{DOORS_MAX, RingPool};
 
 use super::crew::Crew;
 use crate::doors::modes::Modes;
-use crate::state::OpenTable;
+use crate::state::{Agreed, DoorState, Past};
+use abi::notify;
 use answerer::Answerer;
 use device::{Device, PAYLOAD_BYTES_MAX};
 use invalidate::Notifier;
 use late::Late;
+use recover::Recovered;
 use session::Session;
 use statistics::AllCounters;
 use uring::{Common, Gate, RingSet, RingThreads};
@@ -94,8 +99,8 @@ pub struct FuseOptions {
     pub transport: Transport,
     /// Rings that were made ahead; without them the door makes its own, if it may.
     pub rings: Option<Arc<RingPool>>,
-    /// Where open files are written down for a worker to come.
-    pub open_table: Option<Arc<OpenTable>>,
+    /// Where open files, nodes and what is under way are written down for a worker to come.
+    pub state: Option<Arc<DoorState>>,
 }
 
 impl Default for FuseOptions {
@@ -110,7 +115,7 @@ impl Default for FuseOptions {
             modes: None,
             transport: Transport::Auto,
             rings: None,
-            open_table: None,
+            state: None,
         }
     }
 }
@@ -137,15 +142,42 @@ impl FuseDoor {
     pub fn start(
         device: OwnedFd,
         stack: Arc<dyn Libservice>,
-        mut options: FuseOptions,
+        options: FuseOptions,
         door: DoorId,
     ) -> io::Result<FuseDoor> {
+        Self::begin(device, stack, options, door, None)
+    }
+
+    /// Goes on serving where a dead worker left off, on the same devices, all of which are the connection's.
+    pub fn resume(
+        device: OwnedFd,
+        stack: Arc<dyn Libservice>,
+        options: FuseOptions,
+        door: DoorId,
+        past: Past,
+    ) -> io::Result<FuseDoor> {
+        let options = FuseOptions { transport: Transport::Device, ..options };
+        Self::begin(device, stack, options, door, Some(past))
+    }
+
+    fn begin(
+        device: OwnedFd,
+        stack: Arc<dyn Libservice>,
+        mut options: FuseOptions,
+        door: DoorId,
+        past: Option<Past>,
+    ) -> io::Result<FuseDoor> {
+        let resumes = past.is_some();
         let mut spares = std::mem::take(&mut options.spare_devices).into_iter();
         worker::prepare_wake_signal()?;
         let device = Device::new(device);
         let rings = ring_set(&options);
         let payload_bytes = rings.as_ref().map(RingSet::payload_bytes);
         let session = Arc::new(Session::new(stack, door, options).offering_rings(payload_bytes));
+        let recovered = past.map(|past| {
+            session.resume(past.agreed);
+            recover::recover(&session, past)
+        });
         let gate = Arc::<Gate>::default();
         let stop = Arc::new(AtomicBool::new(false));
         let count = session.options.threads.max(1);
@@ -174,14 +206,39 @@ impl FuseDoor {
             *started.rings.lock() = Some(threads);
         }
         for number in 0..count {
-            let own = if number == 0 { device.clone() } else { device.clone_or_share(spares.next()) };
+            let own = match number {
+                0 => device.clone(),
+                _ if resumes => spares.next().map_or_else(|| device.clone(), Device::of),
+                _ => device.clone_or_share(spares.next()),
+            };
             let place = (crew.clone(), number);
             let answerer = Answerer::new(session.clone(), started.counters.of_new_thread());
             let late = Some(messages.clone());
             let worker = Worker::new(answerer, own, place, stop.clone(), late, gate.clone())?;
             started.spawn(worker, format!("fuse{}.{number}", door.0))?;
         }
+        if let Some(recovered) = recovered {
+            started.take_over(&device, &session, recovered);
+        }
         Ok(started)
+    }
+
+    /// The threads run: has the kernel send again what was not answered.
+    fn take_over(&self, device: &Device, session: &Session, recovered: Recovered) {
+        let door = session.door;
+        log::warn!("FUSE door {}: taken over from a worker that died: {recovered:?}", door.0);
+        if let Err(errno) = device.notify(notify::RESEND, &[]) {
+            // Unmounted meanwhile, or programs wait for ever, which the keeper's end of the connection ends.
+            log::error!("FUSE door {}: unanswered requests are not sent again: {errno}", door.0);
+        }
+        let notifier = self.notifier.lock();
+        if recovered.nodes_lost > 0 {
+            notifier.forget_all_names();
+        }
+        // What programs wrote through channels the dead worker may not have told the kernel of.
+        if !session.writes_ahead() {
+            session.numbers.recovered_nodes().into_iter().for_each(|node| notifier.outdate(node));
+        }
     }
 
     fn spawn(&self, worker: Worker, name: String) -> io::Result<()> {
@@ -264,6 +321,11 @@ fn ring_set(options: &FuseOptions) -> Option<RingSet> {
             RingSet::take(options.rings.clone().or_else(|| RingPool::new(1))?)
         }
     }
+}
+
+/// Whether another worker could take over a connection of which this was agreed on.
+pub fn can_be_resumed(agreed: Agreed) -> bool {
+    init::can_be_resumed(agreed)
 }
 
 /// Counts one thread as running while it lives.

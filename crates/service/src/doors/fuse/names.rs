@@ -1,12 +1,11 @@
 //! Operations on names and attributes.
 
 use polytropo_libservices::{
-    Attr, Capabilities, Entry, Errno, Error, NodeId, RenameFlags, Result, SetAttr, SetTime, Timestamp,
-    XattrFlags,
+    Attr, Capabilities, Entry, Errno, Error, RenameFlags, Result, SetAttr, SetTime, Timestamp, XattrFlags,
 };
 
 use super::abi::{self, InitFlags, SetattrValid};
-use super::reply::{Held, Reply};
+use super::reply::Reply;
 use super::request::{Arguments, checked_node};
 use super::session::Operation;
 
@@ -16,18 +15,20 @@ const ACL_KILL_SGID: u32 = 1;
 
 impl Operation<'_> {
     /// Answers with an entry, which then counts as looked up.
-    fn put_entry(&self, entry: &Entry, reply: &mut Reply<'_>) -> Result<()> {
-        reply.held.push(Held::LookUp(entry.node));
-        reply.put(&self.entry_out(entry))
+    pub(super) fn put_entry(&self, name: &[u8], entry: &Entry, reply: &mut Reply<'_>) -> Result<()> {
+        let out = self.entry_out(entry);
+        self.hold(&out, name, entry, reply.held);
+        reply.put(&out)
     }
 
     pub(super) fn lookup(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
-        match self.stack().lookup(&self.caller, self.node, a.take_name()?) {
+        let name = a.take_name()?;
+        match self.stack().lookup(&self.caller, self.node, name) {
             Err(e) if e.is(Errno::NOENT) && !self.agreed.timeouts.negative.is_zero() => {
                 reply.nothing_there = true;
                 reply.put(&self.agreed.timeouts.negative_out())
             }
-            found => self.put_entry(&found?, reply),
+            found => self.put_entry(name.as_bytes(), &found?, reply),
         }
     }
 
@@ -70,55 +71,62 @@ impl Operation<'_> {
     pub(super) fn symlink(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let name = a.take_name()?;
         let target = a.take_string()?;
-        let entry = self.stack().symlink(&self.caller, self.node, name, target)?;
-        self.put_entry(&entry, reply)
+        let entry = self.make(name, || self.stack().symlink(&self.caller, self.node, name, target))?;
+        self.put_entry(name.as_bytes(), &entry, reply)
     }
 
     pub(super) fn mknod(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::MknodIn = a.take()?;
         self.caller.umask = asked.umask;
         let name = a.take_name()?;
-        let entry = self.stack().mknod(&self.caller, self.node, name, asked.mode, asked.rdev.into())?;
-        self.put_entry(&entry, reply)
+        let entry = self.make(name, || {
+            self.stack().mknod(&self.caller, self.node, name, asked.mode, asked.rdev.into())
+        })?;
+        self.put_entry(name.as_bytes(), &entry, reply)
     }
 
     pub(super) fn mkdir(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::MkdirIn = a.take()?;
         self.caller.umask = asked.umask;
-        let entry = self.stack().mkdir(&self.caller, self.node, a.take_name()?, asked.mode)?;
-        self.put_entry(&entry, reply)
+        let name = a.take_name()?;
+        let entry = self.make(name, || self.stack().mkdir(&self.caller, self.node, name, asked.mode))?;
+        self.put_entry(name.as_bytes(), &entry, reply)
     }
 
     pub(super) fn link(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::LinkIn = a.take()?;
-        let from = checked_node(asked.oldnodeid)?;
-        let entry = self.stack().link(&self.caller, from, self.node, a.take_name()?)?;
-        self.put_entry(&entry, reply)
+        let from = checked_node(&self.session.numbers, asked.oldnodeid)?;
+        let name = a.take_name()?;
+        let entry = self.make(name, || self.stack().link(&self.caller, from, self.node, name))?;
+        self.put_entry(name.as_bytes(), &entry, reply)
     }
 
     pub(super) fn unlink(self, a: &mut Arguments<'_>) -> Result<()> {
-        self.stack().unlink(&self.caller, self.node, a.take_name()?)
+        let name = a.take_name()?;
+        self.take_away(name, Errno::NOENT, || self.stack().unlink(&self.caller, self.node, name))
     }
 
     pub(super) fn rmdir(self, a: &mut Arguments<'_>) -> Result<()> {
-        self.stack().rmdir(&self.caller, self.node, a.take_name()?)
+        let name = a.take_name()?;
+        self.take_away(name, Errno::NOENT, || self.stack().rmdir(&self.caller, self.node, name))
     }
 
     pub(super) fn rename(self, a: &mut Arguments<'_>) -> Result<()> {
         let asked: abi::RenameIn = a.take()?;
-        self.rename_to(checked_node(asked.newdir)?, RenameFlags::empty(), a)
+        self.rename_to(asked.newdir, RenameFlags::empty(), a)
     }
 
     pub(super) fn rename2(self, a: &mut Arguments<'_>) -> Result<()> {
         let asked: abi::Rename2In = a.take()?;
         let flags = RenameFlags::from_bits(asked.flags)
             .ok_or_else(|| Error::new(Errno::INVAL, "rename with flags that are not known"))?;
-        self.rename_to(checked_node(asked.newdir)?, flags, a)
+        self.rename_to(asked.newdir, flags, a)
     }
 
-    fn rename_to(self, new_parent: NodeId, flags: RenameFlags, a: &mut Arguments<'_>) -> Result<()> {
+    fn rename_to(self, new_directory: u64, flags: RenameFlags, a: &mut Arguments<'_>) -> Result<()> {
+        let new_parent = checked_node(&self.session.numbers, new_directory)?;
         let (name, new_name) = (a.take_name()?, a.take_name()?);
-        self.stack().rename(&self.caller, self.node, name, new_parent, new_name, flags)
+        self.move_name(name, (new_directory, new_parent), new_name, flags)
     }
 
     pub(super) fn statfs(self, reply: &mut Reply<'_>) -> Result<()> {
@@ -169,7 +177,7 @@ impl Operation<'_> {
             Error::new(Errno::INVAL, "set an extended attribute with flags that are not known")
         })?;
         self.session.open_files.no_longer_bare(self.node);
-        self.stack().setxattr(&self.caller, self.node, name, value, flags)?;
+        self.change(Errno::EXIST, || self.stack().setxattr(&self.caller, self.node, name, value, flags))?;
         if kill_sgid { self.kill_setgid() } else { Ok(()) }
     }
 
@@ -185,7 +193,8 @@ impl Operation<'_> {
 
     pub(super) fn removexattr(self, a: &mut Arguments<'_>) -> Result<()> {
         self.need(Capabilities::XATTRS)?;
-        self.stack().removexattr(&self.caller, self.node, a.take_string()?)
+        let name = a.take_string()?;
+        self.change(Errno::NODATA, || self.stack().removexattr(&self.caller, self.node, name))
     }
 }
 

@@ -91,11 +91,7 @@ impl Opens {
         if opening.replaced {
             return Some(self.grant_apart(opening));
         }
-        let access = match (flags.contains(OpenFlags::READ), flags.contains(OpenFlags::WRITE)) {
-            (_, false) => Access::Read,
-            (false, true) => Access::WriteOnly,
-            (true, true) => Access::ReadWrite,
-        };
+        let access = access(flags);
         let id = if access == Access::Read { self.bind(opening) } else { None };
         let wish = Wish { door: Door::Fuse, access, immutable: id.is_some() };
         let (decision, ticket) = self.modes.open(node, wish);
@@ -172,6 +168,20 @@ impl Opens {
         self.shard(handle).lock().insert(handle, granted);
     }
 
+    /// A program had this open when the worker died that listed it; the kernel goes on with it as it did.
+    pub fn adopt(&self, node: NodeId, handle: HandleId, flags: OpenFlags, listed: Listed) {
+        let access = access(flags);
+        let (_, ticket) = self.modes.open(node, Wish { door: Door::Fuse, access, immutable: false });
+        // There are no passthrough opens that would stand in the way.
+        let ticket = ticket.unwrap_or_else(|| self.modes.open_apart(node, access.writes()));
+        let granted = Granted { ticket, bound: false, _listed: Some(listed) };
+        self.shard(handle).lock().insert(handle, granted);
+    }
+
+    pub fn adopt_directory(&self, handle: HandleId, listed: Listed) {
+        self.directories.lock().insert(handle, listed);
+    }
+
     /// A program has opened a directory.
     pub fn list_directory(&self, handle: HandleId, node: NodeId, opener: &Opener) {
         let Some(table) = &self.open_table else { return };
@@ -203,6 +213,14 @@ impl Opens {
 
     fn shard(&self, handle: HandleId) -> &Mutex<FxHashMap<HandleId, Granted>> {
         &self.granted[handle.0 as usize % SHARDS]
+    }
+}
+
+fn access(flags: OpenFlags) -> Access {
+    match (flags.contains(OpenFlags::READ), flags.contains(OpenFlags::WRITE)) {
+        (_, false) => Access::Read,
+        (false, true) => Access::WriteOnly,
+        (true, true) => Access::ReadWrite,
     }
 }
 

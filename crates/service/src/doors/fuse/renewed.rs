@@ -39,9 +39,9 @@ pub enum OldInode {
 }
 
 impl RenewedNodes {
-    /// The number that the kernel is to know the node by.
-    pub fn outward(&self, node: NodeId) -> u64 {
-        if self.contains(node) { node.0 | SECOND } else { node.0 }
+    /// The number that the kernel is to know the node by; `number` is its first.
+    pub fn outward(&self, node: NodeId, number: u64) -> u64 {
+        if self.contains(node) { number | SECOND } else { number }
     }
 
     /// The node behind the kernel's number.
@@ -49,9 +49,9 @@ impl RenewedNodes {
         NodeId(number & !SECOND)
     }
 
-    /// Whether the kernel's `number` is that of an inode which another one has replaced.
-    pub fn is_replaced(&self, number: u64) -> bool {
-        number & SECOND == 0 && self.contains(NodeId(number))
+    /// Whether the kernel's `number` of `node` is that of an inode which another one has replaced.
+    pub fn is_replaced(&self, node: NodeId, number: u64) -> bool {
+        number & SECOND == 0 && self.contains(node)
     }
 
     fn contains(&self, node: NodeId) -> bool {
@@ -99,12 +99,12 @@ mod tests {
     fn the_kernel_is_told_the_second_number() {
         let renewed = RenewedNodes::default();
         let node = NodeId(5);
-        assert!(renewed.outward(node) == 5 && !renewed.is_replaced(5));
+        assert!(renewed.outward(node, 5) == 5 && !renewed.is_replaced(node, 5));
         renewed.add(node, 1);
-        let second = renewed.outward(node);
+        let second = renewed.outward(node, 5);
         assert_eq!((RenewedNodes::inward(second), RenewedNodes::inward(5)), (node, node));
-        assert!(second != 5 && renewed.is_replaced(5) && !renewed.is_replaced(second));
-        assert_eq!(renewed.outward(NodeId(6)), 6);
+        assert!(second != 5 && renewed.is_replaced(node, 5) && !renewed.is_replaced(node, second));
+        assert_eq!(renewed.outward(NodeId(6), 6), 6);
     }
 
     #[test]

@@ -10,7 +10,8 @@ use super::abi;
 /// What the kernel holds once it has the answer, and nobody holds if it never gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
-    LookUp(NodeId),
+    /// By the kernel's number.
+    LookUp(u64),
     File(NodeId, HandleId),
     Directory(NodeId, HandleId),
 }

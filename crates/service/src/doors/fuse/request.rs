@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout};
 use polytropo_libservices::{Errno, Error, Name, NodeId, Result};
 
 use super::abi::InHeader;
-use super::renewed::RenewedNodes;
+use super::numbers::Numbers;
 
 /// The header of a message and what follows it.
 pub struct Request<'a> {
@@ -33,9 +33,12 @@ impl<'a> Request<'a> {
     }
 }
 
-/// EINVAL for the number that names no node.
-pub fn checked_node(nodeid: u64) -> Result<NodeId> {
-    if nodeid == 0 { Err(malformed()) } else { Ok(RenewedNodes::inward(nodeid)) }
+/// EINVAL for the number that names no node, ESTALE for one that is no longer known.
+pub fn checked_node(numbers: &Numbers, nodeid: u64) -> Result<NodeId> {
+    if nodeid == 0 {
+        return Err(malformed());
+    }
+    numbers.node(nodeid).ok_or_else(|| Error::new(Errno::STALE, "use a node that was lost with its worker"))
 }
 
 /// The arguments of a request, taken from the front.

@@ -13,13 +13,15 @@ use super::FuseOptions;
 use super::abi::{self, InHeader, opcode};
 use super::init::{self, Negotiated, Offer};
 use super::late_errors::LateErrors;
+use super::numbers::Numbers;
 use super::open_files::OpenFiles;
 use super::opens::Opens;
-use super::renewed::RenewedNodes;
 use super::reply::{Held, Reply, Timeouts};
 use super::request::{Arguments, Request, checked_node};
 use super::times::Times;
 use super::written::Written;
+use crate::state::{Agreed, Begun, JournalSlot};
+use rustc_hash::FxHashMap;
 
 /// What all threads of a door share.
 pub struct Session {
@@ -28,6 +30,7 @@ pub struct Session {
     pub options: FuseOptions,
     pub open_files: OpenFiles,
     pub opens: Opens,
+    pub numbers: Numbers,
     pub late_errors: LateErrors,
     pub times: Times,
     pub written: Written,
@@ -35,6 +38,8 @@ pub struct Session {
     pub outdated: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
     negotiated: OnceLock<Negotiated>,
     panicked: AtomicBool,
+    /// What dead workers were doing, by the request.
+    begun: OnceLock<FxHashMap<u64, Begun>>,
     /// Largest payload of the rings that stand ready.
     ring_payload_bytes: Option<usize>,
 }
@@ -56,25 +61,50 @@ pub struct Operation<'a> {
     pub header: InHeader,
     pub node: NodeId,
     pub caller: Caller,
+    /// Where this thread writes down what must not be done twice.
+    pub journal: Option<&'a JournalSlot>,
+    /// What a dead worker has done of this same request.
+    pub past: Option<Begun>,
+}
+
+/// What a thread brings along.
+pub struct Own {
+    /// Its own empty list.
+    no_groups: Arc<[u32]>,
+    journal: Option<JournalSlot>,
+}
+
+impl Own {
+    pub fn new(session: &Session) -> Self {
+        let state = session.options.state.as_ref();
+        Self { no_groups: Arc::from([]), journal: state.and_then(|state| state.journal_slot()) }
+    }
 }
 
 impl Session {
     pub fn new(stack: Arc<dyn Libservice>, door: DoorId, options: FuseOptions) -> Self {
         let open_files = OpenFiles::new(stack.clone());
         let modes = options.modes.clone().unwrap_or_default();
-        let opens = Opens::new(modes, options.passthrough.clone(), options.open_table.clone());
+        let opens = Opens::new(
+            modes,
+            options.passthrough.clone(),
+            options.state.as_ref().map(|state| state.opens.clone()),
+        );
+        let numbers = Numbers::new(options.state.clone());
         Self {
             stack,
             door,
             options,
             open_files,
             opens,
+            numbers,
             late_errors: LateErrors::default(),
             times: Times::default(),
             written: Written::default(),
             outdated: OnceLock::new(),
             negotiated: OnceLock::new(),
             panicked: AtomicBool::new(false),
+            begun: OnceLock::new(),
             ring_payload_bytes: None,
         }
     }
@@ -99,12 +129,18 @@ impl Session {
         self.panicked.load(Ordering::Relaxed)
     }
 
+    /// The kernel holds back writes.
+    pub fn writes_ahead(&self) -> bool {
+        self.negotiated.get().is_some_and(|agreed| agreed.writeback())
+    }
+
     /// Where the file of the request has data and holes cannot be told yet: programs may have written what the stack does not
     /// have.
     pub fn must_ask_late(&self, header: &InHeader) -> bool {
         header.opcode == opcode::LSEEK
-            && self.negotiated.get().is_some_and(|agreed| agreed.writeback())
-            && checked_node(header.nodeid).is_ok_and(|node| self.solid_size_bytes(node).is_none())
+            && self.writes_ahead()
+            && checked_node(&self.numbers, header.nodeid)
+                .is_ok_and(|node| self.solid_size_bytes(node).is_none())
     }
 
     /// The size of a file without holes, of which programs have written nothing that the stack does not have.
@@ -119,10 +155,10 @@ impl Session {
         (attr.blocks_512.saturating_mul(512) >= attr.size_bytes).then_some(attr.size_bytes)
     }
 
-    /// Does what `request` asks for. `no_groups` is the thread's own empty list.
-    pub fn answer(&self, request: Request<'_>, reply: &mut Reply<'_>, no_groups: &Arc<[u32]>) -> Answer {
+    /// Does what `request` asks for.
+    pub fn answer(&self, request: Request<'_>, reply: &mut Reply<'_>, own: &Own) -> Answer {
         let header = request.header;
-        let done = catch_unwind(AssertUnwindSafe(|| self.dispatch(request, reply, no_groups)));
+        let done = catch_unwind(AssertUnwindSafe(|| self.dispatch(request, reply, own)));
         let done = done.unwrap_or_else(|_| {
             if !self.panicked.swap(true, Ordering::Relaxed) {
                 log::error!(
@@ -152,19 +188,14 @@ impl Session {
     pub fn abandon(&self, held: &mut Vec<Held>) {
         for held in held.drain(..).rev() {
             match held {
-                Held::LookUp(node) => self.forget(node.0, 1),
+                Held::LookUp(number) => self.forget(number, 1),
                 Held::File(node, handle) => self.release(node, handle),
                 Held::Directory(node, handle) => self.release_directory(node, handle),
             }
         }
     }
 
-    fn dispatch(
-        &self,
-        request: Request<'_>,
-        reply: &mut Reply<'_>,
-        no_groups: &Arc<[u32]>,
-    ) -> Result<Answer> {
+    fn dispatch(&self, request: Request<'_>, reply: &mut Reply<'_>, own: &Own) -> Result<Answer> {
         let Request { header, mut arguments } = request;
         match header.opcode {
             opcode::INIT => {
@@ -189,8 +220,10 @@ impl Session {
             session: self,
             agreed,
             header,
-            node: checked_node(header.nodeid)?,
-            caller: self.caller(&header, no_groups),
+            node: checked_node(&self.numbers, header.nodeid)?,
+            caller: self.caller(&header, &own.no_groups),
+            journal: own.journal.as_ref(),
+            past: self.past_of(header.unique),
         };
         let changed_behind = operation.is_replaced()
             && matches!(
@@ -219,6 +252,28 @@ impl Session {
         }
     }
 
+    /// Goes on with what was agreed on with the kernel before.
+    pub fn resume(&self, agreed: Agreed) {
+        let (capabilities, coherence) = (self.stack.capabilities(), self.stack.coherence());
+        let agreed = init::resume(agreed, capabilities, coherence, &self.options);
+        // Set once: who resumes is asked nothing before.
+        let _ = self.negotiated.set(agreed);
+    }
+
+    /// What dead workers were doing when they died.
+    pub fn was_begun(&self, begun: Vec<Begun>) {
+        let by_request = begun.into_iter().map(|begun| (begun.intent.unique, begun));
+        let _ = self.begun.set(by_request.collect());
+    }
+
+    /// What a dead worker has done of a request that is sent again.
+    fn past_of(&self, unique: u64) -> Option<Begun> {
+        if unique & opcode::RESENT == 0 {
+            return None;
+        }
+        self.begun.get()?.get(&(unique & !opcode::RESENT)).cloned()
+    }
+
     fn init(&self, arguments: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let offer = Offer::take(arguments)?;
         let (out, agreed) = init::negotiate(
@@ -228,6 +283,9 @@ impl Session {
             &self.options,
             self.ring_payload_bytes,
         )?;
+        if let Some(state) = &self.options.state {
+            state.agree(Agreed { minor: agreed.minor, flags: agreed.flags.bits() });
+        }
         self.negotiated
             .set(agreed)
             .map_err(|_| Error::new(Errno::PROTO, "begin a connection a second time"))?;
@@ -260,9 +318,13 @@ impl Session {
         self.stack.releasedir(node, handle);
     }
 
+    /// The number by which the kernel is to know `node`.
+    pub fn number_of(&self, node: NodeId) -> u64 {
+        self.opens.renewed.outward(node, self.numbers.of_node(node))
+    }
+
     fn forget(&self, nodeid: u64, count: u64) {
-        if nodeid != 0 {
-            let node = RenewedNodes::inward(nodeid);
+        if let Some((node, count)) = self.numbers.forget(nodeid, count).filter(|_| nodeid != 0) {
             self.open_files.forget(node);
             self.opens.forget(node);
             self.stack.forget(node, count);
@@ -287,7 +349,7 @@ impl Operation<'_> {
 
     /// The request names an inode of the kernel that another one has replaced.
     pub fn is_replaced(&self) -> bool {
-        self.session.opens.renewed.is_replaced(self.header.nodeid)
+        self.session.opens.renewed.is_replaced(self.node, self.header.nodeid)
     }
 
     /// Of an inode that was replaced, nothing is told when it changes.
@@ -298,9 +360,21 @@ impl Operation<'_> {
         }
     }
 
+    /// The kernel's number of `node`.
+    pub fn number_of(&self, node: NodeId) -> u64 {
+        self.session.number_of(node)
+    }
+
     pub fn entry_out(&self, entry: &Entry) -> abi::EntryOut {
-        let nodeid = self.session.opens.renewed.outward(entry.node);
-        abi::EntryOut { nodeid, ..self.agreed.timeouts.entry_out(entry) }
+        abi::EntryOut { nodeid: self.number_of(entry.node), ..self.agreed.timeouts.entry_out(entry) }
+    }
+
+    /// The kernel will hold one more look-up of what `out` tells of, found under `name` in this operation's directory.
+    pub fn hold(&self, out: &abi::EntryOut, name: &[u8], entry: &Entry, held: &mut Vec<Held>) {
+        // What has no name has no directory either.
+        let parent = if name.is_empty() { 0 } else { self.header.nodeid };
+        self.session.numbers.seen(out.nodeid, (parent, name), entry);
+        held.push(Held::LookUp(out.nodeid));
     }
 
     /// ENOSYS when the stack cannot do it at all, which the kernel remembers.

@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 use super::abi::{InHeader, InitFlags, InitInMore, InitInShort, OutHeader, opcode};
 use super::reply::{Held, Reply};
 use super::request::Request;
-use super::session::{Answer, Session};
+use super::session::{Answer, Own, Session};
 use super::{FuseOptions, device};
 
 /// A session over a scratch directory, and what a thread of it has.
@@ -19,17 +19,18 @@ struct Bench {
     session: Session,
     payload: Vec<u8>,
     held: Vec<Held>,
-    no_groups: Arc<[u32]>,
+    own: Own,
     _scratch: Option<tempfile::TempDir>,
 }
 
 impl Bench {
     fn over(stack: Arc<dyn Libservice>, scratch: Option<tempfile::TempDir>) -> Self {
+        let session = Session::new(stack, DoorId(1), FuseOptions::default());
         Self {
-            session: Session::new(stack, DoorId(1), FuseOptions::default()),
+            own: Own::new(&session),
+            session,
             payload: vec![0; device::PAYLOAD_BYTES_MAX],
             held: Vec::new(),
-            no_groups: Arc::from([]),
             _scratch: scratch,
         }
     }
@@ -50,7 +51,7 @@ impl Bench {
     fn send(&mut self, message: &[u8]) -> Option<(Answer, Vec<u8>)> {
         let request = Request::parse(message)?;
         let mut reply = Reply::new(&mut self.payload, &mut self.held);
-        let answer = self.session.answer(request, &mut reply, &self.no_groups);
+        let answer = self.session.answer(request, &mut reply, &self.own);
         let len = reply.len();
         Some((answer, self.payload[..len].to_vec()))
     }

@@ -1,0 +1,168 @@
+//! Taking over a connection whose worker is dead: what the kernel holds is found again in a stack that was built anew.
+//!
+//! Each node was written down with its directory and name, and is looked up there; it is the same if the stack shows the same inode number
+//! and type. What is not found is ESTALE, upon which the kernel looks names up again. Then the kernel is asked to send again what was read
+//! and not answered.
+
+use polytropo_libservices::{Caller, Libservice, Name, NodeId, OpenFlags, RenameFlags};
+use rustc_hash::FxHashMap;
+
+use super::session::Session;
+use crate::state::{Begun, Intent, Kind, Listed, NodeRecord, OpenRecord, Past};
+
+/// Bound on climbing from a node to the root.
+const DEPTH_MAX: usize = 8192;
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    pub nodes: usize,
+    pub nodes_lost: usize,
+    pub files: usize,
+    pub files_lost: usize,
+}
+
+struct Rebuilding<'a> {
+    session: &'a Session,
+    caller: Caller,
+    records: FxHashMap<u64, NodeRecord>,
+    /// `None`: not to be found.
+    found: FxHashMap<u64, Option<NodeId>>,
+}
+
+/// Before any request is read.
+pub fn recover(session: &Session, past: Past) -> Recovered {
+    let records = past.nodes.into_iter().map(|record| (record.number, record)).collect();
+    let found = FxHashMap::from_iter([(NodeId::ROOT.0, Some(NodeId::ROOT))]);
+    let mut rebuilding = Rebuilding { session, caller: Caller::service(), records, found };
+    rebuilding.follow_renames(&past.begun);
+    let mut recovered = Recovered::default();
+    let numbers: Vec<u64> = rebuilding.records.keys().copied().collect();
+    for number in numbers {
+        match rebuilding.find(number) {
+            Some(_) => recovered.nodes += 1,
+            None => recovered.nodes_lost += 1,
+        }
+    }
+    session.was_begun(past.begun);
+    for (record, listed) in past.files {
+        match rebuilding.open(&record, listed) {
+            Some(()) => recovered.files += 1,
+            None => recovered.files_lost += 1,
+        }
+    }
+    recovered
+}
+
+impl Rebuilding<'_> {
+    fn stack(&self) -> &dyn Libservice {
+        &*self.session.stack
+    }
+
+    /// The node behind a number, and on the way there those of the directories above.
+    fn find(&mut self, number: u64) -> Option<NodeId> {
+        let mut way = Vec::new();
+        let mut at = number;
+        while !self.found.contains_key(&at) {
+            let parent = self.records.get(&at).map(|record| record.parent);
+            way.push(at);
+            match parent {
+                Some(parent) if way.len() < DEPTH_MAX => at = parent,
+                // A circle, or a directory that nobody wrote down.
+                _ => {
+                    self.found.insert(at, None);
+                }
+            }
+        }
+        for number in way.into_iter().rev() {
+            if self.found.contains_key(&number) {
+                continue;
+            }
+            let node = self.look_up(number);
+            self.found.insert(number, node);
+        }
+        self.found.get(&number).copied().flatten()
+    }
+
+    /// Looks for a node in its directory, which was found.
+    fn look_up(&self, number: u64) -> Option<NodeId> {
+        let record = self.records.get(&number)?;
+        let parent = self.found.get(&record.parent).copied().flatten()?;
+        let name = Name::new(&record.name).ok()?;
+        let entry = self.stack().lookup(&self.caller, parent, name).ok()?;
+        if entry.attr.ino != record.ino || entry.attr.file_type() != record.file_type {
+            self.stack().forget(entry.node, 1);
+            return None;
+        }
+        self.session.numbers.recover_node(number, entry.node, record.lookups);
+        Some(entry.node)
+    }
+
+    /// Names that were on the move: who died may have moved them and not written that down.
+    fn follow_renames(&mut self, begun: &[Begun]) {
+        let renames: Vec<_> =
+            begun.iter().map(|begun| &begun.intent).filter(|intent| intent.new_name.is_some()).collect();
+        // One may have moved a directory above another.
+        for _ in 0..renames.len() {
+            for intent in &renames {
+                self.follow(intent);
+                // A directory that was not found may be now.
+                self.found.retain(|_, node| node.is_some());
+            }
+        }
+    }
+
+    fn follow(&mut self, intent: &Intent) {
+        let (Some(name), Some(new_name)) = (&intent.name, &intent.new_name) else { return };
+        let (from, to) = ((intent.parent, &**name), (intent.new_parent, &**new_name));
+        let Some(new_parent) = self.find(intent.new_parent) else { return };
+        let Ok(there) = self.stack().lookup(&self.caller, new_parent, new_name) else { return };
+        self.stack().forget(there.node, 1);
+        if there.attr.ino != intent.ino {
+            return;
+        }
+        let exchanged = RenameFlags::from_bits_truncate(intent.flags).contains(RenameFlags::EXCHANGE);
+        let at = |record: &NodeRecord, place: (u64, &Name)| {
+            (record.parent, record.name.as_slice()) == (place.0, place.1.as_bytes())
+        };
+        let mut moved = Vec::new();
+        for record in self.records.values_mut() {
+            let place = if at(record, from) && record.ino == intent.ino {
+                to
+            } else if exchanged && at(record, to) && record.ino != intent.ino {
+                from
+            } else {
+                continue;
+            };
+            (record.parent, record.name) = (place.0, place.1.as_bytes().to_vec());
+            moved.push((record.number, place));
+        }
+        for (number, (parent, name)) in moved {
+            self.session.numbers.moved(number, parent, name);
+        }
+    }
+
+    /// Opens again what programs have open.
+    fn open(&mut self, record: &OpenRecord, listed: Listed) -> Option<()> {
+        let node = self.find(record.kernel_node)?;
+        let caller = Caller { uid: record.uid, gid: record.gid, ..self.caller.clone() };
+        let session = self.session;
+        let handle = match record.kind {
+            Kind::File => {
+                let flags =
+                    record.flags - (OpenFlags::TRUNCATE | OpenFlags::EXCLUSIVE | OpenFlags::UNLINKABLE);
+                let opened = self.stack().open(&caller, node, flags).ok()?;
+                session.opens.adopt(node, opened.handle, flags, listed);
+                opened.handle
+            }
+            Kind::Directory => {
+                let handle = self.stack().opendir(&caller, node).ok()?;
+                session.opens.adopt_directory(handle, listed);
+                handle
+            }
+            Kind::Place => return None,
+        };
+        session.numbers.recover_handle(record.handle, handle);
+        Some(())
+    }
+}

@@ -1,0 +1,148 @@
+//! What happens when a worker dies: another one takes its doors over.
+//!
+//! The keeper holds every device of a door, so the kernel neither ends the connection nor what was read from it; programs wait. The
+//! next worker gets the same devices, the directories once more, and the state area that the dead one has left.
+
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use log::{error, info, warn};
+
+use super::child::Child;
+use super::mounts::sealed_copy;
+use super::orders::Keeper;
+use super::roots::Root;
+use crate::control::Refusal;
+use crate::doors::fuse::can_be_resumed;
+use crate::state::StateReader;
+
+/// In which `restarts` of the configuration are counted.
+const RESTARTS_PERIOD: Duration = Duration::from_secs(60);
+
+/// What a door's next worker will need.
+pub struct Kept {
+    pub devices: Vec<OwnedFd>,
+    pub roots: Arc<Vec<Root>>,
+    pub state: OwnedFd,
+}
+
+/// What is asked of the door before it is served again.
+struct Orphan {
+    door: u64,
+    document: String,
+    kept: Arc<Kept>,
+    channel_writes: bool,
+    incarnation: u64,
+}
+
+/// Starts the thread that has others take over from workers that ended.
+pub fn start(keeper: Weak<Keeper>, ended: Receiver<Arc<Child>>) -> std::io::Result<()> {
+    let run = move || {
+        while let Ok(dead) = ended.recv() {
+            let Some(keeper) = keeper.upgrade() else { return };
+            keeper.take_over(&dead);
+        }
+    };
+    std::thread::Builder::new().name("recovery".into()).spawn(run).map(drop)
+}
+
+impl Keeper {
+    /// `dead` has ended. Returns when its doors are served again, or are dead too.
+    fn take_over(&self, dead: &Child) {
+        let orphans: Vec<_> = {
+            let table = self.table.lock();
+            let its = table.doors.iter().filter(|(_, door)| std::ptr::eq(&*door.worker, dead) && !door.ended);
+            its.map(|(&id, door)| (id, can_take_over(&door.state))).collect()
+        };
+        for (door, possible) in orphans {
+            match possible {
+                Ok(()) => self.serve_again(door),
+                Err(why) => self.give_up(door, why),
+            }
+        }
+        self.table.lock().settle();
+        self.door_ends.notify_all();
+        self.wake();
+    }
+
+    fn serve_again(&self, door: u64) {
+        loop {
+            let Some(orphan) = self.orphan(door) else { return };
+            if self.is_stopped() {
+                return self.give_up(door, "the service is ending");
+            }
+            if !self.may_restart() {
+                return self.give_up(door, "its workers died too often");
+            }
+            let began = Instant::now();
+            match self.hand_over(&orphan) {
+                Ok(worker) => {
+                    let mut table = self.table.lock();
+                    if let Some(door) = table.doors.get_mut(&orphan.door) {
+                        door.worker = worker;
+                        door.incarnation = orphan.incarnation;
+                    }
+                    info!("door {door} is served again after {} ms", began.elapsed().as_millis());
+                }
+                Err(refusal) => warn!("door {door} cannot be served again: {}", refusal.sentence),
+            }
+        }
+    }
+
+    /// A door whose worker is dead. None if all is well with it, or it has ended.
+    fn orphan(&self, id: u64) -> Option<Orphan> {
+        let table = self.table.lock();
+        let door = table.doors.get(&id).filter(|door| !door.ended && !door.worker.is_alive())?;
+        Some(Orphan {
+            door: id,
+            document: door.document.clone(),
+            kept: door.kept.clone()?,
+            channel_writes: door.channel_writes,
+            incarnation: door.incarnation + 1,
+        })
+    }
+
+    fn hand_over(&self, orphan: &Orphan) -> Result<Arc<Child>, Refusal> {
+        let cannot = |errno| Refusal::of(errno, "what a worker needs cannot be made");
+        let Kept { devices, roots, state } = &*orphan.kept;
+        let (worker, copies) = self.worker_for(roots)?;
+        let document = sealed_copy(orphan.document.as_bytes()).map_err(cannot)?;
+        let windows = worker.window_place(orphan.door, self.config.cache_bytes, orphan.channel_writes)?;
+        // What the dead worker held was written back when it ended.
+        let held = crate::held::make(orphan.door).map_err(cannot)?;
+        let what =
+            super::child::Served { door: orphan.door, state, held: &held, incarnation: orphan.incarnation };
+        let document = (&document, orphan.document.len());
+        worker.serve(&what, document, &windows, None, devices, &copies)?;
+        Ok(worker)
+    }
+
+    /// Programs get errors from now on: the kernel ends the connection with its last device.
+    fn give_up(&self, id: u64, why: &str) {
+        let mut table = self.table.lock();
+        if let Some(door) = table.doors.get_mut(&id) {
+            error!("door {id} is dead: {why}");
+            door.kept = None;
+        }
+    }
+
+    fn may_restart(&self) -> bool {
+        let mut restarts = self.restarts.lock();
+        restarts.retain(|at| at.elapsed() < RESTARTS_PERIOD);
+        let may = restarts.len() < self.config.restarts;
+        if may {
+            restarts.push(Instant::now());
+        }
+        may
+    }
+}
+
+fn can_take_over(state: &StateReader) -> Result<(), &'static str> {
+    match state.agreed() {
+        None => Err("its worker died before it agreed with the kernel on anything"),
+        Some(agreed) if can_be_resumed(agreed) => Ok(()),
+        Some(_) => Err("with passthrough, io_uring or before Linux 6.9 no other worker can take it over"),
+    }
+}
