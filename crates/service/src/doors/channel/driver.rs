@@ -155,6 +155,8 @@ impl Thread {
             if others.is_some_and(|before| self.hall.crew.other_lives(self.number, &before))
                 && self.hall.crew.may_leave()
             {
+                // The other one may sleep, and what it was rung for this thread may have taken in.
+                ring(self.hall.wake.as_fd());
                 return true;
             }
             if self.hall.fall_asleep() {
