@@ -143,7 +143,8 @@ _ODD: list[Any] = [
 ]  # fmt: skip
 _KEYS = ["kind", "path", "read_only", "coherence", "ownership", "lowers", "upper", "below", "rules", "seed",
          "operation", "after", "times", "probability", "errno", "delay_ms", "short_bytes", "version", "root",
-         "name", "passthrough", "passthrough_min_bytes", "channel_writes", ""]  # fmt: skip
+         "name", "passthrough", "passthrough_min_bytes", "write_back",
+         "channel_writes", ""]  # fmt: skip
 
 
 def mutated(dice: random.Random, document: Any) -> Any:

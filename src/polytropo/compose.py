@@ -180,6 +180,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     root: Layer
     passthrough: bool | None = None
     passthrough_min_bytes: int | None = None
+    write_back: bool | None = None
     channel_writes: bool | None = None
 
 
@@ -189,6 +190,9 @@ class Stack(msgspec.Struct, frozen=True):
     With `passthrough` the kernel reads files of immutable layers itself, those of `passthrough_min_bytes`
     at least: once for all mounts that show them, and at its own speed. Every open then takes a request,
     and writes are not held back. By default it does not; containers with a read-only root ask for it.
+    With `write_back` the kernel holds back what programs write where only the service changes it. Small
+    writes are faster then, but the kernel asks for the attributes of each file that was closed. By default it
+    does in directories (volumes) and not in unions (roots of containers).
     With `channel_writes` programs also write through shared memory what only the service changes; for others
     every open then takes a request, too, and writes are not held back. Who mounts a stack first decides.
 
@@ -199,6 +203,7 @@ class Stack(msgspec.Struct, frozen=True):
     root: Layer
     passthrough: bool | None = None
     passthrough_min_bytes: int | None = None
+    write_back: bool | None = None
     channel_writes: bool | None = None
 
     def check(self) -> None:

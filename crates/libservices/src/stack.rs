@@ -30,6 +30,10 @@ pub struct StackDocument {
     /// Smaller files are left to the mount's own cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passthrough_min_bytes: Option<u64>,
+    /// Whether the kernel holds back what programs write where only this service writes: by default in directories, and
+    /// not in unions, whose files are opened, told of and read much more often than written in small pieces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_back: Option<bool>,
     /// Whether programs at channels may write where only this service writes. The kernel then holds back no writes and asks for every
     /// open. It says how the stack is served, not what it is: stacks that differ in it alone are served together, as the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -155,6 +159,11 @@ fn refuse<T>(place: &str, problem: impl Into<String>) -> Result<T, StackError> {
 }
 
 impl StackDocument {
+    /// Whether the kernel may hold back writes, where it can.
+    pub fn writes_back(&self) -> bool {
+        self.write_back.unwrap_or(!matches!(self.root, Layer::Union(_)))
+    }
+
     /// Reads and checks a document whole.
     pub fn parse(json: &str) -> Result<Self, StackError> {
         let value: serde_json::Value = serde_json::from_str(json)

@@ -275,7 +275,7 @@ impl Plan {
             spare_devices: self.spare_devices,
             passthrough,
             // What the kernel holds back no channel would see, nor would the kernel see what channels write.
-            writeback_cache: !self.channel_writes,
+            writeback_cache: !self.channel_writes && self.document.writes_back(),
             stateless_open: !self.channel_writes,
             modes: Some(modes.clone()),
             state: Some(self.state.clone()),

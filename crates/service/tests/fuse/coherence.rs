@@ -3,9 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use crate::support::{eventually, on_mount};
-
-const TWO_DOORS: &[&str] = &["--coherence", "exclusive", "--no-writeback"];
+use crate::support::{TWO_DOORS, eventually, on_mount};
 
 #[test]
 fn changes_of_the_host_show_in_a_shared_directory() {

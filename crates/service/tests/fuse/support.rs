@@ -70,14 +70,18 @@ fn on_prepared_mount(flags: &[&str], prepare: impl FnOnce(&Path), test: impl FnO
 }
 
 /// Every way that a stack over a directory is cached, and a union with an empty lower.
-pub const CACHINGS: [&[&str]; 6] = [
+pub const CACHINGS: [&[&str]; 7] = [
     &["--coherence", "exclusive"],
     &["--coherence", "exclusive", "--ask-for-opens"],
-    &["--coherence", "exclusive", "--no-writeback"],
+    TWO_DOORS,
     &["--coherence", "shared"],
     &["--coherence", "exclusive", "--lower"],
+    &["--coherence", "exclusive", "--no-writeback", "--lower"],
     PASSTHROUGH,
 ];
+
+/// A second superblock shows the same stack.
+pub const TWO_DOORS: &[&str] = &["--coherence", "exclusive", "--no-writeback", "--ask-for-opens"];
 
 const PASSTHROUGH: &[&str] = &["--coherence", "exclusive", "--passthrough", "0", "--lower"];
 
@@ -177,7 +181,7 @@ impl Site {
         if flags.last() == Some(&"--lower") {
             command.arg(&lower);
         }
-        let two_doors = flags.contains(&"--no-writeback") || flags.contains(&"shared");
+        let two_doors = flags == TWO_DOORS || flags.contains(&"shared");
         if two_doors {
             command.arg("--also").arg(&other);
         }

@@ -193,7 +193,7 @@ impl Operation<'_> {
         } else {
             self.on_file((self.node, asked.fh), OpenFlags::WRITE, |handle| {
                 let write = || self.stack().write(&self.caller, self.node, handle, asked.offset, data);
-                if late { self.keeping_mtime(handle, write) } else { write() }
+                if late && self.agreed.writeback() { self.keeping_mtime(handle, write) } else { write() }
             })
         };
         if let (true, Err(error)) = (late, &written) {
@@ -203,9 +203,9 @@ impl Operation<'_> {
         reply.put(&abi::WriteOut { size: count.min(data.len()) as u32, padding: 0 })
     }
 
-    /// Without write-back others write too, through channels, and the size that the kernel knows may be old.
+    /// Where others write too, through channels, the size that the kernel knows may be old; but then it asks for opens.
     fn kernel_places_appends(&self) -> bool {
-        self.agreed.exclusive() && self.agreed.writeback()
+        self.agreed.exclusive() && (self.agreed.writeback() || self.agreed.stateless_open())
     }
 
     fn keeping_mtime<T>(&self, handle: HandleId, write: impl FnOnce() -> Result<T>) -> Result<T> {

@@ -173,9 +173,9 @@ fn wanted(
         && coherence == Coherence::Exclusive
         && capabilities.contains(Capabilities::WRITE);
     flags.set(InitFlags::WRITEBACK_CACHE, writeback);
-    // The kernel alone knows the end of a file then, and places what is appended.
-    let only_door = writeback || coherence == Coherence::Immutable;
-    if options.stateless_open && only_door && capabilities.contains(Capabilities::STATELESS_OPEN) {
+    // The kernel alone knows the end of a file, and places what is appended.
+    let alone = coherence != Coherence::Shared;
+    if options.stateless_open && alone && capabilities.contains(Capabilities::STATELESS_OPEN) {
         flags |= InitFlags::NO_OPEN_SUPPORT;
         // An open that is not asked for cannot truncate: the kernel sends SETATTR instead.
         flags -= InitFlags::ATOMIC_O_TRUNC;
@@ -239,6 +239,17 @@ mod tests {
         };
         assert!(stateless(Coherence::Exclusive) && stateless(Coherence::Immutable));
         assert!(!stateless(Coherence::Shared));
+    }
+
+    #[test]
+    fn files_are_opened_without_asking_also_where_writes_are_not_held_back() {
+        let offer = Offer { major: 7, minor: 45, max_readahead: 1 << 17, flags: InitFlags::all() };
+        let agreed = |stateless_open| {
+            let options = FuseOptions { writeback_cache: false, stateless_open, ..FuseOptions::default() };
+            negotiate(&offer, Capabilities::all(), Coherence::Exclusive, &options, None).unwrap().1
+        };
+        assert!(agreed(true).stateless_open() && !agreed(true).writeback());
+        assert!(!agreed(false).stateless_open());
     }
 
     #[test]

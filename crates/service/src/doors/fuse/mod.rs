@@ -89,7 +89,8 @@ pub struct FuseOptions {
     /// Opened `/dev/fuse`s that are in no use yet, for the threads but the first. Where they are too few, threads open
     /// their own or share one.
     pub spare_devices: Vec<Arc<OwnedFd>>,
-    /// Lets the kernel open files without asking, where the stack allows it and write-back makes this door the only one.
+    /// Lets the kernel open files without asking, where the stack allows it. Only for a stack that nobody else writes to: the kernel
+    /// places what is appended by the size that it knows.
     pub stateless_open: bool,
     /// Lets the kernel use files of immutable layers in place of the door. The kernel has this or write-back, not both;
     /// and every open is asked for.
