@@ -20,6 +20,10 @@ KNOWN = {
 }
 
 
+# Linux keeps it for the next syncfs when it takes back what a killed program changed; SEMANTICS.md says when.
+_KERNELS_OWN = re.compile(r"io: syncfs failed, errno=4 ")
+
+
 def test_cpython_finds_the_filesystem_in_order(desk: Desk) -> None:
     done = desk.run(
         PYTHON, "-m", "test", "-W", "--tempdir", desk.directory, *MODULES, check=False, timeout_s=280
@@ -71,13 +75,18 @@ def test_stress_ng_runs(other_desk: Desk) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_all_of_stress_ng_runs(desk: Desk) -> None:
-    _stress(desk, "--class filesystem --sequential 1 --timeout 20s", timeout_s=3500)
+    # binderfs is another filesystem of the kernel's; where there is none, stress-ng's status is not 0.
+    _stress(desk, "--class filesystem --exclude binderfs --sequential 1 --timeout 20s", timeout_s=3500)
 
 
 def _stress(desk: Desk, which: str, timeout_s: float = 280) -> None:
     words = f"stress-ng {which} --verify --temp-path . 2>&1"
     done = desk.run("bash", "-euc", words, check=False, timeout_s=timeout_s)
-    if done.returncode != 0:
+    # Some stressors tell of a failure and end as if there were none.
+    failures = [
+        line for line in done.stdout.splitlines() if " fail: " in line and not _KERNELS_OWN.search(line)
+    ]
+    if done.returncode != 0 or failures:
         # Only the service knows what was wrong with bytes that the kernel wrote back later.
         logs = "".join(path.read_text() for path in desk.place.home.glob("tenants/*/run/service.log"))
         pytest.fail(f"stress-ng ended with status {done.returncode}\n{done.stdout}\n{logs}")

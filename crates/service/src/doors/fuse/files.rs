@@ -12,6 +12,9 @@ use super::reply::{Held, Reply};
 use super::request::{Arguments, checked_node};
 use super::session::Operation;
 
+/// How often bytes that are written back are tried again after EINTR and EAGAIN.
+const INTERRUPTIONS_MAX: usize = 16;
+
 impl Operation<'_> {
     /// Runs `operation` on the open file that the kernel names, or on the door's own where it names none.
     fn on_file<T>(
@@ -188,14 +191,16 @@ impl Operation<'_> {
         }
         let data = a.take_bytes(asked.size as usize)?;
         let late = asked.write_flags & abi::WRITE_CACHE != 0;
-        let written = if late && !self.kernel_places_appends() {
-            self.write_pages(asked.fh, asked.offset, data)
-        } else {
+        let write = || {
+            if late && !self.kernel_places_appends() {
+                return self.write_pages(asked.fh, asked.offset, data);
+            }
             self.on_file((self.node, asked.fh), OpenFlags::WRITE, |handle| {
                 let write = || self.stack().write(&self.caller, self.node, handle, asked.offset, data);
                 if late && self.agreed.writeback() { self.keeping_mtime(handle, write) } else { write() }
             })
         };
+        let written = if late { uninterrupted(write) } else { write() };
         if let (true, Err(error)) = (late, &written) {
             self.session.late_errors.tell(self.session.door, self.node, error);
         }
@@ -316,6 +321,18 @@ impl Operation<'_> {
             reply.put(&abi::WriteOut { size: bytes_copied.min(length) as u32, padding: 0 })
         }
     }
+}
+
+/// Nobody waits for bytes that are written back and could ask again: the kernel would keep EINTR for the next fsync(2) or
+/// syncfs(2), of a program that was not interrupted.
+fn uninterrupted<T>(mut write: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 0..INTERRUPTIONS_MAX {
+        match write() {
+            Err(e) if e.is(Errno::INTR) || e.is(Errno::AGAIN) => {}
+            done => return done,
+        }
+    }
+    Err(Error::new(Errno::IO, "write back what is interrupted again and again"))
 }
 
 /// The kernel looks the name up again and comes back with another inode.

@@ -4,11 +4,15 @@ use std::fs::File;
 use std::sync::Arc;
 
 use polytropo_libservices::dir::Dir;
-use polytropo_libservices::stack::{DirCoherence, DirLayer, Ownership};
+use polytropo_libservices::fault::Fault;
+use polytropo_libservices::stack::{DirCoherence, DirLayer, FaultLayer, FaultRule, Layer, Ownership};
 use polytropo_libservices::{DoorId, Errno, Error, Libservice, Name, NodeId};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
-use super::abi::{InHeader, InitFlags, InitInMore, InitInShort, OutHeader, opcode};
+use super::abi::{
+    self, CreateIn, EntryOut, InHeader, InitFlags, InitInMore, InitInShort, OpenOut, OutHeader, WriteIn,
+    opcode,
+};
 use super::reply::{Held, Reply};
 use super::request::Request;
 use super::session::{Answer, Own, Session};
@@ -36,6 +40,10 @@ impl Bench {
     }
 
     fn over_directory() -> Self {
+        Self::over_faulty_directory(vec![])
+    }
+
+    fn over_faulty_directory(rules: Vec<FaultRule>) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let layer = DirLayer {
             path: scratch.path().into(),
@@ -43,8 +51,12 @@ impl Bench {
             coherence: DirCoherence::Exclusive,
             ownership: Ownership::Native,
         };
-        let dir = Dir::new(File::open(scratch.path()).unwrap().into(), &layer).unwrap();
-        Self::over(Arc::new(dir), Some(scratch))
+        let dir = Arc::new(Dir::new(File::open(scratch.path()).unwrap().into(), &layer).unwrap());
+        if rules.is_empty() {
+            return Self::over(dir, Some(scratch));
+        }
+        let config = FaultLayer { below: Box::new(Layer::Dir(layer)), rules, seed: 0 };
+        Self::over(Arc::new(Fault::new(dir, &config).unwrap()), Some(scratch))
     }
 
     /// `None` when it is not even a message; else the answer and its payload.
@@ -217,4 +229,44 @@ fn a_panic_in_a_layer_is_an_error_to_the_program_only() {
     assert_eq!(bench.send(&lookup(b"panic\0")).unwrap().0, Answer::Error(Errno::IO));
     assert!(bench.session.has_panicked());
     assert_eq!(bench.send(&lookup(b"other\0")).unwrap().0, Answer::Error(Errno::NOENT));
+}
+
+#[test]
+fn bytes_that_are_written_back_are_never_interrupted() {
+    let interrupted = |times, errno: &str| FaultRule {
+        operation: "write".into(),
+        after: 0,
+        times,
+        probability: 1.0,
+        errno: Some(errno.into()),
+        delay_ms: 0,
+        short_bytes: None,
+    };
+    let cases = [
+        (interrupted(3, "EINTR"), Answer::Payload),
+        (interrupted(3, "EAGAIN"), Answer::Payload),
+        (interrupted(0, "EINTR"), Answer::Error(Errno::IO)),
+        (interrupted(0, "ENOSPC"), Answer::Error(Errno::NOSPC)),
+    ];
+    for (rule, wanted) in cases {
+        let mut bench = Bench::over_faulty_directory(vec![rule.clone()]);
+        bench.init();
+        let create = CreateIn { flags: libc::O_RDWR as u32, mode: 0o100_644, umask: 0, open_flags: 0 };
+        let (answer, made) = bench.send(&message(opcode::CREATE, 1, &[create.as_bytes(), b"f\0"])).unwrap();
+        assert_eq!(answer, Answer::Payload);
+        let (entry, rest) = EntryOut::read_from_prefix(&made).unwrap();
+        let (open, _) = OpenOut::read_from_prefix(rest).unwrap();
+        let write = WriteIn {
+            fh: open.fh,
+            offset: 0,
+            size: 5,
+            write_flags: abi::WRITE_CACHE,
+            lock_owner: 0,
+            flags: 0,
+            padding: 0,
+        };
+        let (answer, _) =
+            bench.send(&message(opcode::WRITE, entry.nodeid, &[write.as_bytes(), b"bytes"])).unwrap();
+        assert_eq!(answer, wanted, "{rule:?}");
+    }
 }

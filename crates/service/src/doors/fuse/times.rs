@@ -3,18 +3,31 @@
 //! With write-back the kernel sets mtime when a program writes, by a clock that moves every few milliseconds, and passes it on
 //! only if it differs from the last one that it was told or told us. So a file that is written within the tick in which it was
 //! made or cut, as most small files are, never gets another SETATTR, while the bytes that come later move the time in
-//! the layers. Bytes that the kernel writes back therefore leave mtime as it is.
+//! the layers. Bytes that the kernel writes back therefore leave mtime as it is, if it is recent. An older one the kernel will
+//! replace; should it die before, or the program be killed, then the time of the bytes' way down is the better one.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use polytropo_libservices::{NodeId, Result, Timestamp};
 use rustc_hash::FxHashMap;
 
 const SHARDS: usize = 16;
+/// The kernel keeps bytes for half a minute, unless it is told otherwise, and looks every five seconds.
+const HELD_BACK_MAX: Duration = Duration::from_secs(60);
 
-/// What the kernel holds a node's mtime to be; `None` until somebody has looked.
-type Settled = Arc<Mutex<Option<Timestamp>>>;
+/// What the kernel holds a node's mtime to be.
+#[derive(Clone, Copy, Default)]
+enum Time {
+    #[default]
+    Unknown,
+    /// It will tell another one.
+    Old,
+    Settled(Timestamp),
+}
+
+type Settled = Arc<Mutex<Time>>;
 
 /// The nodes that are being written, as several threads may write one and set its time meanwhile.
 #[derive(Default)]
@@ -34,16 +47,21 @@ impl Times {
         let settled = self.enter(node);
         {
             let mut settled = settled.lock();
-            if settled.is_none() {
-                // Whoever cannot look has no time to put back.
-                *settled = look().ok();
+            if let Time::Unknown = *settled {
+                *settled = match look() {
+                    Ok(mtime) if is_recent(mtime) => Time::Settled(mtime),
+                    // Whoever cannot look has no time to put back.
+                    _ => Time::Old,
+                };
             }
         }
         let written = write();
         {
             let settled = settled.lock();
-            if let Some(Err(error)) = settled.map(put_back) {
-                log::debug!("mtime of node {} became that of its bytes' way down: {error}", node.0);
+            if let Time::Settled(mtime) = *settled {
+                if let Err(error) = put_back(mtime) {
+                    log::debug!("mtime of node {} became that of its bytes' way down: {error}", node.0);
+                }
             }
         }
         self.leave(node, settled);
@@ -56,7 +74,7 @@ impl Times {
         let done = {
             let mut settled = settled.lock();
             set().map(|(mtime, done)| {
-                *settled = Some(mtime);
+                *settled = Time::Settled(mtime);
                 done
             })
         };
@@ -82,51 +100,63 @@ impl Times {
     }
 }
 
+fn is_recent(mtime: Timestamp) -> bool {
+    let Ok(seconds) = u64::try_from(mtime.seconds) else { return false };
+    let mtime = Duration::new(seconds, mtime.nanoseconds);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.abs_diff(mtime) <= HELD_BACK_MAX
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const NODE: NodeId = NodeId(7);
 
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp { seconds, nanoseconds: 0 }
+    /// So many seconds before now.
+    fn ago(seconds: u64) -> Timestamp {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        Timestamp { seconds: (now.as_secs() - seconds) as i64, nanoseconds: 5 }
     }
 
     #[test]
     fn writing_leaves_the_time_that_was_set_last_and_nothing_behind() {
+        let (made, written, told) = (ago(9), ago(5), ago(3));
         let times = Times::default();
-        let host = Mutex::new(at(1));
+        let host = Mutex::new(made);
         let put_back = |time| {
             *host.lock() = time;
             Ok(())
         };
         let look = || Ok(*host.lock());
-        times
-            .keep(
-                NODE,
-                look,
-                || {
-                    *host.lock() = at(50);
-                    Ok(())
-                },
-                put_back,
-            )
-            .unwrap();
-        assert_eq!(*host.lock(), at(1));
-        // Another thread's write and a new time arrive while one is under way.
         let write = || {
-            *host.lock() = at(60);
-            times.keep(NODE, || panic!("another has looked"), || Ok(()), put_back)?;
-            assert_eq!(*host.lock(), at(1));
-            times.set(NODE, || {
-                *host.lock() = at(2);
-                Ok((at(2), ()))
-            })?;
-            *host.lock() = at(61);
+            *host.lock() = written;
             Ok(())
         };
         times.keep(NODE, look, write, put_back).unwrap();
-        assert_eq!(*host.lock(), at(2));
+        assert_eq!(*host.lock(), made);
+        // Another thread's write and a new time arrive while one is under way.
+        let write = || {
+            *host.lock() = written;
+            times.keep(NODE, || panic!("another has looked"), || Ok(()), put_back)?;
+            assert_eq!(*host.lock(), made);
+            times.set(NODE, || {
+                *host.lock() = told;
+                Ok((told, ()))
+            })?;
+            *host.lock() = written;
+            Ok(())
+        };
+        times.keep(NODE, look, write, put_back).unwrap();
+        assert_eq!(*host.lock(), told);
         assert!(times.shards.iter().all(|shard| shard.lock().is_empty()));
+    }
+
+    #[test]
+    fn an_old_time_gives_way_to_that_of_the_bytes() {
+        let times = Times::default();
+        for old in [ago(3600), Timestamp { seconds: -7, nanoseconds: 0 }] {
+            times.keep(NODE, || Ok(old), || Ok(()), |_| panic!("it was put back")).unwrap();
+        }
     }
 }
