@@ -193,7 +193,7 @@ import glob
 os.kill(int(open(pid_file).read().split()[0]), signal.SIGKILL)
 time.sleep(1)
 try:
-    os.stat("a name that nobody asked for")
+    os.mkdir("a name that nobody asked for")
     print("there")
 except OSError as error:
     print(error.strerror)

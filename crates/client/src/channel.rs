@@ -19,6 +19,7 @@ use polytropo_wire::posts::{
 use crate::arena::Arena;
 use crate::connect::Refused;
 use crate::copies::{Copies, Situation};
+use crate::listings::Listings;
 use crate::lookups::Lookups;
 use crate::posts::Posts;
 use crate::spin::Spin;
@@ -57,6 +58,7 @@ pub struct Channel {
     pub(crate) arena: Arena,
     /// None: nothing may be kept.
     pub(crate) lookups: Option<Lookups>,
+    pub(crate) listings: Option<Listings>,
     pub(crate) copies: Copies,
     /// A bit for each slot in use.
     taken: AtomicU32,
@@ -103,6 +105,7 @@ impl Channel {
             bell,
             windows,
             arena: Arena::new()?,
+            listings: if lookups.is_some() { Listings::new().ok() } else { None },
             lookups,
             copies: Copies::new(),
             taken: AtomicU32::new(0),
@@ -224,6 +227,7 @@ impl Channel {
             if let Some(lookups) = core::ptr::read(&this.lookups) {
                 lookups.forget_in_child();
             }
+            drop(core::ptr::read(&this.listings));
             // Its code is inherited.
             drop(core::ptr::read(&this.copies));
         }

@@ -101,7 +101,7 @@ impl Lookups {
     }
 
     #[inline]
-    fn epochs(&self) -> &[Epoch] {
+    pub fn epochs(&self) -> &[Epoch] {
         // SAFETY: that many counters lie in the mapping, whose memory is sealed in its size, aligned; they are atomics, read only.
         unsafe {
             NonNull::slice_from_raw_parts(self.epochs.base().add(COUNTERS_AT).cast::<Epoch>(), COUNTERS)

@@ -20,7 +20,14 @@ const NOT_ONLY_OPENED: u32 = 0o100 | 0o400_000 | 0o20_000_000;
 const KEPT_OPEN: u32 = 1;
 
 impl Channel {
-    fn asked(&self, operation: Operation, at: At, path: &[u8], mode: u32, flags: u32) -> Option<Asked> {
+    pub(crate) fn asked(
+        &self,
+        operation: Operation,
+        at: At,
+        path: &[u8],
+        mode: u32,
+        flags: u32,
+    ) -> Option<Asked> {
         self.lookups.as_ref()?;
         Asked::new(operation as u64 | u64::from(mode) << 8 | u64::from(flags) << 32, at.word(), path)
     }

@@ -26,6 +26,7 @@ pub mod nr {
     pub const NANOSLEEP: usize = 35;
     pub const MADVISE: usize = 28;
     pub const ACCESS: usize = 21;
+    pub const DUP: usize = 32;
     pub const DUP2: usize = 33;
     pub const GETPID: usize = 39;
     pub const SENDMSG: usize = 46;
@@ -60,6 +61,7 @@ pub mod nr {
     pub const GETTID: usize = 186;
     pub const READAHEAD: usize = 187;
     pub const FGETXATTR: usize = 193;
+    pub const GETDENTS64: usize = 217;
     pub const FADVISE64: usize = 221;
     pub const EXIT_GROUP: usize = 231;
     pub const OPENAT: usize = 257;
@@ -231,6 +233,10 @@ pub struct Status {
 impl Status {
     pub fn is_regular(&self) -> bool {
         self.mode & 0o170_000 == 0o100_000
+    }
+
+    pub fn is_directory(&self) -> bool {
+        self.mode & 0o170_000 == 0o040_000
     }
 
     fn from_words(words: &[u64; 18]) -> Self {

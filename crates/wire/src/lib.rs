@@ -7,6 +7,7 @@
 //! - [`copies`]: how bytes are copied there, and which were;
 //! - [`window`]: a file's cached bytes, which programs read without asking; how they are read and changed;
 //! - [`posts`]: writes that need not wait;
+//! - [`listing`]: a directory with all that is in it;
 //! - [`epochs`]: counters of changes, by which programs know whether what they were told is still true.
 //!
 //! Everything in shared memory is made of atomics, for which every pattern of bits is a value and changes by the other side are
@@ -17,6 +18,7 @@ pub mod channel;
 pub mod copies;
 pub mod epochs;
 pub mod hello;
+pub mod listing;
 pub mod message;
 pub mod posts;
 #[doc(hidden)]

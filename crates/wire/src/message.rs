@@ -116,6 +116,8 @@ operations! {
     WriteNext = 32,
     /// file, offset, whence: moves the shared offset -> offset
     SeekShared = 33,
+    /// at, path bytes, first word wanted, sample of the part before -> [`listed`]; words of a [`crate::listing`] in the area
+    List = 34,
 }
 
 /// Words of the reply to `Open`; the attributes follow from [`opened::ATTRIBUTES`] on.
@@ -140,6 +142,18 @@ pub mod opened_flags {
     /// A tag lies at [`super::OPENED_TAG_AT`] in the area: as long as it holds, the same open gives the same file, with these attributes and
     /// with the bytes that came along.
     pub const TAGGED: u64 = 16;
+}
+
+/// Words of the reply to `List`.
+pub mod listed {
+    /// Words of the whole listing.
+    pub const WORDS: usize = 0;
+    /// How many of them lie in the area.
+    pub const HERE: usize = 1;
+    /// The sample by which parts of one listing are told from those of another.
+    pub const SAMPLE: usize = 2;
+    /// What the counter of everything was before the way was walked; all ones: none of it may be kept.
+    pub const EVERYTHING: usize = 3;
 }
 
 /// Words of the reply to `Window`.

@@ -3,7 +3,7 @@
 use super::placeholders::{self, Asked};
 use super::process::{self, LINK, table};
 use super::table::{Kind, Table};
-use super::{kept, names, reading};
+use super::{directories, kept, names, reading};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::trace::{self, Why};
@@ -31,6 +31,9 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
         return Answer::Pass(Why::EndOfProcess);
     }
     let Some(table) = table() else { return Answer::Pass(Why::NotOurs) };
+    if let Some(answer) = directories::answer(number, arguments) {
+        return answer;
+    }
     match number {
         nr::READ => reading::read(table, arguments),
         nr::PREAD64 => reading::pread(table, arguments),
@@ -44,6 +47,7 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
         nr::EXECVE | nr::EXECVEAT | nr::SENDMSG | nr::SENDMMSG => {
             placeholders::upgrade_all(table, matches!(number, nr::EXECVE | nr::EXECVEAT));
             table.release_all();
+            directories::upgrade_all(matches!(number, nr::EXECVE | nr::EXECVEAT));
             if number == nr::EXECVE && sys::is_executable(arguments[0]) {
                 process::tell();
                 trace::report_before_exec();
@@ -52,6 +56,7 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
         }
         nr::NEWFSTATAT if arguments[3] & AT_EMPTY_PATH != 0 => about_descriptor(table, number, arguments),
         nr::STAT | nr::LSTAT | nr::NEWFSTATAT => names::stat(number, arguments),
+        nr::STATX => names::statx(arguments),
         nr::ACCESS | nr::FACCESSAT | nr::FACCESSAT2 => names::access(number, arguments),
         nr::READLINK | nr::READLINKAT => names::read_link(number, arguments),
         nr::CHDIR | nr::FCHDIR => names::change_directory(number, arguments),
@@ -108,6 +113,8 @@ fn about_descriptor(table: &Table, number: usize, arguments: &[usize; 6]) -> Ans
 
 /// The channel belongs to the rights and the mounts of its making: paths are the kernel's from now on.
 fn reach_changes() -> Answer {
+    // With the rights with which they were opened.
+    directories::upgrade_all(false);
     names::end();
     Answer::Pass(Why::Reach)
 }
@@ -152,6 +159,12 @@ fn open(table: &Table, number: usize, arguments: &[usize; 6], flags: usize) -> A
     if let Some(errno) = names::missing(directory, path, flags) {
         return Answer::Done(errno);
     }
+    if let Some(opened) = directories::open(number, arguments) {
+        if let Some(entry) = usize::try_from(opened).ok().and_then(|opened| table.entry(opened)) {
+            placeholders::end(entry);
+        }
+        return Answer::Asked(opened);
+    }
     if flags & O_ACCMODE_ETC != 0 || !process::setting().opens() {
         return Answer::Pass(Why::NotHeld);
     }
@@ -163,6 +176,7 @@ fn open(table: &Table, number: usize, arguments: &[usize; 6], flags: usize) -> A
     if opened >= 0 {
         if let Some(entry) = table.entry(opened as usize) {
             placeholders::end(entry);
+            directories::closed(opened as usize);
         }
         table.hold(opened as usize);
     } else if opened == ENOENT {
@@ -187,6 +201,7 @@ fn close(table: &Table, arguments: &[usize; 6]) -> Answer {
         return Answer::Done(EBADF);
     }
     placeholders::end(entry);
+    directories::closed(descriptor);
     // SAFETY: the program's own call.
     let closed = unsafe { sys::call(nr::CLOSE, *arguments) };
     Answer::Asked(closed)
@@ -215,6 +230,8 @@ fn replace(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
     let done = unsafe { sys::call(number, *arguments) };
     if done >= 0 {
         placeholders::end(entry);
+        directories::closed(to);
+        directories::duplicated(from, done);
     }
     Answer::Asked(done)
 }
@@ -237,6 +254,7 @@ fn close_range(table: &Table, arguments: &[usize; 6]) -> Answer {
             if let Some(entry) = table.entry(descriptor as usize) {
                 placeholders::settled(entry);
                 placeholders::end(entry);
+                directories::closed(descriptor as usize);
             }
         }
     };
@@ -277,6 +295,7 @@ fn child(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
     }
     placeholders::upgrade_all(table, false);
     table.release_all();
+    directories::upgrade_all(flags & CLONE_VFORK != 0 && flags & CLONE_FILES == 0);
     let memory = flags & CLONE_VM != 0;
     let strange = match (memory, flags & CLONE_VFORK != 0) {
         (true, true) => flags & CLONE_NAMESPACES != 0 || !process::lend(),

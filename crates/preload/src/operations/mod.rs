@@ -1,6 +1,7 @@
 //! What becomes of the calls that are looked at. No registers, no ABI here: that is `hooks`' business.
 
 mod calls;
+mod directories;
 mod kept;
 mod link;
 mod names;

@@ -7,8 +7,9 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
-use polytropo_client::{At, Attributes, Channel, Error, File, Result};
+use polytropo_client::{At, Attributes, Channel, Error, File, Listed, Result};
 
+use super::directories;
 use super::process::{self, LINK};
 use crate::hooks::Answer;
 use crate::sys::{self, AT_FDCWD, nr};
@@ -17,13 +18,25 @@ use crate::trace::{self, Counter, Why};
 const PATH_BYTES_MAX: usize = 320;
 const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
 const AT_NO_AUTOMOUNT: u32 = 0x800;
+const AT_EMPTY_PATH: u32 = 0x1000;
+const AT_STATX_DONT_SYNC: u32 = 0x4000;
 const X_OK: usize = 1;
+/// Directories on one path that are listed for its sake.
+const LEVELS_MAX: usize = 8;
+/// Tells marks of directories from those of paths.
+const LISTING: usize = 1 << 24;
+/// How many questions the opening of a directory counts for.
+const OPENED_DIRECTORY: u32 = 8;
 /// Flags of open(2) with which a missing name is more, or something else, than a missing name: O_CREAT, O_NOFOLLOW, O_TMPFILE.
 const NOT_ONLY_OPENED: usize = 0o100 | 0o400_000 | 0o20_000_000;
 const ENOENT: i32 = 2;
 const EBADF: i32 = 9;
 const ENOTDIR: i32 = 20;
 const EINVAL: i32 = 22;
+/// EINVAL where it is the answer, told apart from a working directory that is gone.
+const NO_LINK: i32 = EINVAL | 1 << 16;
+const S_IFMT: u32 = 0o170_000;
+const S_IFLNK: u32 = 0o120_000;
 
 /// Nothing about paths is answered here any more.
 static ENDED: AtomicBool = AtomicBool::new(false);
@@ -40,6 +53,8 @@ const CWD_UNKNOWN: u64 = 0;
 const CWD_ROOT: u64 = u64::MAX;
 const CWD_FOREIGN: u64 = u64::MAX - 1;
 static CWD: AtomicU64 = AtomicU64::new(CWD_UNKNOWN);
+/// Its inode, once its listing is kept; 0 if not.
+static CWD_INODE: AtomicU64 = AtomicU64::new(0);
 /// Counts changes of the working directory, before and after each.
 static CWD_CHANGES: AtomicU32 = AtomicU32::new(0);
 
@@ -55,6 +70,7 @@ pub fn has_ended() -> bool {
 /// In a forked child, which has another channel.
 pub fn forget() {
     CWD.store(CWD_UNKNOWN, Release);
+    CWD_INODE.store(0, Release);
 }
 
 /// A path of the program, without its zero byte. `None` for what is too long, or empty.
@@ -127,6 +143,7 @@ fn find_working_directory(channel: &Channel) -> Option<u64> {
     };
     let kept = CWD.compare_exchange(CWD_UNKNOWN, found, AcqRel, Relaxed).is_ok();
     if kept && CWD_CHANGES.load(Acquire) == changes && changes & 1 == 0 {
+        find_inode(channel, found, setting.inside(path), seen.inode, changes);
         return Some(found);
     }
     if kept {
@@ -138,6 +155,110 @@ fn find_working_directory(channel: &Channel) -> Option<u64> {
         close_directory(found);
     }
     None
+}
+
+/// Has the working directory listed, so that what lies in it is known.
+fn find_inode(channel: &Channel, found: u64, inside: Option<&[u8]>, inode: u64, changes: u32) {
+    if found == CWD_FOREIGN || !channel.list(inside.unwrap_or(b"")).is_ok_and(|listed| listed.ino == inode) {
+        return;
+    }
+    CWD_INODE.store(inode, Release);
+    if CWD_CHANGES.load(Acquire) != changes {
+        let _ = CWD_INODE.compare_exchange(inode, 0, AcqRel, Relaxed);
+    }
+}
+
+/// The directory where a path begins, as listings know it, and what is left of the path.
+#[inline]
+fn beginning<'a>(channel: &Channel, directory: usize, path: &'a [u8]) -> Option<(u64, &'a [u8])> {
+    if path.first() == Some(&b'/') {
+        let setting = process::setting();
+        return Some((setting.root_inode(), setting.inside(path)?));
+    }
+    if directory as u32 != AT_FDCWD as u32 {
+        return Some((directories::inode(channel, directory)?, path));
+    }
+    if CWD.load(Acquire) == CWD_UNKNOWN {
+        find_working_directory(channel)?;
+    }
+    let inode = CWD_INODE.load(Acquire);
+    (inode != 0).then_some((inode, path))
+}
+
+/// `stat` by what was listed. A directory in which a second name is asked for is listed.
+#[inline]
+fn stat_listed(channel: &Channel, directory: usize, path: &[u8], flags: u32) -> Option<Result<Attributes>> {
+    let (inode, rest) = beginning(channel, directory, path)?;
+    for _ in 0..LEVELS_MAX {
+        if let Some(answer) = channel.stat_below(inode, rest, flags) {
+            return Some(answer);
+        }
+        if !is_known(parent_of(rest), LISTING ^ inode as usize) || !learn(channel, inode, rest, flags) {
+            return None;
+        }
+    }
+    None
+}
+
+#[cold]
+fn learn(channel: &Channel, inode: u64, rest: &[u8], flags: u32) -> bool {
+    // The root, at first, is known to nobody.
+    if channel.listed(inode).is_none() {
+        return inode == process::setting().root_inode()
+            && channel.list(b"").is_ok_and(|listed| listed.ino == inode);
+    }
+    channel.learn_below(inode, rest, flags)
+}
+
+fn parent_of(path: &[u8]) -> &[u8] {
+    let end = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    path.get(..end).unwrap_or(&[])
+}
+
+/// The listing of a directory that is to be opened; None if there is none.
+pub fn list(directory: usize, path: usize, stays: bool) -> Option<Listed> {
+    if ENDED.load(Acquire) {
+        return None;
+    }
+    let path = read_path(path)?;
+    let Some(channel) = LINK.get() else {
+        // Each costs as much as many questions.
+        let before = AGAIN.fetch_add(OPENED_DIRECTORY, Relaxed);
+        if before < AGAIN_MIN && before + OPENED_DIRECTORY >= AGAIN_MIN {
+            let setting = process::setting();
+            LINK.get_or_connect(|| setting.connect());
+        }
+        return None;
+    };
+    if !channel.keeps_answers() {
+        return None;
+    }
+    let whole = path;
+    let (inode, rest) = match beginning(channel, directory, path) {
+        Some(known) => known,
+        // The root itself.
+        None if whole.first() == Some(&b'/') => return None,
+        None => return None,
+    };
+    let flags = if stays { AT_SYMLINK_NOFOLLOW } else { 0 };
+    if rest == b"." {
+        return channel.listed(inode).filter(|listed| channel.is_current(listed));
+    }
+    for _ in 0..LEVELS_MAX {
+        if let Some(answer) = channel.stat_below(inode, rest, flags) {
+            let found = answer.ok()?;
+            if let Some(listed) = channel.listed(found.ino).filter(|listed| channel.is_current(listed)) {
+                return Some(listed);
+            }
+            break;
+        }
+        if !learn(channel, inode, rest, flags) {
+            break;
+        }
+    }
+    let mut buffer = [0; polytropo_client::PATH_BYTES_MAX];
+    let bytes = channel.path_below(inode, rest, &mut buffer)?;
+    channel.list(&buffer[..bytes]).ok()
 }
 
 fn close_directory(file: u64) {
@@ -153,9 +274,11 @@ pub fn change_directory(number: usize, arguments: &[usize; 6]) -> Answer {
     // Odd while it changes: nothing is learnt then.
     CWD_CHANGES.fetch_add(1, AcqRel);
     close_directory(CWD.swap(CWD_UNKNOWN, AcqRel));
+    CWD_INODE.store(0, Release);
     // SAFETY: the program's own call.
     let done = unsafe { sys::call(number, *arguments) };
     close_directory(CWD.swap(CWD_UNKNOWN, AcqRel));
+    CWD_INODE.store(0, Release);
     CWD_CHANGES.fetch_add(1, AcqRel);
     Answer::Asked(done)
 }
@@ -166,6 +289,7 @@ fn answer<T>(
     kind: usize,
     directory: usize,
     path: usize,
+    listed: impl Fn(&Channel, &[u8]) -> Option<Result<T>>,
     known: impl Fn(&Channel, At, &[u8]) -> Option<Result<T>>,
     ask: impl Fn(&Channel, At, &[u8]) -> Result<T>,
     done: impl FnOnce(&Channel, T) -> isize,
@@ -176,7 +300,10 @@ fn answer<T>(
     let Some(path) = read_path(path) else { return Answer::Pass(Why::NotOurs) };
     let (channel, result) = match LINK.get() {
         Some(channel) if !channel.keeps_answers() => return Answer::Pass(Why::Unknown),
-        Some(channel) => {
+        Some(channel) => 'found: {
+            if let Some(answer) = listed(channel, path) {
+                break 'found (channel, answer);
+            }
             let Some((at, rest)) = place(channel, directory, path) else {
                 return Answer::Pass(Why::NotOurs);
             };
@@ -190,7 +317,7 @@ fn answer<T>(
             }
         }
         None => {
-            if is_known(path, kind) && AGAIN.fetch_add(1, Relaxed) == AGAIN_MIN {
+            if is_known(path, kind) && AGAIN.fetch_add(1, Relaxed) + 1 == AGAIN_MIN {
                 let setting = process::setting();
                 LINK.get_or_connect(|| setting.connect());
             }
@@ -201,7 +328,7 @@ fn answer<T>(
         Ok(value) => Answer::Done(done(channel, value)),
         // Of the working directory that was there a moment ago.
         Err(Error::Errno(EBADF | EINVAL) | Error::Kernel) => Answer::Pass(Why::Unknown),
-        Err(Error::Errno(errno)) => Answer::Done(-(errno as isize)),
+        Err(Error::Errno(errno)) => Answer::Done(-((errno & 0xffff) as isize)),
         Err(Error::Gone) => {
             LINK.give_up();
             end();
@@ -224,6 +351,7 @@ pub fn stat(number: usize, arguments: &[usize; 6]) -> Answer {
         nr::STAT + flags as usize,
         directory,
         path,
+        |channel, path| stat_listed(channel, directory, path, flags),
         |channel, at, path| channel.stat_known(at, path, flags),
         |channel, at, path| channel.stat(at, path, flags),
         |_, found| {
@@ -238,6 +366,97 @@ pub fn put_status(found: &Attributes, to: usize) {
     let words = status_words(found);
     // SAFETY: the program's own structure, of 144 bytes.
     unsafe { (to as *mut [u64; 18]).write_unaligned(words) };
+}
+
+/// fstatat(2) of an open directory itself.
+pub fn stat_directory(arguments: &[usize; 6]) -> Answer {
+    let [descriptor, path, to, ..] = *arguments;
+    if to == 0 {
+        return Answer::Pass(Why::NotOurs);
+    }
+    stat_open(descriptor, path, |found| put_status(found, to))
+}
+
+/// Of an open directory itself.
+fn stat_open(descriptor: usize, path: usize, done: impl FnOnce(&Attributes)) -> Answer {
+    // SAFETY: the program's own path; it is empty if its first byte is zero.
+    let empty = path != 0 && unsafe { (path as *const u8).read_volatile() } == 0;
+    let found = LINK
+        .get()
+        .filter(|_| empty && !ENDED.load(Acquire))
+        .and_then(|channel| channel.stat_listed(directories::placeholder(descriptor)?));
+    let Some(found) = found else { return Answer::Pass(Why::NotOurs) };
+    done(&found);
+    Answer::Done(0)
+}
+
+/// statx(2).
+pub fn statx(arguments: &[usize; 6]) -> Answer {
+    /// AT_STATX_FORCE_SYNC, and whatever else is not known.
+    const AT_KNOWN: u32 = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_DONT_SYNC;
+    /// All that there was when attributes were first told so.
+    const MASK_KNOWN: usize = 0xfff;
+    let [directory, path, flags, mask, to, ..] = *arguments;
+    let flags = flags as u32;
+    if to == 0 || flags & !AT_KNOWN != 0 || mask & !MASK_KNOWN != 0 {
+        return Answer::Pass(Why::NotOurs);
+    }
+    let tell = |found: &Attributes| {
+        // SAFETY: the program's own structure, of 256 bytes.
+        unsafe { (to as *mut [u64; 32]).write_unaligned(statx_words(found)) };
+    };
+    if flags & AT_EMPTY_PATH != 0 {
+        return stat_open(directory, path, tell);
+    }
+    let flags = flags & AT_SYMLINK_NOFOLLOW;
+    answer(
+        nr::STAT + flags as usize,
+        directory,
+        path,
+        |channel, path| stat_listed(channel, directory, path, flags),
+        |channel, at, path| channel.stat_known(at, path, flags),
+        |channel, at, path| channel.stat(at, path, flags),
+        |_, found| {
+            tell(&found);
+            0
+        },
+    )
+}
+
+/// The kernel's `struct statx`.
+fn statx_words(found: &Attributes) -> [u64; 32] {
+    const BASIC: u64 = 0x7ff;
+    const BTIME: u64 = 0x800;
+    let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    let [major, minor] = split_device(found.rdev);
+    let [own_major, own_minor] = split_device(process::setting().device());
+    let block = if found.blksize_bytes == 0 { 4096 } else { 1 << found.blksize_bytes.ilog2() };
+    let mut words = [0; 32];
+    words[0] = BASIC | if found.has_btime { BTIME } else { 0 } | block << 32;
+    words[2] = pair(found.nlink, found.uid);
+    words[3] = pair(found.gid, found.mode & 0xffff);
+    words[4] = found.ino;
+    words[5] = found.size_bytes;
+    words[6] = found.blocks_512;
+    let times = [
+        (found.atime_s, found.atime_ns),
+        (found.btime_s, found.btime_ns),
+        (found.ctime_s, found.ctime_ns),
+        (found.mtime_s, found.mtime_ns),
+    ];
+    for (place, (seconds, nanoseconds)) in words[8..].chunks_exact_mut(2).zip(times) {
+        (place[0], place[1]) = (seconds as u64, nanoseconds.into());
+    }
+    words[16] = pair(major, minor);
+    words[17] = pair(own_major, own_minor);
+    words
+}
+
+/// A device number's two parts.
+fn split_device(device: u64) -> [u32; 2] {
+    let major = (device >> 8 & 0xfff) | (device >> 32 & !0xfff);
+    let minor = (device & 0xff) | (device >> 12 & !0xff);
+    [major as u32, minor as u32]
 }
 
 /// The kernel's `struct stat`.
@@ -283,6 +502,11 @@ pub fn access(number: usize, arguments: &[usize; 6]) -> Answer {
         nr::ACCESS + ((mode as usize) << 16),
         directory,
         path,
+        // That something is not there needs no permissions to be weighed.
+        |channel, path| match stat_listed(channel, directory, path, 0)? {
+            Ok(_) if mode != 0 => None,
+            answer => Some(answer.map(drop)),
+        },
         |channel, at, path| channel.access_known(at, path, mode, 0),
         |channel, at, path| channel.access(at, path, mode, 0),
         |_, ()| 0,
@@ -305,6 +529,11 @@ pub fn read_link(number: usize, arguments: &[usize; 6]) -> Answer {
         nr::READLINK,
         directory,
         path,
+        |channel, path| match stat_listed(channel, directory, path, AT_SYMLINK_NOFOLLOW)? {
+            Ok(found) if found.mode & S_IFMT == S_IFLNK => None,
+            Ok(_) => Some(Err(Error::Errno(NO_LINK))),
+            Err(error) => Some(Err(error)),
+        },
         |channel, at, path| channel.read_link_known(at, path, buffer()),
         |channel, at, path| channel.read_link(at, path, buffer()),
         |_, got| got as isize,
@@ -318,7 +547,11 @@ pub fn missing(directory: usize, path: usize, flags: usize) -> Option<isize> {
         return None;
     }
     let channel = LINK.get()?;
-    let (at, rest) = place(channel, directory, read_path(path)?)?;
+    let path = read_path(path)?;
+    if let Some(Err(Error::Errno(errno @ (ENOENT | ENOTDIR)))) = stat_listed(channel, directory, path, 0) {
+        return Some(-(errno as isize));
+    }
+    let (at, rest) = place(channel, directory, path)?;
     match channel.stat_known(at, rest, 0)? {
         Err(Error::Errno(errno @ (ENOENT | ENOTDIR))) => Some(-(errno as isize)),
         _ => None,

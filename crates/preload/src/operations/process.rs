@@ -19,8 +19,9 @@ pub struct Setting {
     /// Without a slash at its end: nothing for the root directory.
     mount: [u8; PATH_BYTES_MAX],
     mount_length: usize,
-    /// `st_dev` of the mount.
+    /// `st_dev` of the mount, and its root's inode.
     device: u64,
+    root: u64,
     /// open(2) may be made here: its thread can be cancelled at any place, not at the C library's own instruction only.
     opens: bool,
 }
@@ -33,6 +34,7 @@ impl Setting {
             mount: [0; PATH_BYTES_MAX],
             mount_length: 0,
             device: 0,
+            root: 0,
             opens: false,
         }
     }
@@ -47,7 +49,8 @@ impl Setting {
         (!socket.is_empty() && socket.len() < PATH_BYTES_MAX && mount.len() + 2 < PATH_BYTES_MAX)
             .then_some(())?;
         sys::status_at(&setting.socket)?;
-        setting.device = sys::status_at(&setting.root_path())?.device;
+        let root = sys::status_at(&setting.root_path())?;
+        (setting.device, setting.root) = (root.device, root.inode);
         Some(setting)
     }
 
@@ -69,6 +72,10 @@ impl Setting {
 
     pub fn device(&self) -> u64 {
         self.device
+    }
+
+    pub fn root_inode(&self) -> u64 {
+        self.root
     }
 
     pub fn set_opens(&mut self, opens: bool) {
@@ -146,6 +153,7 @@ pub fn turn_off() {
         placeholders::upgrade_all(table, false);
         kept::give_up_all();
         table.release_all();
+        super::directories::upgrade_all(false);
     }
     OFF.store(true, Release);
 }
@@ -175,6 +183,7 @@ fn begin_in_child(table: &Table) {
     LINK.forget();
     super::names::forget();
     placeholders::forget_in_child();
+    super::directories::forget();
     BORROWED.iter().for_each(|thread| thread.store(0, Relaxed));
     BORROWED_COUNT.store(0, Relaxed);
     PROCESS.store(sys::process(), Relaxed);

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use polytropo_libservices::{
     Caller, Change, Coherence, DoorId, Entry, Libservice, Name, NodeId, Observer, Result,
 };
-use polytropo_wire::epochs::EVERYTHING;
+use polytropo_wire::epochs::{EVERYTHING, Epoch};
 use rustc_hash::FxHashMap;
 
 pub use notes::Notes;
@@ -31,6 +31,8 @@ pub struct Epochs {
     table: Option<Table>,
     /// Nothing can change, so nothing is counted.
     immutable: bool,
+    /// All changes, of whatever.
+    changes: Epoch,
     /// Every node that somebody holds.
     nodes: Vec<Mutex<FxHashMap<NodeId, Known>>>,
 }
@@ -54,7 +56,7 @@ impl Epochs {
         };
         let immutable = coherence == Coherence::Immutable;
         let nodes = (0..SHARDS).map(|_| Mutex::default()).collect();
-        let made = Arc::new(Self { below, table, immutable, nodes });
+        let made = Arc::new(Self { below, table, immutable, changes: Epoch::default(), nodes });
         if made.counts() {
             made.below.observe(Arc::new(Listener(Arc::downgrade(&made))));
             if let Ok(root) = made.below.getattr(&Caller::service(), NodeId::ROOT, None) {
@@ -69,6 +71,11 @@ impl Epochs {
     /// None: programs must not keep anything.
     pub fn table(&self) -> Option<&Table> {
         self.table.as_ref()
+    }
+
+    /// To be compared with itself: while it is the same, and there is one, nothing at all has changed.
+    pub fn calm(&self) -> Option<u64> {
+        self.changes.sample()
     }
 
     /// Whether changes are to be counted.
@@ -160,6 +167,9 @@ impl<'a> Changing<'a> {
 
     fn counter(&mut self, counter: u16) {
         if let (Some(table), Some(place)) = (self.epochs.table(), self.counters.get_mut(self.count)) {
+            if self.count == 0 {
+                self.epochs.changes.begin();
+            }
             *place = counter;
             self.count += 1;
             table.epoch(counter).begin();
@@ -181,6 +191,9 @@ impl Drop for Changing<'_> {
     fn drop(&mut self) {
         if let Some(table) = self.epochs.table() {
             self.counters[..self.count].iter().for_each(|counter| table.epoch(*counter).end());
+            if self.count > 0 {
+                self.epochs.changes.end();
+            }
         }
     }
 }

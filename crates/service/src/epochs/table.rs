@@ -66,6 +66,11 @@ impl Table {
         unsafe { self.base.add(COUNTERS_AT).cast::<Epoch>().add(usize::from(counter)).as_ref() }
     }
 
+    /// What an answer may be tagged with; None while a change is under way.
+    pub fn sample(&self, counter: u16) -> Option<u64> {
+        self.epoch(counter).sample()
+    }
+
     /// The counter of an inode's attributes, and of what a directory lists.
     pub fn of_inode(&self, ino: u64) -> u16 {
         Self::fold(self.secret.hash_one(ino))

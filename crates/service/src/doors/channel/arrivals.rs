@@ -95,8 +95,8 @@ fn greet(client: &Client, shown: &OwnedFd) -> rustix::io::Result<()> {
     rustix::net::sendmsg(&client.peer.socket, &[io::IoSlice::new(&bytes)], &mut control, flags).map(drop)
 }
 
-/// Nodes on which the process has something else mounted, each looked up once.
-fn covered_nodes(shared: &Arc<Shared>, peer: &Peer) -> FxHashSet<NodeId> {
+/// Nodes on which the process has something else mounted, each looked up once, and their inodes.
+fn covered_nodes(shared: &Arc<Shared>, peer: &Peer) -> (FxHashSet<NodeId>, FxHashSet<u64>) {
     let caller = Caller { door: shared.id, ..Caller::service() };
     let nothing = FxHashSet::default();
     let ground = Ground {
@@ -107,7 +107,7 @@ fn covered_nodes(shared: &Arc<Shared>, peer: &Peer) -> FxHashSet<NodeId> {
         is_root: peer.is_root,
         kept: &shared.kept,
     };
-    let mut found = FxHashSet::default();
+    let (mut found, mut inos) = (FxHashSet::default(), FxHashSet::default());
     for path in &peer.covered {
         let root = shared.stack.getattr(&caller, NodeId::ROOT, None);
         let Ok(root) = root else { continue };
@@ -115,11 +115,12 @@ fn covered_nodes(shared: &Arc<Shared>, peer: &Peer) -> FxHashSet<NodeId> {
         // What is not there is not met either.
         let Ok(mut target) = walk(&ground, start, path, Last { follow: false }) else { continue };
         if let Some(held) = target.found.take() {
-            let (node, _) = held.into_node();
+            let (node, attr) = held.into_node();
+            inos.insert(attr.ino);
             if !found.insert(node) {
                 shared.stack.forget(node, 1);
             }
         }
     }
-    found
+    (found, inos)
 }

@@ -278,6 +278,8 @@ pub struct Client {
     pub door: Arc<Shared>,
     /// Each is looked up once.
     pub covered: FxHashSet<NodeId>,
+    /// Their inodes.
+    pub covered_inos: FxHashSet<u64>,
     pub turn: Turn,
     files: Mutex<Files>,
     /// Some file was opened so that each write waits for the disk.
@@ -294,7 +296,7 @@ impl Client {
         bell: OwnedFd,
         peer: Peer,
         door: Arc<Shared>,
-        covered: FxHashSet<NodeId>,
+        (covered, covered_inos): (FxHashSet<NodeId>, FxHashSet<u64>),
     ) -> Self {
         Self {
             memory,
@@ -302,6 +304,7 @@ impl Client {
             peer,
             door,
             covered,
+            covered_inos,
             turn: Turn::default(),
             files: Mutex::default(),
             any_writes_through: AtomicBool::new(false),

@@ -13,6 +13,8 @@ mod grants;
 mod guard;
 mod hall;
 mod kept;
+mod listing;
+mod listings;
 mod memory;
 mod names;
 mod operations;
@@ -40,6 +42,7 @@ use crate::state::OpenTable;
 use crate::windows::{Place, Store, Windows};
 use driver::Driver;
 use kept::Kept;
+use listings::Listings;
 use walk::Failure;
 
 pub use client::Peer;
@@ -113,6 +116,7 @@ pub struct Shared {
     kernel_tells: bool,
     settle: Option<Settle>,
     kept: Kept,
+    listings: Listings,
     pub open_table: Option<Arc<OpenTable>>,
 }
 
@@ -148,6 +152,7 @@ impl Shared {
             kernel_tells: options.kernel_tells,
             settle: options.settle,
             kept: Kept::default(),
+            listings: Listings::default(),
             open_table: options.open_table,
             modes: options.modes,
             epochs,

@@ -83,6 +83,7 @@ impl Work<'_> {
             Operation::Truncate => self.truncate(),
             Operation::Sync => self.sync(),
             Operation::ReadDirectory => self.read_directory(),
+            Operation::List => self.kept(Self::list),
             Operation::MakeDirectory => self.make_directory(),
             Operation::Unlink => self.unlink(),
             Operation::Rename => self.rename(),
@@ -101,8 +102,8 @@ impl Work<'_> {
         self.notes = Some(Notes::new(&self.door.epochs));
         let done = work(self);
         let lasting = match &done {
-            // The words of an open file are needed for other things.
-            Ok(()) => self.request.operation != Some(Operation::Open),
+            // The words of an open file are needed for other things; a listing says by itself how long it is true.
+            Ok(()) => !matches!(self.request.operation, Some(Operation::Open | Operation::List)),
             Err(Failure::Kernel) => true,
             Err(Failure::Error(error)) => LASTING.contains(&error.errno()),
         };
