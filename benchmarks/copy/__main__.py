@@ -23,7 +23,7 @@ from benchmarks.copy import system
 from benchmarks.copy.searches import compare_searches, write_json
 from polytropo import _native
 from polytropo.state import State
-from polytropo.tuning.measure import LIBC, SIZES_BYTES, Machine, ratio_interval
+from polytropo.tuning.measure import ACROSS, LIBC, SIZES_BYTES, Machine, Samples, ratio_interval
 from polytropo.tuning.memcpy import make_plan, tune
 from polytropo.tuning.weights import recorded
 from polytropo.units import format_ns, format_size
@@ -31,6 +31,7 @@ from polytropo.units import format_ns, format_size
 REPOSITORY = Path(__file__).resolve().parents[2]
 OURS = "plan"
 SAMPLE_NS = 50_000
+PASSES = 5
 BEHIND_MAX = 1.05
 PATH_HEADER = "| private path | plan | memcpy(3) | kernel | gain on memcpy(3) | on kernel |"
 HEADER = "| situation | size | variant | GB/s | memcpy(3) | kernel | gain on memcpy(3) | on kernel |"
@@ -38,7 +39,7 @@ HEADER = "| situation | size | variant | GB/s | memcpy(3) | kernel | gain on mem
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench-copy", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=41, help="rounds a size and situation")
+    parser.add_argument("--rounds", type=int, default=75, help="rounds a size and situation")
     parser.add_argument(
         "--searches", choices=("no", "too", "only"), default="no", help="compare both searches"
     )
@@ -60,11 +61,13 @@ def main() -> None:
         report.notes.append(
             f"memcpy(3) of {libc}; the kernel's method here: {kernel}; search {took_s:.0f} s."
         )
+        plan = make_plan(journal)
+        taken = _measure(machine, plan, arguments.rounds)
         rows = [
             row
             for situation in machine.situations()
             for size_bytes in SIZES_BYTES
-            for row in _measure(machine, report, make_plan(journal), situation, size_bytes, arguments.rounds)
+            for row in _rows(report, plan, situation, size_bytes, taken[situation, size_bytes])
         ]
         print(_table(rows))
         print("\n".join(_verdicts(rows)), flush=True)
@@ -76,17 +79,32 @@ def main() -> None:
     print(f"\nwritten: {arguments.out}/copy.json and copy.png")
 
 
-def _measure(
-    machine: Machine, report: Report, plan: _native.CopyPlan, situation: str, size_bytes: int, rounds: int
+def _measure(machine: Machine, plan: _native.CopyPlan, rounds: int) -> dict[tuple[str, int], Samples]:
+    """Everything several times over: the machine changes meanwhile, and each time is on other memory."""
+    taken: dict[tuple[str, int], list[Samples]] = {}
+    for _ in range(PASSES):
+        for situation in machine.situations():
+            for size_bytes in SIZES_BYTES:
+                variant = plan.get(False, situation, size_bytes)
+                share = max(5, min(rounds // PASSES, (1 << 29) // size_bytes))
+                samples = machine.sample(
+                    [variant, LIBC, _native.copy_kernel_method(), LIBC],
+                    situation,
+                    size_bytes,
+                    rounds=share,
+                    sample_ns=SAMPLE_NS,
+                )
+                taken.setdefault((situation, size_bytes), []).append(samples)
+    return {cell: Samples.joined(several) for cell, several in taken.items()}
+
+
+def _rows(
+    report: Report, plan: _native.CopyPlan, situation: str, size_bytes: int, taken: Samples
 ) -> list[dict[str, Any]]:
-    variant, kernel = plan.get(False, situation, size_bytes), _native.copy_kernel_method()
-    rounds = max(15, min(rounds, (2 << 30) // size_bytes))
-    samples = machine.sample(
-        [variant, LIBC, kernel, LIBC], situation, size_bytes, rounds=rounds, sample_ns=SAMPLE_NS
-    )
+    variant = plan.get(False, situation, size_bytes)
     return [
         _row(report, situation, size_bytes, condition, variant, part)
-        for condition, part in samples.parts().items()
+        for condition, part in taken.parts().items()
     ]
 
 
@@ -131,9 +149,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _verdicts(rows: list[dict[str, Any]]) -> list[str]:
     behind = [row for row in rows if row["by_best"].high > BEHIND_MAX]
     ahead = max(rows, key=lambda row: 1 / row["by_kernel"].median)
-    crossing = [
-        r for r in rows if r["situation"] in ("fresh", "handed", "relayed") and r["size_bytes"] >= 16 << 10
-    ]
+    crossing = [r for r in rows if r["situation"] in ACROSS and r["size_bytes"] >= 16 << 10]
     cold = [r for r in rows if r["situation"] == "cold" and r["size_bytes"] >= 1 << 20]
     told = [f"behind the best of both by more than 5 % (upper end of the interval): {_names(behind)}"]
     told.append(

@@ -30,6 +30,8 @@ const PLACED_BYTES_MAX: usize = 64 << 20;
 const TIMES_MAX: usize = 1 << 20;
 /// Untimed copies before a sample, where one slot is copied again and again.
 const WARM_TIMES: usize = 2;
+/// Of copies so large, none leaves anything in the caches that the next one finds.
+const BEYOND_CACHES_BYTES: usize = 16 << 20;
 
 fn copy(contender: Contender, destination: *mut u8, source: *const u8, size_bytes: usize) {
     // SAFETY: called with slots of `Pools` only, which do not overlap.
@@ -208,7 +210,9 @@ impl Course<'_> {
     }
 
     fn across(&self, contender: Contender, pools: &Pools, times: usize) -> io::Result<f64> {
-        self.lap(contender, pools, times.min(pools.slots()))?;
+        if pools.size_bytes() < BEYOND_CACHES_BYTES {
+            self.lap(contender, pools, times.min(pools.slots()))?;
+        }
         let (mut elapsed_ns, mut left) = (0.0, times);
         while left > 0 {
             let slots = left.min(pools.slots());
@@ -239,7 +243,8 @@ impl Course<'_> {
 
 /// Copies to one place again and again.
 fn repeat(contender: Contender, near: &Pools, times: usize, mut source: impl FnMut(usize) -> *mut u8) -> f64 {
-    for _ in 0..WARM_TIMES {
+    let warm_times = if near.size_bytes() < BEYOND_CACHES_BYTES { WARM_TIMES } else { 0 };
+    for _ in 0..warm_times {
         copy(contender, near.destination(0), near.source(0), near.size_bytes());
     }
     let begin = Instant::now();

@@ -33,6 +33,11 @@ class Compared:
         return tuple(self._times)
 
     @property
+    def conditions(self) -> frozenset[str]:
+        """Those under which enough rounds were taken."""
+        return frozenset(self.parts)
+
+    @property
     def parts(self) -> dict[str, dict[str, list[float]]]:
         """Times by condition and name."""
         parts = Samples(list(self._times.values()), self._conditions).parts()
@@ -58,15 +63,19 @@ class Compared:
             found[condition] = ratio_interval(part[name], part[best])
         return found
 
-    def choose(self, incumbent: str | None, usual: Sequence[str]) -> str:
+    def choose(self, incumbent: str | None, usual: Sequence[str], barred: Iterable[str] = ()) -> str:
         """The fastest that is surely faster than the `usual` ways under some condition, and slower under
         none; else the one of these that is never far behind the other.
 
         The `incumbent`, the variant of the size before, goes on unless another is surely faster: a plan of
-        few variants keeps the instruction cache free.
+        few variants keeps the instruction cache free. None of the `barred` is taken.
         """
         rival = min(usual, key=lambda name: max(r.high for r in self.by_best(name, usual).values()))
-        never = {*usual, LIBC}  # memcpy(3) changes vector registers, so it is not always among the usual
+        never = {
+            *usual,
+            *barred,
+            LIBC,
+        }  # memcpy(3) changes vector registers, so it is not always among the usual
         sure = [name for name in self.names if name not in never and self._beats(name, usual)]
         if not sure:
             return rival

@@ -19,7 +19,8 @@ SITUATIONS = {
     "read": "the source is in any cache or in none, the destination in this core's",
 }
 SIZES_BYTES = tuple(64 << (2 * step) for step in range(11))  # 64 B to 64 MiB
-_ALONE = frozenset({"hot", "cold", "read"})
+ACROSS = frozenset({"fresh", "handed", "relayed"})
+"""Those that another core has a part in."""
 # Cores that share a cache answer each other in 50 to 150 ns, others take from 250 on.
 _FAR_NS = 200
 _ENOUGH_ROUNDS = 5
@@ -61,6 +62,15 @@ class Samples(NamedTuple):
     ns: list[list[float]]
     conditions: list[str]
 
+    @classmethod
+    def joined(cls, several: Sequence["Samples"]) -> "Samples":
+        """The rounds of several, of the same contenders, one after the other."""
+        ns = [
+            [value for values in of_one for value in values]
+            for of_one in zip(*(each.ns for each in several), strict=True)
+        ]
+        return cls(ns, [condition for each in several for condition in each.conditions])
+
     def parts(self) -> dict[str, list[list[float]]]:
         """The times by condition; one that few rounds were taken under tells nothing and is left out."""
         found = {
@@ -92,7 +102,11 @@ class Machine:
 
     def situations(self) -> tuple[str, ...]:
         """What can be measured here: with one CPU, nothing that needs two."""
-        return tuple(name for name in SITUATIONS if self.other_cpu is not None or name in _ALONE)
+        return tuple(name for name in SITUATIONS if self.other_cpu is not None or name not in ACROSS)
+
+    def distance(self) -> str:
+        """Whether the other core, which there has to be, is `near` or `far` at the moment."""
+        return self.sample([LIBC], "fresh", 64, rounds=1, sample_ns=1000).conditions[0]
 
     def sample(
         self, names: Sequence[str], situation: str, size_bytes: int, *, rounds: int, sample_ns: int

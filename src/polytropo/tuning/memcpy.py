@@ -8,6 +8,7 @@ from pathlib import Path
 from polytropo import _native
 from polytropo.state import State
 from polytropo.tuning import plans
+from polytropo.tuning.again import look_again
 from polytropo.tuning.measure import SIZES_BYTES, Machine
 from polytropo.tuning.search import find
 from polytropo.tuning.weights import Weights
@@ -42,6 +43,7 @@ def tune(
             _search_row(
                 state, machine, journal, keep, situation, sizes_bytes, weights, (row, len(rows)), told
             )
+        look_again(state, machine, journal, told)
         return journal, plans.save(state, make_plan(journal))
 
 

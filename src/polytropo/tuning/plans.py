@@ -41,6 +41,8 @@ class Cell(Record):
     tried: int
     # What else was good, best first: looked at again later.
     finalists: list[str]
+    # How often it was looked at again since, with the others of the plan in between.
+    looks: int = 0
 
 
 class Journal(Record, kw_only=True):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from polytropo import _native
 from polytropo.tuning.choice import Compared
-from polytropo.tuning.measure import LIBC, Machine
+from polytropo.tuning.measure import ACROSS, LIBC, Machine
 from polytropo.tuning.plans import Cell
 
 Progress = Callable[[int, int], None]
@@ -29,6 +29,7 @@ class Care(NamedTuple):
 
 # From all variants to eight. A sample is at least one copy, so of large sizes they take longer.
 RUNGS = (Care(512, 1, 2_000), Care(128, 3, 5_000), Care(32, 7, 10_000), Care(8, 15, 20_000))
+LARGE_RUNGS = (Care(48, 1, 2_000), Care(20, 2, 2_000), Care(8, 4, 2_000))
 EXHAUSTIVE = Care(8, 15, 20_000)
 FINAL = Care(1, 41, 50_000)
 # What makes up this share of the bytes that a path copies is decided with more care, and what it never copies
@@ -38,8 +39,8 @@ _FINALS = {"weighty": 81, "usual": FINAL.rounds, "never": 21}
 # From this size on a copy takes longer than a sample should: only what was good at the size before is
 # tried, and some others.
 _LARGE_BYTES = 1 << 20
-_HEIRS = 192
-_NEWCOMERS = 64
+_HEIRS = 64
+_NEWCOMERS = 32
 # A batch of contenders is measured in turn; their code stays in the instruction cache.
 _BATCH = 64
 # Where the source of a read lies goes by turns of so many rounds.
@@ -82,7 +83,7 @@ def find(
         chosen = [name for name in heirs if name in set(space)][:_HEIRS]
         others = sorted(set(space) - set(chosen))
         candidates = chosen + random.Random(size_bytes).sample(others, min(_NEWCOMERS, len(others)))
-    rungs = (EXHAUSTIVE,) if exhaustive else RUNGS
+    rungs = (EXHAUSTIVE,) if exhaustive else LARGE_RUNGS if size_bytes >= _LARGE_BYTES else RUNGS
     total = sum(
         min(len(candidates), rung.keep * 4) if index else len(candidates) for index, rung in enumerate(rungs)
     )
@@ -93,9 +94,8 @@ def find(
         timed = _rank(machine, left, situation, size_bytes, rung, partial(_told, progress, done, total))
         done += len(left)
         if index == 0:
-            ranking = timed[: max(_HEIRS, rung.keep)]
+            ranking = _better_part(timed, _HEIRS, situation)
         left = _better_part(timed, rung.keep, situation)
-    tried = len(candidates)
     names = contenders(left, incumbent)
     compared = Compared()
     compared.add(
@@ -108,7 +108,8 @@ def find(
             sample_ns=FINAL.sample_ns,
         ),
     )
-    return Found(decided(compared, situation, size_bytes, keep, incumbent, tried), tuple(ranking))
+    cell = decided(compared, situation, size_bytes, keep, incumbent, tried=len(candidates))
+    return Found(cell, tuple(ranking))
 
 
 def contenders(finalists: Sequence[str], incumbent: str | None) -> list[str]:
@@ -118,12 +119,23 @@ def contenders(finalists: Sequence[str], incumbent: str | None) -> list[str]:
 
 
 def decided(
-    compared: Compared, situation: str, size_bytes: int, keep: bool, incumbent: str | None, tried: int
+    compared: Compared,
+    situation: str,
+    size_bytes: int,
+    keep: bool,
+    incumbent: str | None,
+    *,
+    tried: int,
+    looks: int = 0,
 ) -> Cell:
     """The decision on what was compared, with the figures that it was made by."""
     kernel = _native.copy_kernel_method()
     usual = (kernel,) if keep else (kernel, LIBC)
-    best = compared.choose(incumbent, usual)
+    # Where the other core was never seen near, what stores past the caches is fastest, and it is the slowest
+    # once that comes near.
+    unproven = situation in ACROSS and compared.conditions == {"far"}
+    barred = [name for name in compared.names if unproven and _is_past_caches(name)]
+    best = compared.choose(incumbent, usual, barred)
     others = sorted(set(compared.names) - {best, *usual}, key=compared.mean_ns)
     return Cell(
         situation=situation,
@@ -137,6 +149,7 @@ def decided(
         by_kernel=compared.by(best, kernel),
         tried=tried,
         finalists=others,
+        looks=looks,
     )
 
 
@@ -145,7 +158,7 @@ def final_rounds(size_bytes: int, weight: float | None) -> int:
     worth = "usual"
     if weight is not None and not 0 < weight < _WEIGHTY:
         worth = "weighty" if weight else "never"
-    return max(15, min(_FINALS[worth], (1 << 30) // size_bytes))
+    return max(7, min(_FINALS[worth], (1 << 30) // size_bytes))
 
 
 def _told(progress: Progress, base: int, total: int, done: int) -> None:
@@ -172,12 +185,16 @@ def _rank(
     return sorted(times, key=times.__getitem__)
 
 
+def _is_past_caches(name: str) -> bool:
+    return ".nt." in name
+
+
 def _better_part(ranked: Sequence[str], keep: int, situation: str) -> list[str]:
     """The first `keep`; across cores some of each kind of store."""
-    if situation not in ("fresh", "handed", "relayed"):
+    if situation not in ACROSS:
         return list(ranked[:keep])
-    past = [name for name in ranked if ".nt." in name]
-    within = [name for name in ranked if ".nt." not in name]
+    past = [name for name in ranked if _is_past_caches(name)]
+    within = [name for name in ranked if not _is_past_caches(name)]
     share = keep // _SHARE_PAST_CACHES
     chosen = {*past[:share], *within[: keep - share]}
     return [name for name in ranked if name in chosen]
