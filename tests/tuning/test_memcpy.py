@@ -211,6 +211,9 @@ def test_the_choice_is_slower_under_no_condition() -> None:
     # Of the usual ways the one that is never far behind.
     samples = {"libc": [1.0, 1.5] * 20, "movsb": [1.1, 1.0] * 20}
     assert choice(samples, None, conditions) == "movsb"
+    # Where each of these is behind the other, what is behind neither.
+    samples = {"libc": [1.0, 2.0] * 20, "movsb": [2.0, 1.0] * 20, "even": [1.02, 1.02] * 20}
+    assert choice(samples, None, conditions) == "even"
     # A condition that hardly occurred says nothing.
     samples = {"libc": [1.0] * 40, "movsb": [1.1] * 40, "mine": [2.0] * 2 + [0.5] * 38}
     assert choice(samples, None, ["far"] * 2 + ["near"] * 38) == "mine"

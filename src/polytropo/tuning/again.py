@@ -20,8 +20,8 @@ _LOOKS = 4
 # On a machine that moved, so many until each situation was seen with the other core near and far.
 _LOOKS_MAX = 12
 _FINALISTS = 4
-_ROUNDS = 21
-_ROUNDS_MIN = 5
+_ROUNDS = 27
+_ROUNDS_MIN = 6
 _BYTES_A_LOOK = 256 << 20
 # A virtual machine whose CPUs did not move meanwhile gets so long to do that.
 _WAIT_S = 60.0

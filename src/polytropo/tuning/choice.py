@@ -13,6 +13,8 @@ from polytropo.tuning.measure import LIBC, Interval, Samples, ratio_interval
 # A variant that is slower by less than this under some condition is not slower; one that is faster by less
 # is not worth a place in a plan.
 _SAME = 0.01
+# One that may be slower by more is behind.
+_BEHIND = 1.05
 
 
 class Compared:
@@ -65,12 +67,13 @@ class Compared:
 
     def choose(self, incumbent: str | None, usual: Sequence[str], barred: Iterable[str] = ()) -> str:
         """The fastest that is surely faster than the `usual` ways under some condition, and slower under
-        none; else the one of these that is never far behind the other.
+        none; else the one of these that is never far behind the other; where each of these is, whatever is
+        not.
 
         The `incumbent`, the variant of the size before, goes on unless another is surely faster: a plan of
         few variants keeps the instruction cache free. None of the `barred` is taken.
         """
-        rival = min(usual, key=lambda name: max(r.high for r in self.by_best(name, usual).values()))
+        rival = min(usual, key=lambda name: self._worst(name, usual))
         never = {
             *usual,
             *barred,
@@ -78,11 +81,20 @@ class Compared:
         }  # memcpy(3) changes vector registers, so it is not always among the usual
         sure = [name for name in self.names if name not in never and self._beats(name, usual)]
         if not sure:
-            return rival
+            least = min(
+                (name for name in self.names if name not in never),
+                key=lambda name: self._worst(name, usual),
+                default=rival,
+            )
+            behind = self._worst(rival, usual) > _BEHIND
+            return least if behind and self._worst(least, usual) < _BEHIND else rival
         best = min(sure, key=self.mean_ns)
         if incumbent in sure and not self._surely_faster(best, incumbent):
             return incumbent
         return best
+
+    def _worst(self, name: str, usual: Sequence[str]) -> float:
+        return max(ratio.high for ratio in self.by_best(name, usual).values())
 
     def _beats(self, name: str, usual: Sequence[str]) -> bool:
         ratios = self.by_best(name, usual).values()
