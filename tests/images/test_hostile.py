@@ -58,6 +58,14 @@ def refused(state: State, data: bytes | list[Member], sentence: str) -> None:
     assert list_layers(state) == [] and list(state.tmp.iterdir()) == []
 
 
+@pytest.mark.parametrize("what", ["uid", "gid"])
+def test_owners_that_no_service_knows_are_refused(state: State, what: str) -> None:
+    made(state, member("f", b"", **{what: 65_535}))
+    system = State.open(state.home.with_name("other"))
+    refused(system, [member("f", b"", **{what: 65_536})], f'"f" belongs to {what} 65536, .*below 65,536 only')
+
+
+
 def raw(
     name: bytes, size: int | bytes = 0, type_flag: bytes = b"0", fill: bytes = b"", **fields: bytes
 ) -> bytes:

@@ -28,6 +28,7 @@ from polytropo.images.ownership import (
 from polytropo.images.streams import CHUNK_BYTES, Readable
 from polytropo.images.syscalls import open_in_root
 from polytropo.images.tar_reader import Entry, Kind, TarReader
+from polytropo.tenants import UIDS_PER_TENANT
 from polytropo.trees import remove_tree
 from polytropo.units import format_size
 
@@ -357,6 +358,12 @@ def _check_whiteouts(entry: Entry, above: list[bytes], name: bytes) -> bool:
 
 
 def _attributes(entry: Entry) -> Attributes:
+    for what, value in (("uid", entry.uid), ("gid", entry.gid)):
+        if value >= UIDS_PER_TENANT:
+            raise ImageError(
+                f"its entry {shown(entry.name)} belongs to {what} {value}, and services know ids below"
+                f" {UIDS_PER_TENANT:,} only; give it a smaller one and build the image anew"
+            )
     device = 0
     if entry.kind in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE):
         if entry.device_major > _MAJOR_MAX or entry.device_minor > _MINOR_MAX:
