@@ -65,7 +65,6 @@ def test_owners_that_no_service_knows_are_refused(state: State, what: str) -> No
     refused(system, [member("f", b"", **{what: 65_536})], f'"f" belongs to {what} 65536, .*below 65,536 only')
 
 
-
 def raw(
     name: bytes, size: int | bytes = 0, type_flag: bytes = b"0", fill: bytes = b"", **fields: bytes
 ) -> bytes:

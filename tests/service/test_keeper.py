@@ -143,6 +143,40 @@ def test_an_upper_has_one_writer(keeper: Keeper, data: Path) -> None:
     keeper.do("mount", stack=union(directory / "lower", data), mountpoint=two)
 
 
+def test_a_directory_of_one_stack_alone(keeper: Keeper, data: Path) -> None:
+    directory = keeper.place.directory
+    one, two = str(directory / "one"), str(directory / "two")
+    for mountpoint in (one, two):
+        Path(mountpoint).mkdir()
+
+    def stack(coherence: str, **more: object) -> dict[str, object]:
+        return {"version": 1, "root": {"kind": "dir", "path": str(data), "coherence": coherence}, **more}
+
+    def below_a_union(**more: object) -> dict[str, object]:
+        lower = {"kind": "dir", "path": str(data), "read_only": True, "coherence": "exclusive"}
+        return {"version": 1, "root": {"kind": "union", "lowers": [lower]}, **more}
+
+    def refused(place: str, other: dict[str, object]) -> None:
+        sentence = (
+            f"{place}.path: {data} is in another mounted stack that counts on being the only one to change"
+            ' it; unmount that first, or give the directory the coherence "shared" in both'
+        )
+        assert keeper.refused("mount", stack=other, mountpoint=two) == (sentence, "EBUSY")
+
+    keeper.do("mount", stack=stack("exclusive"), mountpoint=one)
+    refused("root", stack("exclusive", write_back=False))
+    refused("root.lowers[0]", below_a_union())
+    keeper.do("mount", stack=stack("shared"), mountpoint=two)
+    keeper.do("unmount", mountpoint=two)
+    keeper.do("unmount", mountpoint=one)
+    wait_until(lambda: keeper.do("stats")["mounts"] == [], "the end")
+    # Several may read what none of them changes.
+    keeper.do("mount", stack=below_a_union(), mountpoint=one)
+    keeper.do("mount", stack=below_a_union(passthrough=True), mountpoint=two)
+    keeper.do("unmount", mountpoint=two)
+    refused("root", stack("exclusive"))
+
+
 def test_a_stack_of_many_layers(keeper: Keeper, data: Path) -> None:
     """More descriptors than one message carries."""
     directory = keeper.place.directory

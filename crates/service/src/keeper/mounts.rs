@@ -168,7 +168,7 @@ impl Keeper {
         let same = self.table.lock().locks_of_same(&text);
         let (locks, channel_writes) = match same {
             Some(same) => same,
-            None => (Arc::new(roots::lock_uppers(roots)?), channel_writes),
+            None => (Arc::new(roots::lock(roots)?), channel_writes),
         };
         let (worker, copies) = self.worker_for(roots)?;
         let devices = self.devices()?;

@@ -21,6 +21,8 @@ pub struct Root {
     immutable: bool,
     /// A union writes here and keeps its records here, so no second one may.
     upper: bool,
+    /// Only one service and stack changes it, which is what its caches count on.
+    exclusive: bool,
     device: (u32, u32),
     directory: OwnedFd,
 }
@@ -43,9 +45,10 @@ pub fn hand_over(roots: &[Root], namespace: Option<&OwnedFd>) -> Result<Vec<Owne
     roots.iter().map(|root| root.hand_over(namespace)).collect()
 }
 
-/// Holds the uppers among `roots` for one stack, in this process and any other, until the locks are dropped.
-pub fn lock_uppers(roots: &[Root]) -> Result<Vec<OwnedFd>, Refusal> {
-    roots.iter().filter(|root| root.upper).filter_map(|root| root.lock().transpose()).collect()
+/// Holds for one stack what no other may change meanwhile, in this process and any other, until the locks are dropped.
+pub fn lock(roots: &[Root]) -> Result<Vec<OwnedFd>, Refusal> {
+    let held = roots.iter().filter(|root| root.upper || root.exclusive);
+    held.filter_map(|root| root.lock().transpose()).collect()
 }
 
 /// Refuses directories that lie on one of `devices`, the superblocks of this service: it would wait for itself.
@@ -106,8 +109,9 @@ fn open(found: Place<'_>) -> Result<Root, Refusal> {
         Refusal::with_errno(errno, sentence)
     })?;
     let immutable = layer.read_only && layer.coherence == DirCoherence::Immutable;
+    let exclusive = layer.coherence == DirCoherence::Exclusive;
     let (path, read_only) = (layer.path.clone(), layer.read_only);
-    Ok(Root { place, path, read_only, immutable, upper, device, directory })
+    Ok(Root { place, path, read_only, immutable, upper, exclusive, device, directory })
 }
 
 impl Root {
@@ -147,17 +151,28 @@ impl Root {
     /// None where the filesystem has no locks.
     fn lock(&self) -> Result<Option<OwnedFd>, Refusal> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // Several may only read.
+        let how = match self.read_only && !self.upper {
+            true => FlockOperation::NonBlockingLockShared,
+            false => FlockOperation::NonBlockingLockExclusive,
+        };
         let locked = rustix::fs::openat(&self.directory, ".", flags, Mode::empty()).and_then(|lock| {
-            rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+            rustix::fs::flock(&lock, how)?;
             Ok(lock)
         });
         let (place, path) = (&self.place, self.path.display());
         match locked {
             Ok(lock) => Ok(Some(lock)),
             Err(Errno::WOULDBLOCK) => {
-                let sentence = format!(
-                    "{place}.path: {path} is the upper layer of another mounted stack; unmount that first"
-                );
+                let sentence = match self.upper {
+                    true => format!(
+                        "{place}.path: {path} is the upper layer of another mounted stack; unmount that first"
+                    ),
+                    false => format!(
+                        "{place}.path: {path} is in another mounted stack that counts on being the only one to change it; unmount \
+                         that first, or give the directory the coherence \"shared\" in both"
+                    ),
+                };
                 Err(Refusal::with_errno(Errno::BUSY, sentence))
             }
             Err(errno) => {
