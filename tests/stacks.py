@@ -56,9 +56,9 @@ def document(kind: str, below: Path) -> dict[str, Any]:
     return {**stack, "passthrough": True, "passthrough_min_bytes": 0} if kind == PASSING else stack
 
 
-def write_stack(path: Path, root: Mapping[str, object]) -> Path:
+def write_stack(path: Path, root: Mapping[str, object], **options: object) -> Path:
     """Writes a stack document with this root."""
-    path.write_text(json.dumps({"version": 1, "root": root}))
+    path.write_text(json.dumps({"version": 1, "root": root, **options}))
     return path
 
 

@@ -12,6 +12,7 @@ parser.add_argument("--seed", type=int, required=True)
 parser.add_argument("--steps", type=int, default=1500)
 parser.add_argument("--actors", type=int, default=1)
 parser.add_argument("--variable", action="append", default=[], help="NAME=VALUE for half of the actors")
+parser.add_argument("--closed", action="store_true", help="keep no file open between operations")
 arguments = parser.parse_args()
 succeeded = compare(
     arguments.mount,
@@ -19,6 +20,7 @@ succeeded = compare(
     seed=arguments.seed,
     steps=arguments.steps,
     actors=arguments.actors,
+    closed=arguments.closed,
     variables=dict(word.split("=", 1) for word in arguments.variable),
 )
 print(f"{succeeded} of {arguments.steps} operations succeeded, all alike")

@@ -24,6 +24,12 @@ SLOTS = range(4)
 LENGTHS = (0, 1, 100, 4095, 4096, 4097, 70_000, 300_000)
 
 
+ON_OPEN_FILES = (
+    *("open", "tmpfile", "link_open", "close", "pwrite", "write", "pread", "read_slot_here_and_there"),
+    *("ftruncate", "fstat", "fsync", "fallocate", "seek_hole", "copy_range", "mmap_write", "lock", "unlock"),
+)
+
+
 class Side:
     """Some actor processes that share one directory."""
 
@@ -75,6 +81,8 @@ class Chooser:
 
     random: random.Random
     paths: list[str] = field(default_factory=list)
+    # Nothing stays open from one operation to the next.
+    closed: bool = False
 
     def path(self) -> str:
         depth = self.random.choice((1, 1, 2, 2, 3))
@@ -140,6 +148,8 @@ class Chooser:
             (2, "lock", [self.slot(), r.choice(("flock", "posix")), r.random() < 0.5, 0, r.choice((0, 10))]),
             (1, "unlock", [self.slot(), r.choice(("flock", "posix"))]),
         ]
+        if self.closed:
+            choices = [choice for choice in choices if choice[1] not in ON_OPEN_FILES]
         weights = [weight for weight, _, _ in choices]
         _, name, arguments = r.choices(choices, weights)[0]
         return name, arguments
@@ -154,13 +164,14 @@ def compare(
     actors: int = 1,
     check_every: int = 50,
     variables: Mapping[str, str] | None = None,
+    closed: bool = False,
 ) -> int:
     """Does ``steps`` operations below both directories and raises AssertionError at the first difference.
 
     Returns how many of them succeeded, so that a caller can see that the run was not all refusals.
     """
     dice = random.Random(seed)
-    chooser = Chooser(dice)
+    chooser = Chooser(dice, closed=closed)
     history: list[str] = []
     succeeded = 0
     with Side(mount, actors, variables) as left, Side(plain, actors) as right:

@@ -1,14 +1,19 @@
 """A worker that dies is replaced, and programs go on as if nothing had been."""
 
+import random
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Isolated
-from tests.service.keepers import Keeper
+from tests.service.keepers import Keeper, directory_stack
+from tests.stacks import document, fill
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 EXCLUSIVE = {"coherence": "exclusive"}
 
 
@@ -21,10 +26,12 @@ def keeper(isolated: Isolated) -> Iterator[Keeper]:
     keeper.close()
 
 
-def kill_worker(keeper: Keeper) -> int:
-    worker = keeper.inner_pid("worker_pid")
-    keeper.place.run("kill", "-KILL", str(worker))
-    return worker
+def kill_worker(keeper: Keeper) -> int | None:
+    """Says which it was; None if it is dead already and there is no other yet."""
+    worker = keeper.do("status")["worker_pid"]
+    if worker is None or keeper.place.run("kill", "-KILL", str(worker), check=False).returncode != 0:
+        return None
+    return int(worker)
 
 
 def python(place: Isolated, program: str, *arguments: object) -> subprocess.Popen[str]:
@@ -95,3 +102,34 @@ def test_open_files_go_on(keeper: Keeper, data: Path, options: dict[str, str]) -
     assert keeper.mounts()[0]["dead"] is False
     assert (data / "kept").read_bytes() == b"before after"
     keeper.do("unmount", mountpoint=str(mnt))
+
+
+@pytest.mark.parametrize("kind", ["exclusive", "shared", "union"])
+@pytest.mark.parametrize("actors", [1, 2])
+def test_random_operations_with_kills_answer_as_on_the_host(
+    keeper: Keeper, data: Path, kind: str, actors: int
+) -> None:
+    place, mnt, plain = keeper.place, keeper.place.directory / "mnt", keeper.place.directory / "plain"
+    plain.mkdir(mode=0o755)
+    mnt.mkdir()
+    (data / "file").unlink()
+    if kind == "union":
+        below = place.directory / "below"
+        stack = document("union", below)
+        fill(below / "low", below / "lowest", plain)
+    else:
+        stack = directory_stack(data, coherence=kind)
+    keeper.do("mount", stack=stack, mountpoint=str(mnt))
+    words = ["--seed", "7", "--steps", "2500", "--actors", str(actors), "--closed"]
+    command = place.command(sys.executable, "-m", "tests.reference", str(mnt), str(plain), *words)
+    environment = place.environment | {"PYTHONPATH": str(REPOSITORY)}
+    compared = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    dice, kills = random.Random(1), 0
+    while compared.poll() is None:
+        time.sleep(dice.uniform(0.02, 0.2))
+        kills += kill_worker(keeper) is not None
+    out, _ = compared.communicate(timeout=60)
+    assert compared.returncode == 0, out
+    assert kills > 5

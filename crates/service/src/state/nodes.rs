@@ -1,8 +1,9 @@
 //! The nodes that the kernel holds: each with its number, its name and how often it was looked up.
 //!
 //! An entry counts by its commit word, as with open files. Look-ups change in place, one word; a node that moves gets a new
-//! entry before the old one is struck out, and of two the later one counts.
+//! entry before the old one is struck out, and of two the later one counts. Further names of a file have entries without look-ups.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::fence;
@@ -13,7 +14,7 @@ use polytropo_libservices::name::NAME_LEN_MAX;
 use rustc_hash::FxHashMap;
 
 use super::area::Area;
-use super::layout::{Entry, LONG_NAMES_CAPACITY, NODES_CAPACITY};
+use super::layout::{self, LONG_NAMES_CAPACITY, NODES_CAPACITY};
 use super::vacancies::Vacancies;
 
 const SHARDS: usize = 16;
@@ -27,16 +28,15 @@ const STAMP: usize = 4;
 /// Length of the name, type (`S_IFMT` bits shifted down by 12) from bit 16, from bit 32 one more than the index of a long name.
 const SHAPE: usize = 5;
 const NAME: usize = 6;
-const SHORT_NAME_BYTES: usize = (super::layout::WORDS - NAME) * 8;
+const SHORT_NAME_BYTES: usize = (layout::WORDS - NAME) * 8;
 
 /// What is known of one of the kernel's inodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRecord {
     /// The kernel's.
     pub number: u64,
-    /// The kernel's number of the directory; 0 for what has no name.
-    pub parent: u64,
-    pub name: Vec<u8>,
+    /// Directories, by the kernel's numbers, and names there; the likeliest first. None for what never had a name.
+    pub places: Vec<(u64, Vec<u8>)>,
     /// As the stack shows it: the same after a copy-up.
     pub ino: u64,
     /// `S_IFMT` bits.
@@ -52,15 +52,26 @@ pub struct Seen<'a> {
     pub name: &'a [u8],
     pub ino: u64,
     pub file_type: u32,
+    /// It may have other names, which stay.
+    pub linked: bool,
 }
+
+/// The entries of one node: one with its look-ups, and for each further name one without.
+struct Places {
+    first: u32,
+    others: Vec<u32>,
+}
+
+/// Further names that are kept of a file.
+const OTHERS_MAX: usize = 8;
 
 /// The nodes of one door, as the worker writes them.
 pub struct NodeTable {
     area: Arc<Area>,
     entries: Vacancies,
     long_names: Vacancies,
-    /// The node's entry. Its words change under the lock of its shard.
-    known: [Mutex<FxHashMap<u64, u32>>; SHARDS],
+    /// A node's words change under the lock of its shard.
+    known: [Mutex<FxHashMap<u64, Places>>; SHARDS],
     stamp: std::sync::atomic::AtomicU64,
 }
 
@@ -80,94 +91,101 @@ impl NodeTable {
     pub(super) fn adopt(area: Arc<Area>) -> (Self, Vec<NodeRecord>) {
         let table = Self::new(area);
         let used = used(&table.area);
-        let mut found: FxHashMap<u64, (u64, u32, NodeRecord)> = FxHashMap::default();
-        for index in 0..used as u32 {
-            let Look::Whole(stamp, record) = look(&table.area, index as usize) else { continue };
-            let newer = found.get(&record.number).is_none_or(|(other, ..)| *other < stamp);
-            if newer {
-                found.insert(record.number, (stamp, index, record));
-            }
-        }
+        let found = Found::read(&table.area);
         let mut taken = vec![false; used];
         let mut long_taken = vec![false; LONG_NAMES_CAPACITY];
-        let mut latest = 0;
-        for (stamp, index, record) in found.values() {
-            taken[*index as usize] = true;
-            latest = latest.max(*stamp);
-            if let Some(long) = long_name(table.word(*index, SHAPE)) {
-                long_taken[long] = true;
+        for (number, node) in &found.nodes {
+            for index in std::iter::once(&node.index).chain(&node.others) {
+                taken[*index as usize] = true;
+                if let Some(long) = long_name(table.word(*index, SHAPE)) {
+                    long_taken[long] = true;
+                }
             }
-            table.shard(record.number).lock().insert(record.number, *index);
+            let places = Places { first: node.index, others: node.others.clone() };
+            table.shard(*number).lock().insert(*number, places);
         }
         for index in (0..used as u32).filter(|index| !taken[*index as usize]) {
             strike(table.area.node(index as usize));
         }
         table.entries.adopt(&taken);
         table.long_names.adopt(&long_taken);
-        table.stamp.store(latest.saturating_add(1), Relaxed);
-        (table, found.into_values().map(|(.., record)| record).collect())
+        table.stamp.store(found.latest.saturating_add(1), Relaxed);
+        (table, found.nodes.into_values().map(|node| node.record).collect())
     }
 
     /// One more look-up of a node, told to the kernel after this.
     pub fn seen(&self, seen: &Seen<'_>) {
         let mut known = self.shard(seen.number).lock();
-        let Some(&index) = known.get(&seen.number) else {
-            if let Some(index) = self.write(seen, 1) {
-                known.insert(seen.number, index);
+        let Some(places) = known.get_mut(&seen.number) else {
+            if let Some(first) = self.write(seen, 1) {
+                known.insert(seen.number, Places { first, others: Vec::new() });
             }
             return;
         };
-        let lookups = self.word(index, LOOKUPS).saturating_add(1);
-        if self.is_at(index, seen) || seen.name.is_empty() {
-            return self.area.node(index as usize).words[LOOKUPS].store(lookups, Relaxed);
+        let lookups = self.word(places.first, LOOKUPS).saturating_add(1);
+        if seen.linked || seen.name.is_empty() || self.is_at(places.first, seen) {
+            self.area.node(places.first as usize).words[LOOKUPS].store(lookups, Relaxed);
+            self.add_place(places, seen);
+        } else {
+            self.replace(places, seen, lookups);
         }
-        self.replace(&mut known, index, seen, lookups);
     }
 
-    /// The node has another name from now on. Unknown ones stay so.
-    pub fn moved(&self, number: u64, parent: u64, name: &Name) {
+    /// The node's name `from`, if that is known, is `to` from now on. Unknown nodes stay so.
+    pub fn moved(&self, number: u64, from: (u64, &Name), to: (u64, &Name)) {
         let mut known = self.shard(number).lock();
-        let Some(&index) = known.get(&number) else { return };
-        let seen = Seen {
-            number,
-            parent,
-            name: name.as_bytes(),
-            ino: self.word(index, INO),
-            file_type: file_type(self.word(index, SHAPE)),
-        };
-        if !self.is_at(index, &seen) {
-            self.replace(&mut known, index, &seen, self.word(index, LOOKUPS));
+        let Some(places) = known.get_mut(&number) else { return };
+        let first = places.first;
+        let (ino, file_type) = (self.word(first, INO), file_type(self.word(first, SHAPE)));
+        let target = Seen { number, parent: to.0, name: to.1.as_bytes(), ino, file_type, linked: true };
+        let origin = Seen { parent: from.0, name: from.1.as_bytes(), ..target };
+        if self.is_at(first, &origin) {
+            return self.replace(places, &target, self.word(first, LOOKUPS));
+        }
+        let other = places.others.iter().position(|index| self.is_at(*index, &origin));
+        let gone = other.map(|other| places.others.remove(other));
+        self.add_place(places, &target);
+        if let Some(gone) = gone {
+            self.free(gone);
         }
     }
 
     /// The kernel dropped look-ups. Says whether it has none left.
     pub fn forget(&self, number: u64, count: u64) -> bool {
         let mut known = self.shard(number).lock();
-        let Some(&index) = known.get(&number) else { return true };
-        let left = self.word(index, LOOKUPS).saturating_sub(count);
+        let Some(places) = known.get(&number) else { return true };
+        let left = self.word(places.first, LOOKUPS).saturating_sub(count);
         if left > 0 {
-            self.area.node(index as usize).words[LOOKUPS].store(left, Relaxed);
+            self.area.node(places.first as usize).words[LOOKUPS].store(left, Relaxed);
             return false;
         }
-        known.remove(&number);
+        let places = known.remove(&number);
         drop(known);
-        self.free(index);
+        if let Some(Places { first, others }) = places {
+            self.free(first);
+            others.into_iter().for_each(|index| self.free(index));
+        }
         true
     }
 
-    pub fn knows(&self, number: u64) -> bool {
-        self.shard(number).lock().contains_key(&number)
+    fn replace(&self, places: &mut Places, seen: &Seen<'_>, lookups: u64) {
+        match self.write(seen, lookups) {
+            Some(index) => self.free(std::mem::replace(&mut places.first, index)),
+            // The old name is as good as none, and look-ups must not be lost.
+            None => self.area.node(places.first as usize).words[LOOKUPS].store(lookups, Relaxed),
+        }
     }
 
-    fn replace(&self, known: &mut FxHashMap<u64, u32>, old: u32, seen: &Seen<'_>, lookups: u64) {
-        match self.write(seen, lookups) {
-            Some(index) => {
-                known.insert(seen.number, index);
-                self.free(old);
-            }
-            // The old name is as good as none, and look-ups must not be lost.
-            None => self.area.node(old as usize).words[LOOKUPS].store(lookups, Relaxed),
+    /// Remembers a further name, unless it is known.
+    fn add_place(&self, places: &mut Places, seen: &Seen<'_>) {
+        let mut known = std::iter::once(&places.first).chain(&places.others);
+        if seen.name.is_empty() || known.any(|index| self.is_at(*index, seen)) {
+            return;
         }
+        if places.others.len() == OTHERS_MAX {
+            self.free(places.others.remove(0));
+        }
+        places.others.extend(self.write(seen, 0));
     }
 
     fn write(&self, seen: &Seen<'_>, lookups: u64) -> Option<u32> {
@@ -234,7 +252,7 @@ impl NodeTable {
         self.area.node(index as usize).words[word].load(Relaxed)
     }
 
-    fn shard(&self, number: u64) -> &Mutex<FxHashMap<u64, u32>> {
+    fn shard(&self, number: u64) -> &Mutex<FxHashMap<u64, Places>> {
         &self.known[number as usize % SHARDS]
     }
 }
@@ -251,22 +269,57 @@ pub struct Nodes {
 /// Of an area whose worker may be dead, alive or hostile.
 pub(super) fn read(area: &Area) -> Nodes {
     let untold = area.header().nodes_untold.load(Relaxed);
-    let mut damaged = 0;
-    let mut found: FxHashMap<u64, (u64, NodeRecord)> = FxHashMap::default();
-    for index in 0..used(area) {
-        match look(area, index) {
-            Look::Nothing => {}
-            Look::Damaged => damaged += 1,
-            Look::Whole(stamp, record) => {
-                if found.get(&record.number).is_none_or(|(other, _)| *other < stamp) {
-                    found.insert(record.number, (stamp, record));
+    let found = Found::read(area);
+    let mut nodes: Vec<_> = found.nodes.into_values().map(|node| node.record).collect();
+    nodes.sort_by_key(|record| record.number);
+    Nodes { nodes, untold, damaged: found.damaged }
+}
+
+/// The entries of an area, put together by node.
+#[derive(Default)]
+struct Found {
+    nodes: FxHashMap<u64, FoundNode>,
+    latest: u64,
+    damaged: u64,
+}
+
+struct FoundNode {
+    stamp: u64,
+    index: u32,
+    others: Vec<u32>,
+    record: NodeRecord,
+}
+
+impl Found {
+    fn read(area: &Area) -> Self {
+        let mut found = Self::default();
+        let mut others = Vec::new();
+        for index in 0..used(area) as u32 {
+            match look(area, index as usize) {
+                Look::Nothing => {}
+                Look::Damaged => found.damaged += 1,
+                Look::Whole(_, record) if record.lookups == 0 => others.push((index, record)),
+                Look::Whole(stamp, record) => {
+                    found.latest = found.latest.max(stamp);
+                    let node = FoundNode { stamp, index, others: Vec::new(), record };
+                    match found.nodes.entry(node.record.number) {
+                        Entry::Occupied(mut known) if known.get().stamp < stamp => drop(known.insert(node)),
+                        Entry::Occupied(_) => {}
+                        Entry::Vacant(place) => {
+                            place.insert(node);
+                        }
+                    }
                 }
             }
         }
+        for (index, record) in others {
+            if let Some(node) = found.nodes.get_mut(&record.number).filter(|n| n.others.len() < OTHERS_MAX) {
+                node.others.push(index);
+                node.record.places.extend(record.places);
+            }
+        }
+        found
     }
-    let mut nodes: Vec<_> = found.into_values().map(|(_, record)| record).collect();
-    nodes.sort_by_key(|record| record.number);
-    Nodes { nodes, untold, damaged }
 }
 
 enum Look {
@@ -295,11 +348,11 @@ fn look(area: &Area, index: usize) -> Look {
 }
 
 /// None for what makes no sense.
-fn record(area: &Area, entry: &Entry) -> Option<(u64, NodeRecord)> {
+fn record(area: &Area, entry: &layout::Entry) -> Option<(u64, NodeRecord)> {
     let word = |index: usize| entry.words[index].load(Relaxed);
     let shape = word(SHAPE);
     let length = usize::from(shape as u16);
-    if length > NAME_LEN_MAX || word(NUMBER) == 0 || word(LOOKUPS) == 0 || shape >> 16 & 0xfff0 != 0 {
+    if length > NAME_LEN_MAX || word(NUMBER) == 0 || shape >> 16 & 0xfff0 != 0 {
         return None;
     }
     let words = name_words(area, entry, shape)?;
@@ -310,8 +363,7 @@ fn record(area: &Area, entry: &Entry) -> Option<(u64, NodeRecord)> {
     }
     let record = NodeRecord {
         number: word(NUMBER),
-        parent: word(PARENT),
-        name,
+        places: if length > 0 { vec![(word(PARENT), name)] } else { Vec::new() },
         ino: word(INO),
         file_type: file_type(shape),
         lookups: word(LOOKUPS),
@@ -321,7 +373,7 @@ fn record(area: &Area, entry: &Entry) -> Option<(u64, NodeRecord)> {
 
 fn name_words<'a>(
     area: &'a Area,
-    entry: &'a Entry,
+    entry: &'a layout::Entry,
     shape: u64,
 ) -> Option<&'a [std::sync::atomic::AtomicU64]> {
     match long_name(shape) {
@@ -339,7 +391,7 @@ fn file_type(shape: u64) -> u32 {
     (shape >> 16 & 0xf) as u32 * 0x1000
 }
 
-fn strike(entry: &Entry) {
+fn strike(entry: &layout::Entry) {
     let commit = entry.commit.load(Relaxed);
     entry.commit.store(commit.wrapping_add(1) & !1, Release);
 }

@@ -9,7 +9,7 @@ use super::*;
 /// All that is written of a number follows from it and from where it is, so that halves show.
 fn seen_at<'a>(number: u64, place: u64, name: &'a mut Vec<u8>) -> Seen<'a> {
     *name = name_of(number, place);
-    Seen { number, parent: place, name, ino: number * 7, file_type: libc::S_IFREG }
+    Seen { number, parent: place, name, ino: number * 7, file_type: libc::S_IFREG, linked: false }
 }
 
 /// Some are short, some long.
@@ -21,7 +21,7 @@ fn name_of(number: u64, place: u64) -> Vec<u8> {
 }
 
 fn is_whole(record: &NodeRecord) -> bool {
-    record.name == name_of(record.number, record.parent)
+    record.places.iter().all(|(parent, name)| *name == name_of(record.number, *parent))
         && record.ino == record.number * 7
         && record.file_type == libc::S_IFREG
 }
@@ -44,15 +44,42 @@ fn a_node_stands_there_until_its_last_look_up_is_dropped() {
     for _ in 0..3 {
         state.nodes.seen(&seen_at(5, 1, &mut buffer));
     }
-    state.nodes.moved(5, 2, name(&name_of(5, 2)));
-    state.nodes.moved(6, 2, name(b"unknown"));
+    state.nodes.moved(5, (1, name(&name_of(5, 1))), (2, name(&name_of(5, 2))));
+    state.nodes.moved(6, (1, name(b"a")), (2, name(b"unknown")));
     let nodes = reader.nodes();
     assert_eq!((nodes.untold, nodes.damaged), (0, 0));
     let [node] = &nodes.nodes[..] else { panic!("{nodes:?}") };
-    assert!(is_whole(node) && (node.parent, node.lookups) == (2, 3), "{node:?}");
+    assert!(is_whole(node) && (node.places[0].0, node.lookups) == (2, 3), "{node:?}");
     assert!(!state.nodes.forget(5, 2));
     assert_eq!(reader.nodes().nodes[0].lookups, 1);
     assert!(state.nodes.forget(5, 9));
+    assert!(reader.nodes().nodes.is_empty());
+}
+
+#[test]
+fn further_names_of_a_file_are_kept_and_move() {
+    let (state, reader, descriptor) = state();
+    let mut buffer = Vec::new();
+    for place in [1, 2, 3, 2] {
+        state.nodes.seen(&Seen { linked: true, ..seen_at(5, place, &mut buffer) });
+    }
+    let at = |place| name_of(5, place);
+    state.nodes.moved(5, (2, name(&at(2))), (4, name(&at(4))));
+    state.nodes.moved(5, (1, name(&at(1))), (6, name(&at(6))));
+    state.agree(Agreed { minor: 45, flags: 0 });
+    drop(state);
+    let (state, past) = DoorState::adopt(descriptor, 1).unwrap();
+    for nodes in [past.nodes, reader.nodes().nodes] {
+        let [node] = &nodes[..] else { panic!("{nodes:?}") };
+        let mut places: Vec<_> = node.places.iter().map(|place| place.0).collect();
+        places.sort();
+        assert!(is_whole(node) && node.lookups == 4 && places == [3, 4, 6], "{node:?}");
+    }
+    for place in 10..40 {
+        state.nodes.seen(&Seen { linked: true, ..seen_at(5, place, &mut buffer) });
+    }
+    assert_eq!(reader.nodes().nodes[0].places.len(), 9);
+    assert!(state.nodes.forget(5, 34));
     assert!(reader.nodes().nodes.is_empty());
 }
 
@@ -124,7 +151,8 @@ fn writes_until_it_is_killed() {
     println!("ready");
     for round in 2u64.. {
         for number in 1..=STANDING {
-            state.nodes.moved(number, round, name(&name_of(number, round)));
+            let (from, to) = (name_of(number, round - 1), name_of(number, round));
+            state.nodes.moved(number, (round - 1, name(&from)), (round, name(&to)));
             state.nodes.seen(&seen_at(number, round, &mut buffer));
             state.nodes.forget(number, 1);
             let passing = STANDING + number;

@@ -124,6 +124,12 @@ impl MessageBuffer {
         self.room()[..message.len()].copy_from_slice(message);
     }
 
+    /// Has its memory there before it is read to. A page that is missing when the process is being killed cannot be had any more, and
+    /// the kernel would answer the request EIO instead of keeping it for the next worker.
+    pub fn touch(&mut self) {
+        self.0.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 0);
+    }
+
     /// The thread that sent the message of `count` bytes; 0 when it does not say.
     pub fn sender(&self, count: usize) -> u32 {
         InHeader::read_from_prefix(self.message(count)).map_or(0, |(header, _)| header.pid)

@@ -135,12 +135,6 @@ impl Notifier {
         self.queue.outdate(node);
     }
 
-    /// Has the kernel look every name up again.
-    pub fn forget_all_names(&self) {
-        self.queue.pending.lock().all_names = true;
-        self.queue.more.notify_one();
-    }
-
     pub fn queue(&self) -> Weak<Queue> {
         Arc::downgrade(&self.queue)
     }

@@ -206,6 +206,12 @@ impl FuseDoor {
             let threads = RingThreads::start(set, &common, gate.clone(), answerer, alive)?;
             *started.rings.lock() = Some(threads);
         }
+        if recovered.is_some_and(|recovered| recovered.nodes_lost > 0) {
+            // Before any answer: names that lead to what was lost are looked up again.
+            if let Err(errno) = device.notify(notify::INC_EPOCH, &[]) {
+                log::warn!("FUSE door {}: names of lost nodes stay: {errno}", door.0);
+            }
+        }
         for number in 0..count {
             let own = match number {
                 0 => device.clone(),
@@ -233,9 +239,6 @@ impl FuseDoor {
             log::error!("FUSE door {}: unanswered requests are not sent again: {errno}", door.0);
         }
         let notifier = self.notifier.lock();
-        if recovered.nodes_lost > 0 {
-            notifier.forget_all_names();
-        }
         // What programs wrote through channels the dead worker may not have told the kernel of.
         if !session.writes_ahead() {
             session.numbers.recovered_nodes().into_iter().for_each(|node| notifier.outdate(node));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::RwLock;
-use polytropo_libservices::{Entry, HandleId, NodeId, first_number};
+use polytropo_libservices::{Entry, HandleId, Name, NodeId, first_number};
 use rustc_hash::FxHashMap;
 
 use super::renewed::RenewedNodes;
@@ -78,7 +78,8 @@ impl Numbers {
     pub fn seen(&self, number: u64, (parent, name): (u64, &[u8]), entry: &Entry) {
         let Some(state) = &self.state else { return };
         let (ino, file_type) = (entry.attr.ino, entry.attr.mode & libc::S_IFMT);
-        state.nodes.seen(&Seen { number, parent, name, ino, file_type });
+        let linked = entry.attr.nlink > 1 && file_type != libc::S_IFDIR;
+        state.nodes.seen(&Seen { number, parent, name, ino, file_type, linked });
     }
 
     /// The kernel dropped look-ups. Returns the node and how many the stack is to drop.
@@ -93,9 +94,9 @@ impl Numbers {
         self.recovered.read().nodes.get(&node.0).map(|(node, extra)| (*node, extra.take(count)))
     }
 
-    pub fn moved(&self, number: u64, parent: u64, name: &polytropo_libservices::Name) {
+    pub fn moved(&self, number: u64, from: (u64, &Name), to: (u64, &Name)) {
         if let Some(state) = &self.state {
-            state.nodes.moved(number, parent, name);
+            state.nodes.moved(number, from, to);
         }
     }
 

@@ -150,9 +150,10 @@ impl Operation<'_> {
         let result = self.finish(rename());
         let numbers = &self.session.numbers;
         if result.is_ok() {
-            numbers.moved(self.number_of(moved.node), new_number, new_name);
+            let (from, to) = ((self.header.nodeid, name), (new_number, new_name));
+            numbers.moved(self.number_of(moved.node), from, to);
             if let Some(other) = &other {
-                numbers.moved(self.number_of(other.node), self.header.nodeid, name);
+                numbers.moved(self.number_of(other.node), to, from);
             }
         }
         for looked_up in std::iter::once(moved).chain(other) {

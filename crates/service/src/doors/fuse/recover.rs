@@ -61,40 +61,44 @@ impl Rebuilding<'_> {
 
     /// The node behind a number, and on the way there those of the directories above.
     fn find(&mut self, number: u64) -> Option<NodeId> {
-        let mut way = Vec::new();
-        let mut at = number;
-        while !self.found.contains_key(&at) {
-            let parent = self.records.get(&at).map(|record| record.parent);
-            way.push(at);
-            match parent {
-                Some(parent) if way.len() < DEPTH_MAX => at = parent,
-                // A circle, or a directory that nobody wrote down.
-                _ => {
-                    self.found.insert(at, None);
-                }
-            }
-        }
-        for number in way.into_iter().rev() {
-            if self.found.contains_key(&number) {
+        let mut way = vec![number];
+        while let Some(&at) = way.last() {
+            if self.found.contains_key(&at) {
+                way.pop();
                 continue;
             }
-            let node = self.look_up(number);
-            self.found.insert(number, node);
+            // A directory has one place; of a file each may be the one.
+            let places = self.records.get(&at).map_or(&[][..], |record| &record.places[..]);
+            let above = places.iter().map(|(parent, _)| *parent).find(|at| !self.found.contains_key(at));
+            let node = match above {
+                Some(parent) if way.len() < DEPTH_MAX => {
+                    way.push(parent);
+                    continue;
+                }
+                // A circle, or deeper than any tree.
+                Some(_) => None,
+                None => self.look_up(at),
+            };
+            self.found.insert(at, node);
         }
         self.found.get(&number).copied().flatten()
     }
 
-    /// Looks for a node in its directory, which was found.
+    /// Looks for a node in its directories, which were looked for.
     fn look_up(&self, number: u64) -> Option<NodeId> {
         let record = self.records.get(&number)?;
-        let parent = self.found.get(&record.parent).copied().flatten()?;
-        let name = Name::new(&record.name).ok()?;
-        let entry = self.stack().lookup(&self.caller, parent, name).ok()?;
+        let node = record.places.iter().find_map(|place| self.look_at(place, record))?;
+        self.session.numbers.recover_node(number, node, record.lookups);
+        Some(node)
+    }
+
+    fn look_at(&self, (parent, name): &(u64, Vec<u8>), record: &NodeRecord) -> Option<NodeId> {
+        let parent = self.found.get(parent).copied().flatten()?;
+        let entry = self.stack().lookup(&self.caller, parent, Name::new(name).ok()?).ok()?;
         if entry.attr.ino != record.ino || entry.attr.file_type() != record.file_type {
             self.stack().forget(entry.node, 1);
             return None;
         }
-        self.session.numbers.recover_node(number, entry.node, record.lookups);
         Some(entry.node)
     }
 
@@ -122,23 +126,23 @@ impl Rebuilding<'_> {
             return;
         }
         let exchanged = RenameFlags::from_bits_truncate(intent.flags).contains(RenameFlags::EXCHANGE);
-        let at = |record: &NodeRecord, place: (u64, &Name)| {
-            (record.parent, record.name.as_slice()) == (place.0, place.1.as_bytes())
-        };
         let mut moved = Vec::new();
         for record in self.records.values_mut() {
-            let place = if at(record, from) && record.ino == intent.ino {
-                to
-            } else if exchanged && at(record, to) && record.ino != intent.ino {
-                from
-            } else {
-                continue;
-            };
-            (record.parent, record.name) = (place.0, place.1.as_bytes().to_vec());
-            moved.push((record.number, place));
+            for place in &mut record.places {
+                let is = |(parent, name): (u64, &Name)| (place.0, &place.1[..]) == (parent, name.as_bytes());
+                let (old, new) = if is(from) && record.ino == intent.ino {
+                    (from, to)
+                } else if exchanged && is(to) && record.ino != intent.ino {
+                    (to, from)
+                } else {
+                    continue;
+                };
+                *place = (new.0, new.1.as_bytes().to_vec());
+                moved.push((record.number, old, new));
+            }
         }
-        for (number, (parent, name)) in moved {
-            self.session.numbers.moved(number, parent, name);
+        for (number, old, new) in moved {
+            self.session.numbers.moved(number, old, new);
         }
     }
 

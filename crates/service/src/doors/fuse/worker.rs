@@ -66,7 +66,11 @@ impl Worker {
     pub fn run(mut self) {
         be_io_flusher();
         let mut reading = self.number == 0;
+        let mut touched = false;
         while reading || self.crew.stand_by(self.number) {
+            if !std::mem::replace(&mut touched, true) {
+                self.message.touch();
+            }
             if let ControlFlow::Break(()) = self.read_on() {
                 break;
             }
