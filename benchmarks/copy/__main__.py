@@ -33,7 +33,9 @@ OURS = "plan"
 SAMPLE_NS = 50_000
 PASSES = 5
 BEHIND_MAX = 1.05
-PATH_HEADER = "| private path | plan | memcpy(3) | kernel | gain on memcpy(3) | on kernel |"
+PATH_HEADER = (
+    "| private path | plan | memcpy(3) | kernel | gain on memcpy(3) | on kernel | memcpy(3) on itself |"
+)
 HEADER = "| situation | size | variant | GB/s | memcpy(3) | kernel | gain on memcpy(3) | on kernel |"
 
 
@@ -181,17 +183,19 @@ def _measure_path(report: Report, tuning_dir: Path, rounds: int, time_ms: int) -
         print(f"\nprivate path: skipped, {reason}")
         return {}
     samples = system.measure(tuning_dir, rounds, time_ms)
-    sides = dict(zip(system.ENGINES, (OURS, "memcpy(3)", "kernel's method"), strict=True))
-    print(
-        "\n| private path | plan | memcpy(3) | kernel | gain on memcpy(3) | on kernel |\n" + "|---" * 6 + "|"
-    )
+    sides = {"tuned": OURS, "libc": "memcpy(3)", "kernel": "kernel's method"}
+    print(f"\n{PATH_HEADER}\n" + "|---" * 7 + "|")
     told = {}
     for figure, by_engine in samples.items():
-        for engine, values in by_engine.items():
-            for value in values:
-                report.add(f"path: {figure}", sides[engine], value)
-        ours, libc, kernel = (by_engine[engine] for engine in system.ENGINES)
-        told[figure] = {"by_libc": ratio_interval(ours, libc), "by_kernel": ratio_interval(ours, kernel)}
+        for engine, side in sides.items():
+            for value in by_engine[engine]:
+                report.add(f"path: {figure}", side, value)
+        ours, libc, kernel = (by_engine[engine] for engine in sides)
+        told[figure] = {
+            "by_libc": ratio_interval(ours, libc),
+            "by_kernel": ratio_interval(ours, kernel),
+            "by_itself": ratio_interval(by_engine[system.AGAIN], libc),
+        }
         times = " | ".join(format_ns(statistics.median(values)) for values in (ours, libc, kernel))
         gains = " | ".join(_gain(ratio) for ratio in told[figure].values())
         print(f"| {figure} | {times} | {gains} |", flush=True)
