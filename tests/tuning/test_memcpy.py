@@ -15,9 +15,9 @@ from polytropo.errors import PolytropoError
 from polytropo.state import State
 from polytropo.tuning import plans
 from polytropo.tuning.choice import Compared
-from polytropo.tuning.measure import Machine, Samples, median_interval, ratio_interval
+from polytropo.tuning.measure import LIBC, Machine, Samples, median_interval, ratio_interval
 from polytropo.tuning.memcpy import by_weight, tune
-from polytropo.tuning.search import final_rounds, find
+from polytropo.tuning.search import decided, final_rounds, find
 from polytropo.tuning.weights import gain, load, recorded, weights_of
 
 POLYTROPO = str(Path(sys.executable).parent / "polytropo")
@@ -217,6 +217,29 @@ def test_the_choice_is_slower_under_no_condition() -> None:
     # A condition that hardly occurred says nothing.
     samples = {"libc": [1.0] * 40, "movsb": [1.1] * 40, "mine": [2.0] * 2 + [0.5] * 38}
     assert choice(samples, None, ["far"] * 2 + ["near"] * 38) == "mine"
+
+
+def test_what_stores_past_the_caches_is_taken_across_cores_only_where_it_was_seen_near() -> None:
+    past = "v64.b64.nt.dst"
+
+    def found(situation: str, conditions: list[str]) -> str:
+        compared = Compared()
+        times = [[1.0] * 40, [2.0] * 40, [2.0] * 40]
+        compared.add([past, _native.copy_kernel_method(), LIBC], Samples(times, conditions))
+        return decided(compared, situation, 4096, False, None, tried=1).variant
+
+    assert found("handed", ["far"] * 40) != past
+    assert found("handed", ["near", "far"] * 20) == past
+    assert found("handed", ["near"] * 40) == past
+    assert found("cold", [""] * 40) == past
+
+
+def test_samples_of_several_times_are_joined_round_by_round() -> None:
+    one = Samples([[1.0, 2.0], [3.0, 4.0]], ["near", "far"])
+    both = Samples.joined([one, Samples([[5.0], [6.0]], ["near"])])
+    assert both == ([[1.0, 2.0, 5.0], [3.0, 4.0, 6.0]], ["near", "far", "near"])
+    # Few rounds of each tell something, if there is nothing better.
+    assert both.parts() == {"far": [[2.0], [4.0]], "near": [[1.0, 5.0], [3.0, 6.0]]}
 
 
 def test_rounds_tell_what_they_were_taken_under() -> None:

@@ -29,7 +29,7 @@ class Care(NamedTuple):
 
 # From all variants to eight. A sample is at least one copy, so of large sizes they take longer.
 RUNGS = (Care(512, 1, 2_000), Care(128, 3, 5_000), Care(32, 7, 10_000), Care(8, 15, 20_000))
-LARGE_RUNGS = (Care(48, 1, 2_000), Care(20, 2, 2_000), Care(8, 4, 2_000))
+LARGE_RUNGS = (Care(64, 1, 2_000), Care(24, 2, 2_000), Care(8, 4, 2_000))
 EXHAUSTIVE = Care(8, 15, 20_000)
 FINAL = Care(1, 41, 50_000)
 # What makes up this share of the bytes that a path copies is decided with more care, and what it never copies
@@ -39,8 +39,8 @@ _FINALS = {"weighty": 81, "usual": FINAL.rounds, "never": 21}
 # From this size on a copy takes longer than a sample should: only what was good at the size before is
 # tried, and some others.
 _LARGE_BYTES = 1 << 20
-_HEIRS = 64
-_NEWCOMERS = 32
+_HEIRS = 96
+_NEWCOMERS = 64
 # A batch of contenders is measured in turn; their code stays in the instruction cache.
 _BATCH = 64
 # Where the source of a read lies goes by turns of so many rounds.
