@@ -116,9 +116,18 @@ impl Post {
 
     /// For the service. True if somebody is to be woken.
     pub fn finish(&self, outcome: u32) -> bool {
+        self.mark_done(outcome);
+        fence(Ordering::SeqCst);
+        self.is_awaited()
+    }
+
+    /// For the service, which then has a fence (SeqCst) before it asks `is_awaited`.
+    pub fn mark_done(&self, outcome: u32) {
         self.outcome.store(outcome, Ordering::Relaxed);
         self.state.store(STATE_DONE, Ordering::Release);
-        fence(Ordering::SeqCst);
+    }
+
+    pub fn is_awaited(&self) -> bool {
         self.waiters.load(Ordering::Relaxed) != 0
     }
 }

@@ -21,5 +21,5 @@ pub use file::{HeldFile, LateError};
 pub use layer::HeldLayer;
 pub use layout::make;
 pub use recovery::{Recovered, fits, recover};
-pub use store::{Custodian, FILES_MAX, Held, Piece, Source};
+pub use store::{Custodian, FILES_MAX, Held, Piece, Putting, Source};
 pub use writing::is_writing_back;

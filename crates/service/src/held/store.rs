@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use parking_lot::Mutex;
-use polytropo_libservices::{Caller, HandleId, Libservice, NodeId, OpenFlags, Result};
+use parking_lot::{Mutex, MutexGuard};
+use polytropo_libservices::{Caller, Errno, Error, HandleId, Libservice, NodeId, OpenFlags, Result};
 use rustc_hash::FxHashMap;
 
 use super::bell::Bell;
@@ -20,6 +20,8 @@ use crate::windows::Budget;
 pub const FILES_MAX: usize = 128;
 /// Pages that are allocated at a time.
 const GROW_PAGES: usize = 512;
+/// How often room is made for a piece before it is written at once.
+const TRIES_MAX: usize = 3;
 /// Of the tenant's cache, the part that may be held.
 const CACHE_SHARE: u64 = 4;
 
@@ -175,6 +177,10 @@ impl Held {
         Some(file)
     }
 
+    fn size_below(&self, file: &HeldFile) -> Result<u64> {
+        Ok(self.below.getattr(&Caller::service(), file.node, Some(file.handle))?.size_bytes)
+    }
+
     /// Nothing of the node is held any more when this returns.
     pub fn end(&self, node: NodeId) {
         let Some(file) = self.find(node) else { return };
@@ -190,83 +196,6 @@ impl Held {
             self.count.fetch_sub(1, AcqRel);
             self.custodian.let_go(file.key);
         }
-    }
-
-    /// Holds bytes, as a write at `offset`, and tells `see` of each piece that is in place. They may change while they are copied.
-    ///
-    /// # Safety
-    /// `from.bytes` can be read for `from.count` bytes.
-    pub unsafe fn put(
-        &self,
-        file: &Arc<HeldFile>,
-        offset: u64,
-        from: Source,
-        mut see: impl FnMut(Piece),
-    ) -> Result<()> {
-        let mut pages = file.pages.lock();
-        let size = match pages.size_bytes {
-            Some(size) => size,
-            None => self.below.getattr(&Caller::service(), file.node, Some(file.handle))?.size_bytes,
-        };
-        pages.size_bytes = Some(size);
-        let begin = if file.appends { size } else { offset };
-        let end = begin.checked_add(from.count as u64).filter(|end| i64::try_from(*end).is_ok());
-        if end.is_none() {
-            return Err(polytropo_libservices::Error::new(
-                polytropo_libservices::Errno::FBIG,
-                "write beyond the largest file",
-            ));
-        }
-        let (mut done, mut tries) = (0, 0);
-        while done < from.count {
-            let at = begin + done as u64;
-            let in_page = (at % PAGE_BYTES as u64) as usize;
-            let count = (PAGE_BYTES - in_page).min(from.count - done);
-            // SAFETY: within the caller's bytes.
-            let bytes = unsafe { from.bytes.add(done) };
-            let took = if pages.ended {
-                Took::NoRoom
-            } else {
-                // SAFETY: as above.
-                unsafe { self.put_piece(file, &mut pages, at / PAGE_BYTES as u64, (in_page, count), bytes) }
-            };
-            match took {
-                Took::Yes(index) => {
-                    let size = pages.size_bytes.unwrap_or(0).max(at + count as u64);
-                    pages.size_bytes = Some(size);
-                    // SAFETY: within the page.
-                    let bytes = unsafe { self.area.page(index as usize).add(in_page) };
-                    see(Piece { offset: at, bytes, count, size_bytes: size });
-                    done += count;
-                }
-                Took::NotBeside | Took::NoRoom if tries < 2 && !pages.ended => {
-                    tries += 1;
-                    // The size is what it was: nobody else puts anything in.
-                    drop(pages);
-                    if matches!(took, Took::NotBeside) {
-                        self.flush_file(file)
-                    } else {
-                        self.make_room(file)
-                    }
-                    pages = file.pages.lock();
-                }
-                _ => {
-                    // There is no memory for it, so it is written at once.
-                    drop(pages);
-                    self.flush_file(file);
-                    pages = file.pages.lock();
-                    let mut copy = vec![0; count];
-                    // SAFETY: as above; any bytes will do.
-                    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), copy.as_mut_ptr(), count) };
-                    self.write_through(file, at, &copy)?;
-                    pages.size_bytes = Some(pages.size_bytes.unwrap_or(0).max(at + count as u64));
-                    let bytes = NonNull::from(&mut copy[..]).cast();
-                    see(Piece { offset: at, bytes, count, size_bytes: pages.size_bytes.unwrap_or(0) });
-                    done += count;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// # Safety
@@ -367,6 +296,88 @@ impl Held {
             }
             Err(errno) => log::error!("memory of held writes cannot be given back: {errno}"),
         }
+    }
+}
+
+/// Puts bytes of one file in, one write after the other. Nobody else looks at what is held of it meanwhile, but to write it back when there is
+/// no room.
+pub struct Putting<'a> {
+    held: &'a Held,
+    file: &'a HeldFile,
+    pages: MutexGuard<'a, Pages>,
+}
+
+impl<'a> Putting<'a> {
+    pub fn begin(held: &'a Held, file: &'a HeldFile) -> Self {
+        Self { held, file, pages: file.pages.lock() }
+    }
+
+    /// Holds bytes, as a write at `offset`, and tells `see` of each piece that is in place. They may change while they are copied.
+    ///
+    /// # Safety
+    /// `from.bytes` can be read for `from.count` bytes.
+    pub unsafe fn put(&mut self, offset: u64, from: Source, see: impl Fn(Piece)) -> Result<()> {
+        let size = match self.pages.size_bytes {
+            Some(size) => size,
+            None => self.held.size_below(self.file)?,
+        };
+        self.pages.size_bytes = Some(size);
+        let begin = if self.file.appends { size } else { offset };
+        let end = begin.checked_add(from.count as u64).filter(|end| i64::try_from(*end).is_ok());
+        if end.is_none() {
+            return Err(Error::new(Errno::FBIG, "write beyond the largest file"));
+        }
+        let mut done = 0;
+        while done < from.count {
+            let at = begin + done as u64;
+            let in_page = (at % PAGE_BYTES as u64) as usize;
+            let count = (PAGE_BYTES - in_page).min(from.count - done);
+            // SAFETY: within the caller's bytes.
+            unsafe { self.put_piece(at, Source { bytes: from.bytes.add(done), count }, &see)? };
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// As `put`.
+    unsafe fn put_piece(&mut self, at: u64, from: Source, see: &impl Fn(Piece)) -> Result<()> {
+        let (held, file) = (self.held, self.file);
+        let (number, in_page) = (at / PAGE_BYTES as u64, (at % PAGE_BYTES as u64) as usize);
+        for _ in 0..TRIES_MAX {
+            if self.pages.ended {
+                break;
+            }
+            // SAFETY: the caller's word.
+            match unsafe { held.put_piece(file, &mut self.pages, number, (in_page, from.count), from.bytes) }
+            {
+                Took::Yes(index) => {
+                    // SAFETY: within the page.
+                    let bytes = unsafe { held.area.page(index as usize).add(in_page) };
+                    see(self.piece(at, bytes, from.count));
+                    return Ok(());
+                }
+                // The size is what it was: nobody else puts anything in.
+                Took::NotBeside => MutexGuard::unlocked(&mut self.pages, || held.flush_file(file)),
+                Took::NoRoom => MutexGuard::unlocked(&mut self.pages, || held.make_room(file)),
+            }
+        }
+        // There is no memory for it, so it is written at once.
+        let mut copy = vec![0; from.count];
+        // SAFETY: the caller's word; any bytes will do.
+        unsafe { std::ptr::copy_nonoverlapping(from.bytes.as_ptr(), copy.as_mut_ptr(), from.count) };
+        MutexGuard::unlocked(&mut self.pages, || {
+            held.flush_file(file);
+            held.write_through(file, at, &copy)
+        })?;
+        see(self.piece(at, NonNull::from(&mut copy[..]).cast(), from.count));
+        Ok(())
+    }
+
+    fn piece(&mut self, offset: u64, bytes: NonNull<u8>, count: usize) -> Piece {
+        let size_bytes = self.pages.size_bytes.unwrap_or(0).max(offset + count as u64);
+        self.pages.size_bytes = Some(size_bytes);
+        Piece { offset, bytes, count, size_bytes }
     }
 }
 

@@ -11,7 +11,6 @@ mod file;
 mod policy;
 mod store;
 
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -246,16 +245,9 @@ impl Windows {
         window.fill(block, buffer, changes)
     }
 
-    /// Bytes of a file were changed by the only one who knows it, who may read them here.
-    ///
-    /// # Safety
-    /// `bytes` can be read for `count` bytes.
-    pub unsafe fn written(&self, node: NodeId, offset: u64, (bytes, count): (NonNull<u8>, usize), size: u64) {
-        let own = self.table.lock().own.get(&node).cloned();
-        if let Some(own) = own {
-            // SAFETY: the caller's word.
-            unsafe { own.change(offset, bytes, count, size) };
-        }
+    /// The node's own window, for who changes the file.
+    pub fn window_of(&self, node: NodeId) -> Option<Arc<Window>> {
+        self.table.lock().own.get(&node).cloned()
     }
 
     /// A file changed, or may have.

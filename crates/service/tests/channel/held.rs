@@ -62,10 +62,14 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 fn kill_worker(site: &mut Site) {
-    let pid = rustix::process::Pid::from_raw(worker_pid(site)).unwrap();
+    let before = worker_pid(site);
+    let pid = rustix::process::Pid::from_raw(before).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    // It is told once what was held is written.
-    wait_until("the worker's end", || site.order(&json!({"op": "list"}))["mounts"][0]["dead"] == true);
+    // Before another one is started what was held is written.
+    wait_until("another worker", || {
+        let now = site.order(&json!({"op": "status"}))["worker_pid"].as_i64();
+        now.is_some_and(|now| now != i64::from(before))
+    });
 }
 
 fn held_writes_survive_the_service() {

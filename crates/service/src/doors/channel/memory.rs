@@ -228,21 +228,28 @@ impl ChannelMemory {
     }
 
     /// Takes what is published, in the order in which it is to be applied.
-    pub fn take_posts(&self) -> Vec<Posted> {
+    pub fn take_posts(&self, taken: &mut Vec<Posted>) {
+        taken.clear();
         let limit = self.posts_issued();
-        let published = (0..POSTS).filter_map(|number| Some((self.post(number).pending(limit)?, number)));
-        let mut found: Vec<_> = published.collect();
+        let (mut found, mut count) = ([(0, 0); POSTS], 0);
+        for number in 0..POSTS {
+            if let Some(sequence) = self.post(number).pending(limit) {
+                found[count] = (sequence, number);
+                count += 1;
+            }
+        }
+        let found = &mut found[..count];
         found.sort_unstable();
-        let take = |number: usize| {
-            let post = self.post(number);
+        let take = |(_, number): &(u64, usize)| {
+            let post = self.post(*number);
             post.take().then(|| Posted {
-                number,
+                number: *number,
                 file: post.file.load(Relaxed),
                 offset: post.offset.load(Relaxed),
                 bytes: (post.bytes.load(Relaxed) as usize).min(POST_BYTES),
             })
         };
-        found.into_iter().filter_map(|(_, number)| take(number)).collect()
+        taken.extend(found.iter().filter_map(take));
     }
 
     /// Appends a post's bytes.
@@ -269,6 +276,22 @@ impl ChannelMemory {
         if post.finish(outcome) {
             wake(&post.state);
         }
+    }
+
+    /// As `finish_post`, for several: each is marked, and then all are told.
+    pub fn mark_done(&self, number: usize, outcome: u32) {
+        self.post(number).mark_done(outcome);
+    }
+
+    pub fn tell_done(&self, numbers: impl Iterator<Item = usize>) {
+        fence(SeqCst);
+        let awaited = numbers.filter(|number| self.post(*number).is_awaited());
+        awaited.for_each(|number| wake(&self.post(number).state));
+    }
+
+    /// Whether the service is at it still.
+    pub fn is_taken(&self, number: usize) -> bool {
+        self.post(number).state.load(Relaxed) == posts::STATE_TAKEN
     }
 
     /// Copies the beginning of a slot's area. None beyond its end.

@@ -12,6 +12,7 @@ mod fuzz;
 mod grants;
 mod guard;
 mod hall;
+mod holding;
 mod kept;
 mod listing;
 mod listings;

@@ -1,20 +1,15 @@
 //! Applying what was posted.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use polytropo_libservices::{Caller, Errno, OpenFlags};
 
 use super::client::{Client, OpenFile};
 use super::memory::Posted;
-use crate::held::{HeldFile, Piece};
 
 /// Bytes that are written at once, if the posts lie one behind the other.
 const RUN_BYTES_MAX: usize = 256 << 10;
-
-/// A file is held once so many bytes of it were posted: smaller ones are written in one go as it is.
-const HOLD_FROM_BYTES: u64 = 64 << 10;
 
 /// Room that each client keeps for them.
 const KEPT_BYTES_MAX: usize = 64 << 10;
@@ -28,13 +23,8 @@ struct Run {
     bytes: Vec<u8>,
     /// Number and end of each.
     posts: Vec<(usize, usize)>,
-}
-
-/// The file of the last post, if its posts are held.
-#[derive(Default)]
-struct Holding {
-    number: u64,
-    file: Option<(Arc<OpenFile>, Arc<HeldFile>)>,
+    /// Room for those that are taken at a time.
+    taken: Vec<Posted>,
 }
 
 impl Client {
@@ -68,81 +58,33 @@ impl Client {
     /// Number and outcome of those that are applied and not finished; and whether there were any.
     fn apply(&self) -> (Vec<(usize, u32)>, bool) {
         let mut run = self.draining.lock();
-        let taken = self.memory.take_posts();
-        let count = taken.len() as u64;
+        let mut taken = std::mem::take(&mut run.taken);
+        self.memory.take_posts(&mut taken);
+        let mut posts = &taken[..];
         let mut finished = Vec::new();
-        let mut holding = Holding::default();
-        for post in taken {
-            if self.holds(&mut holding, &post) {
-                // What came before it in other files is applied before, too.
-                self.apply_run(&mut run, &mut finished);
-                let outcome = self.hold(&holding, &post);
-                // At once: its place is wanted for the next one.
-                self.memory.finish_post(post.number, outcome);
+        while let Some((post, rest)) = posts.split_first() {
+            if let Some(held) = self.hold(posts, || self.apply_run(&mut run, &mut finished)) {
+                posts = &posts[held..];
                 continue;
             }
-            if !run.takes(&post) {
+            posts = rest;
+            if !run.takes(post) {
                 self.apply_run(&mut run, &mut finished);
                 run.file = post.file;
                 run.offset = post.offset;
                 let file = self.file(post.file);
                 run.appends = file.is_ok_and(|file| file.flags.contains(OpenFlags::APPEND));
             }
-            self.memory.copy_post(&post, &mut run.bytes);
+            self.memory.copy_post(post, &mut run.bytes);
             let end = run.bytes.len();
             run.posts.push((post.number, end));
         }
         self.apply_run(&mut run, &mut finished);
         // One that a program damaged or took back is counted by nobody, and has us look each time.
-        self.posts_applied.fetch_add(count, Release);
-        (finished, count > 0)
-    }
-
-    /// Whether a post is to be held: writes of files that are granted, once so much was posted that it pays.
-    fn holds(&self, holding: &mut Holding, post: &Posted) -> bool {
-        let Some(held) = &self.door.held else { return false };
-        if holding.number != post.file {
-            *holding = Holding { number: post.file, file: None };
-            let Ok(file) = self.file(post.file) else { return false };
-            let pays = file.flags.contains(OpenFlags::WRITE) && file.posted_bytes() >= HOLD_FROM_BYTES;
-            if let (true, Ok(handle)) = (pays && self.memory.is_permitted(post.file), file.file()) {
-                let mut caller = self.peer.caller.clone();
-                caller.door = self.door.kernel_door.unwrap_or(caller.door);
-                let begun = held.begin((file.node, handle), file.flags, &caller, &file.late);
-                holding.file = begun.map(|begun| (file, begun));
-            }
-        }
-        // Once withdrawn nothing is held any more: whoever withdrew waits for us, and then for what is held.
-        holding.file.is_some() && self.memory.is_permitted(post.file)
-    }
-
-    fn hold(&self, holding: &Holding, post: &Posted) -> u32 {
-        let (Some(held), Some((file, into))) = (&self.door.held, &holding.file) else { return 0 };
-        let late = file.late.take();
-        if late != 0 {
-            return late;
-        }
-        let see = |piece: Piece| {
-            let bytes = (piece.bytes, piece.count);
-            // SAFETY: the piece is there as long as this runs.
-            unsafe { self.door.windows.written(file.node, piece.offset, bytes, piece.size_bytes) };
-        };
-        let from = self.memory.post_bytes(post);
-        // SAFETY: the post's bytes lie in the channel's memory, which lives as long as the client.
-        let put = catch_unwind(AssertUnwindSafe(|| unsafe { held.put(into, post.offset, from, see) }));
-        file.count_posted(post.bytes as u64);
-        self.door.grew(post.bytes as u64);
-        match put {
-            Ok(Ok(())) => 0,
-            Ok(Err(error)) => {
-                log::debug!("posted write of process {}: {error}", self.peer.caller.pid);
-                error.errno().raw_os_error() as u32
-            }
-            Err(_) => {
-                log::error!("channel door {}: a posted write cannot be held", self.door.id.0);
-                Errno::IO.raw_os_error() as u32
-            }
-        }
+        self.posts_applied.fetch_add(taken.len() as u64, Release);
+        let any = !taken.is_empty();
+        run.taken = taken;
+        (finished, any)
     }
 
     fn apply_run(&self, run: &mut Run, finished: &mut Vec<(usize, u32)>) {
@@ -286,7 +228,7 @@ impl super::Shared {
     }
 
     /// Bytes were written without anybody being told whether there was room.
-    fn grew(&self, bytes: u64) {
+    pub(super) fn grew(&self, bytes: u64) {
         const LOOK_EVERY_BYTES: u64 = 8 << 20;
         let before = self.grown.fetch_add(bytes, Relaxed);
         if before / LOOK_EVERY_BYTES != (before + bytes) / LOOK_EVERY_BYTES
