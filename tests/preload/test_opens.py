@@ -24,9 +24,8 @@ def filled(isolated: Isolated, kind: str) -> OnMount:
     return place
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("compiler", "kind"), [*(("gcc", kind) for kind in KINDS), ("musl-gcc", KINDS[0])])
 @pytest.mark.parametrize("name", ["small", "large"])
-@pytest.mark.parametrize("compiler", ["gcc", "musl-gcc"])
 def test_descriptors_behave_as_the_kernels(
     isolated: Isolated, library: Path, compile_program: Compile, kind: str, name: str, compiler: str
 ) -> None:
@@ -137,3 +136,21 @@ for _ in range(1000):
     report = place.trace.read_text()
     assert place.in_process() > 1900, report
     assert max(map(int, re.findall(r"by request (\d+)", report))) < 100, report
+
+
+@pytest.mark.parametrize(("compiler", "kind"), [*(("gcc", kind) for kind in KINDS), ("musl-gcc", KINDS[0])])
+def test_writing_in_all_ways(
+    isolated: Isolated, library: Path, compile_program: Compile, kind: str, compiler: str
+) -> None:
+    """Offsets, appends, cuts, sizes, modes and names: as by the kernel, and as a later look finds them."""
+    program = compile_program("writing", compiler=compiler)
+    place = OnMount(isolated, mount(isolated, kind))
+    plain = place.run(program, preload=False)
+    sums = place.run("sh", "-c", "rm together; cksum *; rm -rf *", preload=False)
+    done = place.run(program)
+    assert done.stdout.splitlines() == plain.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, plain.stderr)
+    # Calls of musl that open can be cancelled at one place only, so they are the kernel's.
+    if kind != "shared" and compiler == "gcc":
+        assert place.in_process() > 1000, place.trace.read_text()
+    assert place.run("sh", "-c", "rm together; cksum *; rm -rf *", preload=False).stdout == sums.stdout

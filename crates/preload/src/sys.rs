@@ -18,6 +18,13 @@ pub mod nr {
     pub const MPROTECT: usize = 10;
     pub const MUNMAP: usize = 11;
     pub const PREAD64: usize = 17;
+    pub const PWRITE64: usize = 18;
+    pub const WRITEV: usize = 20;
+    pub const FDATASYNC: usize = 75;
+    pub const FTRUNCATE: usize = 77;
+    pub const UMASK: usize = 95;
+    pub const SETRLIMIT: usize = 160;
+    pub const PRLIMIT64: usize = 302;
     pub const IOCTL: usize = 16;
     pub const POLL: usize = 7;
     pub const SELECT: usize = 23;
@@ -266,6 +273,19 @@ pub fn status_at(path: &[u8]) -> Option<Status> {
     // SAFETY: the kernel reads up to the zero byte, and writes the 144 bytes of its structure.
     let done = unsafe { call(nr::NEWFSTATAT, arguments) };
     (done == 0).then(|| Status::from_words(&words))
+}
+
+/// The process's umask, as /proc tells it: asking for it by umask(2) would change it for a moment.
+pub fn umask() -> Option<u32> {
+    const NAME: &[u8] = b"\nUmask:\t";
+    let file = i32::try_from(open(b"/proc/self/status\0", 0, 0)).ok().filter(|file| *file >= 0)?;
+    let mut text = [0; 512];
+    let got = usize::try_from(read(file, &mut text));
+    close(file);
+    let text = text.get(..got.ok()?)?;
+    let at = text.windows(NAME.len()).position(|part| part == NAME)? + NAME.len();
+    let digits = text.get(at..)?.iter().take_while(|byte| (b'0'..b'8').contains(byte));
+    Some(digits.fold(0, |umask, digit| umask << 3 | u32::from(digit - b'0')))
 }
 
 /// Whether a path of the program's is one that it may execute.

@@ -129,6 +129,13 @@ const LOOKED_AT: &[&str] = &[
     "pselect6",
     "epoll_ctl",
     "cachestat",
+    "write",
+    "pwrite64",
+    "writev",
+    "pwritev",
+    "umask",
+    "setrlimit",
+    "prlimit64",
 ];
 
 /// What the trampolines look at: 0 for calls that are passed on unseen.

@@ -3,7 +3,7 @@
 use super::placeholders::{self, Asked};
 use super::process::{self, LINK, table};
 use super::table::{Kind, Table};
-use super::{directories, kept, names, reading};
+use super::{directories, kept, names, reading, writing};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::trace::{self, Why};
@@ -38,8 +38,14 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
         nr::READ => reading::read(table, arguments),
         nr::PREAD64 => reading::pread(table, arguments),
         nr::LSEEK => reading::seek(table, arguments),
-        nr::OPEN => open(table, number, arguments, arguments[1]),
-        nr::OPENAT => open(table, number, arguments, arguments[2]),
+        nr::WRITE => writing::write(table, arguments),
+        nr::PWRITE64 => writing::pwrite(table, arguments),
+        nr::WRITEV => writing::write_gathered(table, arguments),
+        nr::FTRUNCATE | nr::FSYNC | nr::FDATASYNC => writing::change(table, number, arguments),
+        nr::UMASK => writing::change_umask(arguments),
+        nr::SETRLIMIT | nr::PRLIMIT64 => writing::change_limit(table, number, arguments),
+        nr::OPEN => open(table, number, arguments, (arguments[1], arguments[2])),
+        nr::OPENAT => open(table, number, arguments, (arguments[2], arguments[3])),
         nr::CLOSE => close(table, arguments),
         nr::DUP2 | nr::DUP3 => replace(table, number, arguments),
         nr::CLOSE_RANGE => close_range(table, arguments),
@@ -100,7 +106,7 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
 
 /// A call about descriptors that is no operation of its own.
 #[inline]
-fn about_descriptor(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
+pub fn about_descriptor(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
     if let Some(answer) = placeholders::answer(table, number, arguments) {
         return answer;
     }
@@ -153,7 +159,7 @@ fn hand_over(table: &Table, number: usize, arguments: &[usize; 6]) {
 }
 
 /// open(2): what is opened for reading only, and by this process alone, is held from its beginning.
-fn open(table: &Table, number: usize, arguments: &[usize; 6], flags: usize) -> Answer {
+fn open(table: &Table, number: usize, arguments: &[usize; 6], (flags, mode): (usize, usize)) -> Answer {
     let (directory, path) =
         if number == nr::OPEN { (sys::AT_FDCWD, arguments[0]) } else { (arguments[0], arguments[1]) };
     if let Some(errno) = names::missing(directory, path, flags) {
@@ -161,12 +167,16 @@ fn open(table: &Table, number: usize, arguments: &[usize; 6], flags: usize) -> A
     }
     if let Some(opened) = directories::open(number, arguments) {
         if let Some(entry) = usize::try_from(opened).ok().and_then(|opened| table.entry(opened)) {
-            placeholders::end(entry);
+            let _ = placeholders::end(entry);
         }
         return Answer::Asked(opened);
     }
-    if flags & O_ACCMODE_ETC != 0 || !process::setting().opens() {
+    if !process::setting().opens() {
         return Answer::Pass(Why::NotHeld);
+    }
+    if flags & O_ACCMODE_ETC != 0 {
+        let opened = writing::open(table, Asked { directory, path, flags }, mode);
+        return opened.unwrap_or(Answer::Pass(Why::NotHeld));
     }
     if let Some(answer) = placeholders::open(table, Asked { directory, path, flags }) {
         return answer;
@@ -175,7 +185,7 @@ fn open(table: &Table, number: usize, arguments: &[usize; 6], flags: usize) -> A
     let opened = unsafe { sys::call(number, *arguments) };
     if opened >= 0 {
         if let Some(entry) = table.entry(opened as usize) {
-            placeholders::end(entry);
+            let _ = placeholders::end(entry);
             directories::closed(opened as usize);
         }
         table.hold(opened as usize);
@@ -200,11 +210,11 @@ fn close(table: &Table, arguments: &[usize; 6]) -> Answer {
     if placeholders::settled(entry) == Kind::Own {
         return Answer::Done(EBADF);
     }
-    placeholders::end(entry);
+    let ended = placeholders::end(entry);
     directories::closed(descriptor);
     // SAFETY: the program's own call.
     let closed = unsafe { sys::call(nr::CLOSE, *arguments) };
-    Answer::Asked(closed)
+    Answer::Asked(ended.map_or_else(|errno| if closed == 0 { errno } else { closed }, |()| closed))
 }
 
 /// dup2(2), dup3(2): the first is shared from now on, the second ends.
@@ -225,11 +235,17 @@ fn replace(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
     if placeholders::settled(entry) == Kind::Own {
         kept::forget_descriptor(to);
     }
+    let locked = placeholders::lock(entry);
     entry.release(to);
     // SAFETY: the program's own call.
     let done = unsafe { sys::call(number, *arguments) };
+    match (done >= 0, locked) {
+        (true, true) => _ = placeholders::end_locked(entry),
+        (true, false) => _ = placeholders::end(entry),
+        (false, true) => placeholders::unlock(entry),
+        (false, false) => {}
+    }
     if done >= 0 {
-        placeholders::end(entry);
         directories::closed(to);
         directories::duplicated(from, done);
     }
@@ -253,7 +269,7 @@ fn close_range(table: &Table, arguments: &[usize; 6]) -> Answer {
         for descriptor in first..=last.min(super::table::DESCRIPTORS_MAX as u32) {
             if let Some(entry) = table.entry(descriptor as usize) {
                 placeholders::settled(entry);
-                placeholders::end(entry);
+                let _ = placeholders::end(entry);
                 directories::closed(descriptor as usize);
             }
         }

@@ -192,6 +192,13 @@ pub fn keep(file: u64, descriptor: usize, size_bytes: u64) -> Option<u64> {
     None
 }
 
+/// A file is about to be changed: it is not kept open if nobody has it open.
+pub fn give_up(word: u64) {
+    if let Some(place) = KEPT.get(index_of(word) as usize) {
+        place.give_up_idle();
+    }
+}
+
 /// What `keep` kept is not to be found after all.
 pub fn discard(word: u64) {
     if let Some(place) = KEPT.get(index_of(word) as usize) {

@@ -9,6 +9,7 @@ mod placeholders;
 mod process;
 mod reading;
 mod table;
+mod writing;
 
 pub use calls::answer;
 pub use process::{Setting, begin, requests, tell};

@@ -3,11 +3,11 @@
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use polytropo_client::{At, Channel, Error, File};
+use polytropo_client::{At, Attributes, Channel, Error, File};
 
 use super::process::{self, LINK};
-use super::table::{DESCRIPTORS_MAX, Entry, Kind, Table};
-use super::{kept, names};
+use super::table::{DESCRIPTORS_MAX, Entry, Kind, NO_PLACE, Table};
+use super::{kept, names, writing};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::text::Text;
@@ -16,7 +16,7 @@ use crate::trace::{self, Counter};
 const O_LARGEFILE: usize = 0o100_000;
 const O_NOCTTY: usize = 0o400;
 /// Flags with which a placeholder is an open file like any other.
-const FLAGS: usize = sys::O_CLOEXEC | O_LARGEFILE | O_NOCTTY;
+pub const FLAGS: usize = sys::O_CLOEXEC | O_LARGEFILE | O_NOCTTY;
 const ENOTTY: isize = -25;
 const EMFILE: isize = -24;
 const F_GETFL: usize = 3;
@@ -37,7 +37,7 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Whether there is any placeholder.
 #[inline]
-fn any() -> bool {
+pub fn any() -> bool {
     COUNT.load(Acquire) != 0
 }
 
@@ -48,30 +48,66 @@ pub fn forget_in_child() {
     kept::forget_in_child();
 }
 
-/// What is known of a descriptor that is about to end, or just has, counts no more.
-pub fn end(entry: &Entry) {
+/// A descriptor was made just now, to stand for a file of the service: its number, its place, its flags.
+pub fn set(table: &Table, descriptor: usize, entry: &Entry, (file, place, flags): (u64, u32, usize)) {
+    let _ = end(entry);
+    // First: as soon as it is one another thread may upgrade it.
+    COUNT.fetch_add(1, AcqRel);
+    table.hold(descriptor);
+    entry.set_placeholder(file, place, flags as u32);
+}
+
+/// What is known of a descriptor that is about to end, or just has, counts no more. Tells what failed of writes to it.
+pub fn end(entry: &Entry) -> Result<(), isize> {
+    if !entry.try_clear() {
+        // The number would be open again when the upgrade is done.
+        wait(entry);
+        entry.clear();
+    }
+    leave(entry)
+}
+
+/// Keeps others from upgrading a placeholder while the kernel puts something else in its place; `unlock` if it did not.
+pub fn lock(entry: &Entry) -> bool {
+    let generation = entry.generation();
+    settled(entry) == Kind::Placeholder && entry.exchange_kind(generation, Kind::Placeholder, Kind::Upgrading)
+}
+
+pub fn unlock(entry: &Entry) {
+    entry.exchange_kind(entry.generation(), Kind::Upgrading, Kind::Placeholder);
+}
+
+/// Something else is in the place of what was locked.
+pub fn end_locked(entry: &Entry) -> Result<(), isize> {
     entry.clear();
-    leave(entry);
+    leave(entry)
 }
 
 /// Gives back what the service has open for a descriptor.
-pub fn leave(entry: &Entry) {
+fn leave(entry: &Entry) -> Result<(), isize> {
     // In this order: who finds a file and no place closes it.
     let file = entry.take_file();
     match entry.take_place() {
+        Some(NO_PLACE) => {
+            COUNT.fetch_sub(1, AcqRel);
+            close_shared(file)
+        }
         Some(index) => {
             COUNT.fetch_sub(1, AcqRel);
             kept::release(index);
+            Ok(())
         }
         None => close_shared(file),
     }
 }
 
-pub fn close_shared(file: u64) {
-    if file != 0
-        && let Some(channel) = LINK.get()
-    {
-        let _ = channel.close(File::from_number(file));
+pub fn close_shared(file: u64) -> Result<(), isize> {
+    if file == 0 {
+        return Ok(());
+    }
+    match LINK.get().map(|channel| channel.close(File::from_number(file))) {
+        Some(Err(Error::Errno(errno))) => Err(-(errno as isize)),
+        _ => Ok(()),
     }
 }
 
@@ -129,16 +165,13 @@ fn place(table: &Table, used: kept::Use, descriptor: Result<usize, isize>) -> Op
         kept::release(used.index);
         return None;
     };
-    end(entry);
-    entry.set_placeholder(used.file, used.index);
-    table.hold(descriptor);
-    COUNT.fetch_add(1, Release);
+    set(table, descriptor, entry, (used.file, used.index, 0));
     Some(Answer::Asked(descriptor as isize))
 }
 
 /// Programs that open but few files do without a channel.
 #[cold]
-fn count_open(asked: Asked, path: &[u8]) {
+pub fn count_open(asked: Asked, path: &[u8]) {
     let setting = process::setting();
     let maybe_inside = path.first() != Some(&b'/') || setting.inside(path).is_some();
     if asked.directory as u32 == sys::AT_FDCWD as u32
@@ -233,24 +266,49 @@ pub fn upgrade(descriptor: usize, entry: &Entry) -> bool {
     if !entry.exchange_kind(generation, Kind::Placeholder, Kind::Upgrading) {
         return settled(entry) != Kind::Placeholder;
     }
-    let done = open_for_real(descriptor);
-    let now = if done { Kind::Ours } else { Kind::Placeholder };
-    if done {
+    let writes = entry.flags() & O_ACCMODE != 0;
+    // What was written without waiting comes first, and whoever writes through the kernel is to be the only one.
+    let settled = if writes { settle(entry) } else { true };
+    let opened = open_for_real(descriptor, entry.flags() as usize);
+    let now = match (opened, writes) {
+        (false, _) => Kind::Placeholder,
         // The offset is held as before; the kernel's is the file's beginning.
-        leave(entry);
+        (true, false) => Kind::Ours,
+        (true, true) => Kind::Foreign,
+    };
+    if opened {
+        let _ = leave(entry);
+    }
+    if now == Kind::Foreign {
+        entry.release_opened(descriptor);
     }
     entry.exchange_kind(generation, Kind::Upgrading, now);
-    done
+    opened && settled
 }
 
+/// Closes what the service has open for writing. False if something that was written before could not be.
+fn settle(entry: &Entry) -> bool {
+    if !entry.was_read() {
+        writing::was_wasted();
+    }
+    let closed = close_shared(entry.take_file());
+    if let Some(channel) = LINK.get() {
+        // Closing does not wait.
+        let _ = channel.ping();
+    }
+    closed.is_ok()
+}
+
+const O_ACCMODE: u32 = 3;
+
 #[cold]
-fn open_for_real(descriptor: usize) -> bool {
+fn open_for_real(descriptor: usize, flags: usize) -> bool {
     let mut path = Text::<64>::default();
     path.push(b"/proc/self/fd/").number(descriptor as u64).push(b"\0");
-    let mut opened = sys::open(path.bytes(), sys::O_CLOEXEC, 0);
+    let mut opened = sys::open(path.bytes(), flags, 0);
     if opened == EMFILE {
         kept::give_up_all();
-        opened = sys::open(path.bytes(), sys::O_CLOEXEC, 0);
+        opened = sys::open(path.bytes(), flags, 0);
     }
     if opened < 0 {
         return false;
@@ -297,7 +355,9 @@ pub fn answer(table: &Table, number: usize, arguments: &[usize; 6]) -> Option<An
         nr::NEWFSTATAT if arguments[3] & !AT_NO_AUTOMOUNT == AT_EMPTY_PATH && is_empty(arguments[1]) => {
             status(entry, arguments[2])
         }
-        nr::FCNTL if arguments[1] == F_GETFL => Some(Answer::Done(O_LARGEFILE as isize)),
+        nr::FCNTL if arguments[1] == F_GETFL => {
+            Some(Answer::Done(O_LARGEFILE as isize | entry.flags() as isize))
+        }
         nr::IOCTL if arguments[1] == TCGETS => Some(Answer::Done(ENOTTY)),
         nr::FADVISE64 => Some(Answer::Done(0)),
         _ => None,
@@ -309,12 +369,22 @@ fn is_empty(path: usize) -> bool {
     path != 0 && unsafe { (path as *const u8).read_volatile() } == 0
 }
 
+/// What a placeholder's file is like, if the service or what is kept tells.
+pub fn attributes(entry: &Entry) -> Option<Attributes> {
+    let (channel, file) = (LINK.get()?, File::from_number(entry.file()?));
+    if entry.flags() & O_ACCMODE != 0 {
+        // The kernel does not know yet what was written.
+        return channel.fstat(file).ok();
+    }
+    channel.fstat_known(file)
+}
+
 /// fstat(2). What may have changed the kernel tells, of a placeholder, too.
 fn status(entry: &Entry, to: usize) -> Option<Answer> {
     if to == 0 {
         return None;
     }
-    let found = LINK.get()?.fstat_known(File::from_number(entry.file()?))?;
+    let found = attributes(entry)?;
     names::put_status(&found, to);
     Some(Answer::Done(0))
 }

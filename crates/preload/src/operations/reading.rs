@@ -4,7 +4,8 @@ use polytropo_client::{At, Error, File};
 
 use super::placeholders::{self, close_shared};
 use super::process::{self, LINK};
-use super::table::{Entry, Kind, Table};
+use super::table::{AT_END, Entry, Held, Kind, Table};
+use super::writing;
 use crate::hooks::Answer;
 use crate::sys;
 use crate::trace::{self, Why};
@@ -12,7 +13,7 @@ use crate::trace::{self, Why};
 /// Reads of one file before it is opened at the service, too: for fewer it does not pay.
 const READS_MIN: u32 = 4;
 /// Attempts to move an offset that other threads move as well.
-const ATTEMPTS_MAX: u32 = 1000;
+pub const ATTEMPTS_MAX: u32 = 1000;
 const LINK_BYTES_MAX: usize = 1024;
 
 /// What a descriptor is; asked once.
@@ -57,7 +58,7 @@ fn read_shared(descriptor: usize, entry: &Entry, to: usize, count: usize, offset
             trace::note_refusal(if let Error::Errno(errno) = error { errno } else { 0 });
             // The kernel has it now, for instance since somebody writes it: not asked again for this descriptor.
             if entry.kind() == Kind::Ours {
-                close_shared(entry.take_file());
+                let _ = close_shared(entry.take_file());
             }
             None
         }
@@ -97,6 +98,9 @@ pub fn pread(table: &Table, arguments: &[usize; 6]) -> Answer {
     let [descriptor, to, count, offset, ..] = *arguments;
     let Some(entry) = table.entry(descriptor) else { return Answer::Pass(Why::NotOurs) };
     let shared = is_readable(kind(descriptor, entry));
+    if writing::is_write_only(entry) {
+        return writing::UNREADABLE;
+    }
     let plain = count != 0 && offset <= isize::MAX as usize;
     let got = (shared && plain).then(|| read_shared(descriptor, entry, to, count, offset as u64)).flatten();
     let why = if shared { Why::NotShared } else { Why::NotOurs };
@@ -111,7 +115,10 @@ pub fn read(table: &Table, arguments: &[usize; 6]) -> Answer {
     let [descriptor, to, count, ..] = *arguments;
     let Some(entry) = table.entry(descriptor) else { return Answer::Pass(Why::NotOurs) };
     for _ in 0..ATTEMPTS_MAX {
-        let Some(held) = entry.held() else { return Answer::Pass(Why::NotHeld) };
+        let Some(held) = entry.held() else { break };
+        if writing::is_write_only(entry) {
+            return writing::UNREADABLE;
+        }
         if count == 0 || !is_readable(kind(descriptor, entry)) {
             if let Err(answer) = pass(descriptor, entry) {
                 return answer;
@@ -119,7 +126,7 @@ pub fn read(table: &Table, arguments: &[usize; 6]) -> Answer {
             entry.release(descriptor);
             return Answer::Pass(Why::NotOurs);
         }
-        let offset = held.offset();
+        let Some(offset) = offset_of(entry, held) else { break };
         let (got, shared) = match read_shared(descriptor, entry, to, count, offset) {
             Some(got) => (got as isize, true),
             None => {
@@ -132,12 +139,15 @@ pub fn read(table: &Table, arguments: &[usize; 6]) -> Answer {
                 (got, false)
             }
         };
-        if got <= 0 || entry.advance(held, offset + got as u64) {
+        if got <= 0 || entry.advance(held, offset + got as u64).is_some() {
             if shared {
                 return Answer::Done(got);
             }
             return Answer::Asked(got);
         }
+    }
+    if let Err(answer) = pass(descriptor, entry) {
+        return answer;
     }
     entry.release(descriptor);
     Answer::Pass(Why::NotHeld)
@@ -153,9 +163,13 @@ const OFFSET_MAX: i64 = 1 << 47;
 
 /// Where a placeholder's file ends, if that is known.
 fn end_of(entry: &Entry) -> Option<i64> {
-    let file = entry.file().filter(|_| entry.kind() == Kind::Placeholder)?;
-    let found = LINK.get()?.fstat_known(File::from_number(file))?;
+    let found = (entry.kind() == Kind::Placeholder).then(|| placeholders::attributes(entry)).flatten()?;
     i64::try_from(found.size_bytes).ok()
+}
+
+/// A held offset as a number; None if only the kernel can tell.
+fn offset_of(entry: &Entry, held: Held) -> Option<u64> {
+    if held.offset() == AT_END { end_of(entry).map(|end| end as u64) } else { Some(held.offset()) }
 }
 
 /// lseek(2) of a file whose offset we hold.
@@ -163,13 +177,16 @@ pub fn seek(table: &Table, arguments: &[usize; 6]) -> Answer {
     let [descriptor, by, whence, ..] = *arguments;
     let Some(entry) = table.entry(descriptor) else { return Answer::Pass(Why::NotOurs) };
     for _ in 0..ATTEMPTS_MAX {
-        let Some(held) = entry.held() else { return Answer::Pass(Why::NotHeld) };
+        let Some(held) = entry.held() else { break };
         if !is_readable(placeholders::settled(entry)) {
             break;
         }
         let to = match whence {
             SEEK_SET => by as i64,
-            SEEK_CUR => (held.offset() as i64).saturating_add(by as i64),
+            SEEK_CUR => match offset_of(entry, held) {
+                Some(offset) => (offset as i64).saturating_add(by as i64),
+                None => break,
+            },
             SEEK_END if let Some(end) = end_of(entry) => end.saturating_add(by as i64),
             _ if !placeholders::upgrade(descriptor, entry) => return Answer::Done(EIO),
             // The end, data and holes do not depend on the offset; the kernel's own may move, nobody looks at it.
@@ -189,7 +206,7 @@ pub fn seek(table: &Table, arguments: &[usize; 6]) -> Answer {
         if to >= OFFSET_MAX {
             break;
         }
-        if entry.advance(held, to as u64) {
+        if entry.advance(held, to as u64).is_some() {
             return Answer::Done(to as isize);
         }
     }

@@ -32,9 +32,12 @@ pub enum Kind {
 }
 
 const KIND_BITS: u32 = 8;
+const KIND_MASK: u32 = (1 << KIND_BITS) - 1;
 const HELD: u64 = 1 << 63;
 const OFFSET_BITS: u32 = 48;
 const OFFSET_MASK: u64 = (1 << OFFSET_BITS) - 1;
+/// For an offset: wherever the file ends, after something was appended.
+pub const AT_END: u64 = OFFSET_MASK;
 
 /// One descriptor's. Zeroed: unknown.
 #[repr(C)]
@@ -46,9 +49,14 @@ pub struct Entry {
     offset: AtomicU64,
     /// The client's number of the open file; 0 without one.
     file: AtomicU64,
-    /// Of a placeholder: one more than the place of its file among those that are kept.
+    /// Of a placeholder: one more than the place of its file among those that are kept; [`NO_PLACE`] if the file is its own.
     place: AtomicU32,
+    /// Of a placeholder: what it was opened for, the flags of open(2) that fcntl(2) tells.
+    flags: AtomicU32,
 }
+
+/// Of a placeholder whose file nobody else uses.
+pub const NO_PLACE: u32 = u32::MAX - 1;
 
 /// An offset that is held: as it was when it was looked at.
 #[derive(Clone, Copy)]
@@ -66,7 +74,7 @@ impl Entry {
     }
 
     pub fn kind(&self) -> Kind {
-        match self.kind.load(Acquire) & ((1 << KIND_BITS) - 1) {
+        match self.kind.load(Acquire) & KIND_MASK {
             1 => Kind::Ours,
             2 => Kind::Foreign,
             3 => Kind::Placeholder,
@@ -84,10 +92,16 @@ impl Entry {
     }
 
     /// The descriptor was made just now, to stand for a kept file.
-    pub fn set_placeholder(&self, file: u64, place: u32) {
+    pub fn set_placeholder(&self, file: u64, place: u32, flags: u32) {
+        self.flags.store(flags, Release);
         self.place.store(place + 1, Release);
         self.file.store(file, Release);
         self.set_kind(self.generation(), Kind::Placeholder);
+    }
+
+    /// What a placeholder was opened for.
+    pub fn flags(&self) -> u32 {
+        self.flags.load(Acquire)
     }
 
     /// Takes a placeholder's place away.
@@ -101,11 +115,24 @@ impl Entry {
         self.kind.compare_exchange(word(from), word(to), AcqRel, Relaxed).is_ok()
     }
 
-    /// The descriptor is about to end, or just has: nothing that is known counts.
+    /// The descriptor is about to end, or just has: nothing that is known counts. False while a thread is upgrading it.
+    pub fn try_clear(&self) -> bool {
+        let ended = |word: u32| {
+            let at_it = word & KIND_MASK == Kind::Upgrading as u32;
+            (!at_it).then(|| (word >> KIND_BITS).wrapping_add(1) << KIND_BITS)
+        };
+        let cleared = self.kind.fetch_update(AcqRel, Relaxed, ended).is_ok();
+        if cleared {
+            self.offset.store(0, Release);
+            self.reads.store(0, Relaxed);
+        }
+        cleared
+    }
+
+    /// The same, whoever is at it.
     pub fn clear(&self) {
-        let _ = self
-            .kind
-            .fetch_update(AcqRel, Relaxed, |word| Some((word >> KIND_BITS).wrapping_add(1) << KIND_BITS));
+        let next = |word: u32| Some((word >> KIND_BITS).wrapping_add(1) << KIND_BITS);
+        let _ = self.kind.fetch_update(AcqRel, Relaxed, next);
         self.offset.store(0, Release);
         self.reads.store(0, Relaxed);
     }
@@ -121,18 +148,28 @@ impl Entry {
         (word & HELD != 0).then_some(Held(word))
     }
 
-    /// Moves a held offset; false if somebody else did, or it is held no longer.
-    pub fn advance(&self, from: Held, to: u64) -> bool {
+    /// Moves a held offset; None if somebody else did, or it is held no longer.
+    pub fn advance(&self, from: Held, to: u64) -> Option<Held> {
         let word = from.0 & !OFFSET_MASK | to;
-        to <= OFFSET_MASK && self.offset.compare_exchange(from.0, word, AcqRel, Relaxed).is_ok()
+        let moved = to <= AT_END && self.offset.compare_exchange(from.0, word, AcqRel, Relaxed).is_ok();
+        moved.then_some(Held(word))
     }
 
-    /// Gives a held offset to the kernel, for good.
+    /// Gives a held offset to the kernel, for good; that of a placeholder, of which the kernel has none, stays.
     pub fn release(&self, descriptor: usize) {
+        if !matches!(self.kind(), Kind::Placeholder | Kind::Upgrading) {
+            self.release_opened(descriptor);
+        }
+    }
+
+    /// The same of a descriptor that the kernel has surely opened.
+    pub fn release_opened(&self, descriptor: usize) {
         while let Some(held) = self.held() {
             // Nobody uses the kernel's offset while this one is held.
+            const SEEK_END: usize = 2;
+            let to = if held.offset() == AT_END { [0, SEEK_END] } else { [held.offset() as usize, 0] };
             // SAFETY: concerns no memory.
-            unsafe { sys::call(sys::nr::LSEEK, [descriptor, held.offset() as usize, 0, 0, 0, 0]) };
+            unsafe { sys::call(sys::nr::LSEEK, [descriptor, to[0], to[1], 0, 0, 0]) };
             if self.offset.compare_exchange(held.0, 0, AcqRel, Relaxed).is_ok() {
                 return;
             }
@@ -142,6 +179,11 @@ impl Entry {
     /// Counts a read.
     pub fn count_read(&self) -> u32 {
         self.reads.fetch_add(1, Relaxed)
+    }
+
+    /// Whether anything was counted.
+    pub fn was_read(&self) -> bool {
+        self.reads.load(Relaxed) != 0
     }
 
     pub fn file(&self) -> Option<u64> {

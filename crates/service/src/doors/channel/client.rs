@@ -90,8 +90,12 @@ impl OpenFile {
     /// Somebody looked at the file: the next grant takes longer, since withdrawing is dear.
     pub fn lose_patience(&self) {
         self.waited.store(0, Relaxed);
-        let paid = self.posted_bytes.swap(0, Relaxed) >= PAID_BYTES;
-        let longer = if paid { 1 } else { self.patience.load(Relaxed).saturating_mul(4) };
+        let longer = match self.posted_bytes.swap(0, Relaxed) {
+            PAID_BYTES.. => 1,
+            // Nothing had to be applied: as when a program that makes a file has the kernel look it up at once.
+            0 => self.patience.load(Relaxed).saturating_mul(2),
+            _ => self.patience.load(Relaxed).saturating_mul(4),
+        };
         self.patience.store(longer.min(PATIENCE_MAX), Relaxed);
     }
 

@@ -1,0 +1,366 @@
+//! Files of ours that are open for writing: made, written and cut without the kernel, by placeholders whose file nobody else uses.
+
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+use polytropo_client::{Channel, Error, File, Result};
+
+use super::placeholders::{self, Asked};
+use super::process::{self, LINK};
+use super::table::{AT_END, Entry, Held, Kind, NO_PLACE, Table};
+use super::{kept, names};
+use crate::hooks::Answer;
+use crate::sys::{self, nr};
+use crate::trace::{self, Counter, Why};
+
+const O_ACCMODE: usize = 3;
+const O_EXCL: usize = 0o200;
+const O_TRUNC: usize = 0o1000;
+/// Flags of open(2) that are the service's business; those of placeholders beside them.
+const FLAGS: usize = O_ACCMODE | sys::O_CREAT | O_EXCL | O_TRUNC | sys::O_APPEND;
+/// What fcntl(2) tells of them.
+const STATUS_FLAGS: usize = O_ACCMODE | sys::O_APPEND;
+const EBADF: isize = -9;
+const EIO: isize = -5;
+const EINVAL: isize = -22;
+const EMFILE: isize = -24;
+const RLIMIT_FSIZE: usize = 1;
+const BYTES_MAX: usize = 0x7fff_f000;
+/// What writev(2) puts together; more is the kernel's.
+const GATHERED_BYTES_MAX: usize = 4096;
+
+/// Opens in a row that the service left to the kernel; it is not asked any more after so many.
+const REFUSED_MAX: u32 = 16;
+static REFUSED: AtomicU32 = AtomicU32::new(0);
+/// Files in a row that the kernel had to open after all before anything was written: as shells do, which hand them on. After some
+/// of them many are opened by the kernel at once.
+const WASTED_MAX: u32 = 3;
+const SKIPPED: u32 = 64;
+static WASTED: AtomicU32 = AtomicU32::new(0);
+
+/// Limits on the size of files: each write beyond is a signal, which is the kernel's business.
+const UNKNOWN: u32 = 0;
+const NO_LIMIT: u32 = 1;
+const LIMITED: u32 = 2;
+static LIMIT: AtomicU32 = AtomicU32::new(UNKNOWN);
+/// One more than the process's umask; 0 while it is unknown.
+static UMASK: AtomicU32 = AtomicU32::new(0);
+static CHANGES_OF_UMASK: AtomicU64 = AtomicU64::new(0);
+
+/// open(2) for writing; None if the kernel has to do it.
+pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
+    let access = asked.flags & O_ACCMODE;
+    let others = asked.flags & !FLAGS & !placeholders::FLAGS;
+    if others != 0 || access == 0 || access == O_ACCMODE || names::has_ended() || !is_worth_it() {
+        return None;
+    }
+    let path = names::read_path(asked.path)?;
+    let Some(channel) = LINK.get().filter(|channel| channel.keeps_answers()) else {
+        placeholders::count_open(asked, path);
+        return None;
+    };
+    let (at, rest) = names::place(channel, asked.directory, path)?;
+    if has_limit() {
+        return None;
+    }
+    let umask = if asked.flags & sys::O_CREAT == 0 { 0 } else { umask()? };
+    // Who has it open for reading keeps it from being written without waiting.
+    if let Some(Ok(word)) = channel.open_known(at, rest, 0) {
+        kept::give_up(word);
+    }
+    trace::count(Counter::Request);
+    let opened = match channel.open(at, rest, (asked.flags & FLAGS) as u32, mode as u32 & 0o7777, umask) {
+        Ok(opened) => opened,
+        Err(error) => {
+            match error {
+                Error::Kernel => _ = REFUSED.fetch_add(1, Relaxed),
+                Error::Gone => LINK.give_up(),
+                // The kernel comes to the same.
+                Error::Errno(_) => {}
+            }
+            return None;
+        }
+    };
+    REFUSED.store(0, Relaxed);
+    let named = name(asked, opened.attributes.ino);
+    let entry = named.ok().and_then(|named| table.entry(named));
+    let (Ok(descriptor), Some(entry)) = (named, entry) else {
+        let _ = channel.close(opened.file);
+        return Some(named.map_or_else(Answer::Asked, |descriptor| {
+            sys::close(descriptor as i32);
+            open_by_kernel(asked)
+        }));
+    };
+    placeholders::set(
+        table,
+        descriptor,
+        entry,
+        (opened.file.to_number(), NO_PLACE, asked.flags & STATUS_FLAGS),
+    );
+    Some(Answer::Asked(descriptor as isize))
+}
+
+/// A descriptor that only names the file that the service has just opened, or made.
+fn name(asked: Asked, inode: u64) -> core::result::Result<usize, isize> {
+    let flags = sys::O_PATH | (asked.flags & sys::O_CLOEXEC);
+    // SAFETY: the program's own path.
+    let mut named = unsafe { sys::call(nr::OPENAT, [asked.directory, asked.path, flags, 0, 0, 0]) };
+    if named == EMFILE {
+        kept::give_up_all();
+        // SAFETY: as above.
+        named = unsafe { sys::call(nr::OPENAT, [asked.directory, asked.path, flags, 0, 0, 0]) };
+    }
+    let descriptor = usize::try_from(named).map_err(|_| named)?;
+    let same = sys::status(descriptor)
+        .is_some_and(|seen| seen.device == process::setting().device() && seen.inode == inode);
+    if same {
+        return Ok(descriptor);
+    }
+    sys::close(descriptor as i32);
+    match open_by_kernel(asked) {
+        Answer::Asked(opened) => Err(opened),
+        _ => Err(EIO),
+    }
+}
+
+/// The file is there by now, and cut if it was to be.
+fn open_by_kernel(asked: Asked) -> Answer {
+    let flags = asked.flags & !(O_EXCL | O_TRUNC | sys::O_CREAT);
+    // SAFETY: the program's own path.
+    Answer::Asked(unsafe { sys::call(nr::OPENAT, [asked.directory, asked.path, flags, 0, 0, 0]) })
+}
+
+fn is_worth_it() -> bool {
+    if REFUSED.load(Relaxed) >= REFUSED_MAX {
+        return false;
+    }
+    let wasted = WASTED.load(Relaxed);
+    if wasted < WASTED_MAX {
+        return true;
+    }
+    WASTED.store(if wasted > WASTED_MAX + SKIPPED { 0 } else { wasted + 1 }, Relaxed);
+    false
+}
+
+/// The kernel had to open a file that nobody wrote to.
+pub fn was_wasted() {
+    WASTED.fetch_add(1, Relaxed);
+}
+
+fn has_limit() -> bool {
+    if LIMIT.load(Acquire) == UNKNOWN {
+        let mut limits = [0u64; 2];
+        let arguments = [0, RLIMIT_FSIZE, 0, limits.as_mut_ptr() as usize, 0, 0];
+        // SAFETY: the kernel writes the two words.
+        let done = unsafe { sys::call(nr::PRLIMIT64, arguments) };
+        let none = done == 0 && limits[0] == u64::MAX;
+        LIMIT.store(if none { NO_LIMIT } else { LIMITED }, Release);
+    }
+    LIMIT.load(Acquire) != NO_LIMIT
+}
+
+/// setrlimit(2), prlimit(2): with a limit on the size of files the kernel writes.
+pub fn change_limit(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
+    let (resource, new) = match number {
+        nr::SETRLIMIT => (arguments[0], arguments[1]),
+        _ => (arguments[1], arguments[2]),
+    };
+    if resource != RLIMIT_FSIZE || new == 0 {
+        return Answer::Pass(Why::NotOurs);
+    }
+    placeholders::upgrade_all(table, false);
+    // SAFETY: the program's own call.
+    let done = unsafe { sys::call(number, *arguments) };
+    LIMIT.store(UNKNOWN, Release);
+    Answer::Asked(done)
+}
+
+fn umask() -> Option<u32> {
+    let known = UMASK.load(Acquire);
+    if let Some(umask) = known.checked_sub(1) {
+        return Some(umask);
+    }
+    let changes = CHANGES_OF_UMASK.load(Acquire);
+    let umask = sys::umask()?;
+    UMASK.store(umask + 1, Release);
+    if CHANGES_OF_UMASK.load(Acquire) != changes {
+        UMASK.store(0, Release);
+        return None;
+    }
+    Some(umask)
+}
+
+/// umask(2).
+pub fn change_umask(arguments: &[usize; 6]) -> Answer {
+    CHANGES_OF_UMASK.fetch_add(1, AcqRel);
+    // SAFETY: concerns no memory.
+    let before = unsafe { sys::call(nr::UMASK, *arguments) };
+    UMASK.store((arguments[0] as u32 & 0o777) + 1, Release);
+    Answer::Asked(before)
+}
+
+/// A placeholder that is open for writing, and its file.
+#[inline]
+fn writable(table: &Table, descriptor: usize) -> Option<(&Entry, File, &Channel)> {
+    if !placeholders::any() {
+        return None;
+    }
+    let entry = table.entry(descriptor)?;
+    if placeholders::settled(entry) != Kind::Placeholder || entry.flags() & O_ACCMODE as u32 == 0 {
+        return None;
+    }
+    Some((entry, File::from_number(entry.file()?), LINK.get()?))
+}
+
+/// Whether it is a placeholder that cannot be read.
+pub fn is_write_only(entry: &Entry) -> bool {
+    entry.kind() == Kind::Placeholder && !matches!(entry.flags() & O_ACCMODE as u32, 0 | 2)
+}
+
+pub fn appends(entry: &Entry) -> bool {
+    entry.flags() & sys::O_APPEND as u32 != 0
+}
+
+/// The answer to a write, cut or sync; the kernel's if it has to.
+fn told(descriptor: usize, entry: &Entry, result: Result<usize>) -> Answer {
+    match result {
+        Ok(done) => Answer::Done(done as isize),
+        Err(Error::Errno(errno)) if entry.kind() == Kind::Placeholder => Answer::Done(-(errno as isize)),
+        Err(error) => {
+            if error == Error::Gone {
+                LINK.give_up();
+            }
+            if placeholders::upgrade(descriptor, entry) {
+                Answer::Pass(Why::NotShared)
+            } else {
+                Answer::Done(EIO)
+            }
+        }
+    }
+}
+
+fn write_at(
+    channel: &Channel,
+    entry: &Entry,
+    file: File,
+    from: (usize, usize),
+    offset: u64,
+) -> Result<usize> {
+    if entry.count_read() == 0 {
+        WASTED.store(0, Relaxed);
+    }
+    // SAFETY: the program's own bytes, as it would give them to the kernel.
+    unsafe { channel.pwrite_raw(file, from.0 as *const u8, from.1.min(BYTES_MAX), offset) }
+}
+
+/// pwrite(2).
+pub fn pwrite(table: &Table, arguments: &[usize; 6]) -> Answer {
+    let [descriptor, from, count, offset, ..] = *arguments;
+    let Some((entry, file, channel)) = writable(table, descriptor) else {
+        return super::calls::about_descriptor(table, nr::PWRITE64, arguments);
+    };
+    if offset > isize::MAX as usize {
+        return Answer::Done(EINVAL);
+    }
+    if count == 0 {
+        return Answer::Done(0);
+    }
+    told(descriptor, entry, write_at(channel, entry, file, (from, count), offset as u64))
+}
+
+/// write(2).
+pub fn write(table: &Table, arguments: &[usize; 6]) -> Answer {
+    let [descriptor, from, count, ..] = *arguments;
+    let Some((entry, file, channel)) = writable(table, descriptor) else {
+        return super::calls::about_descriptor(table, nr::WRITE, arguments);
+    };
+    if count == 0 {
+        return Answer::Done(0);
+    }
+    let count = count.min(BYTES_MAX);
+    if appends(entry) {
+        let done = write_at(channel, entry, file, (from, count), 0);
+        if done.is_ok()
+            && let Some(held) = entry.held()
+        {
+            entry.advance(held, AT_END);
+        }
+        return told(descriptor, entry, done);
+    }
+    let Some((held, offset)) = reserve(entry, count as u64) else {
+        return if placeholders::upgrade(descriptor, entry) {
+            entry.release(descriptor);
+            Answer::Pass(Why::NotHeld)
+        } else {
+            Answer::Done(EIO)
+        };
+    };
+    let done = write_at(channel, entry, file, (from, count), offset);
+    let written = *done.as_ref().unwrap_or(&0) as u64;
+    if written < count as u64 {
+        // If nobody has gone on from there yet.
+        entry.advance(held, offset + written);
+    }
+    told(descriptor, entry, done)
+}
+
+/// Moves the offset first, so that two threads write one after the other.
+fn reserve(entry: &Entry, count: u64) -> Option<(Held, u64)> {
+    for _ in 0..super::reading::ATTEMPTS_MAX {
+        let held = entry.held()?;
+        let offset = held.offset();
+        if let Some(moved) = entry.advance(held, offset.checked_add(count)?) {
+            return Some((moved, offset));
+        }
+        if offset + count >= AT_END {
+            return None;
+        }
+    }
+    None
+}
+
+/// writev(2) of little.
+pub fn write_gathered(table: &Table, arguments: &[usize; 6]) -> Answer {
+    let [descriptor, list, count, ..] = *arguments;
+    let pass = || super::calls::about_descriptor(table, nr::WRITEV, arguments);
+    if writable(table, descriptor).is_none() || list == 0 || count > 64 {
+        return pass();
+    }
+    let mut bytes = core::mem::MaybeUninit::<[u8; GATHERED_BYTES_MAX]>::uninit();
+    let mut filled = 0;
+    for at in 0..count {
+        // SAFETY: the program's own list, of that many pairs.
+        let [from, length] = unsafe { (list as *const [usize; 2]).add(at).read_unaligned() };
+        if length > GATHERED_BYTES_MAX - filled {
+            return pass();
+        }
+        // SAFETY: there is room, just checked; the bytes are the program's own.
+        unsafe {
+            core::ptr::copy_nonoverlapping(
+                from as *const u8,
+                bytes.as_mut_ptr().cast::<u8>().add(filled),
+                length,
+            );
+        }
+        filled += length;
+    }
+    // If it is passed on, then with the program's own arguments.
+    write(table, &[descriptor, bytes.as_ptr() as usize, filled, 0, 0, 0])
+}
+
+/// ftruncate(2), fsync(2), fdatasync(2).
+pub fn change(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
+    let [descriptor, size, ..] = *arguments;
+    let Some((entry, file, channel)) = writable(table, descriptor) else {
+        return super::calls::about_descriptor(table, number, arguments);
+    };
+    let done = match number {
+        nr::FTRUNCATE if size > isize::MAX as usize => return Answer::Done(EINVAL),
+        nr::FTRUNCATE => channel.ftruncate(file, size as u64),
+        _ => channel.fsync(file, number == nr::FDATASYNC),
+    };
+    told(descriptor, entry, done.map(|()| 0))
+}
+
+/// A read of what is open for writing only.
+pub const UNREADABLE: Answer = Answer::Done(EBADF);
