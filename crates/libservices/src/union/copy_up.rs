@@ -136,7 +136,7 @@ impl Union {
         let copy = New { held: &held, file: file.as_ref(), made: &made, size_bytes };
         let filled = self.fill(work, (lower, &attr), &copy, plan).and_then(|partial| {
             // Without waiting, a power cut could leave a short file where a whole one was.
-            let ordered = copy.file.filter(|_| size_bytes > 0 && !nameless);
+            let ordered = copy.file.filter(|_| size_bytes > 0 && !nameless && partial.is_none());
             if let Some(file) = ordered {
                 file.service().begin_order(&self.own, held.node, file.handle)?;
             }
