@@ -1,13 +1,15 @@
 //! Reading directories.
 //!
-//! A directory of one layer is passed through. A merged one is read whole when a handle begins to read it, so that offsets
-//! stay what they are while names come and go.
+//! A directory is read whole when a handle begins to read it. Offsets are made of the names, so that they mean the same through every
+//! handle, whatever comes and goes, also where the directory begins to have entries of its own on the upper: the kernel
+//! keeps the first part of a listing and may ask another handle for the rest.
 
+use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Acquire;
 
 use parking_lot::Mutex;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashSet, FxHasher};
 
 use super::Union;
 use super::layers::{Held, Layer, OpenDir, Origin, names};
@@ -17,23 +19,14 @@ use crate::error::{Errno, Error, Result};
 use crate::name::Name;
 use crate::types::*;
 
-/// Entries taken from a layer at a time when each is to be looked up.
-const BATCH_MAX: usize = 128;
+/// Offsets are below this, so that what stands above the union has numbers of its own.
+const OFFSET_BITS: u32 = 62;
 
 /// One open directory of the union.
 pub struct Listing {
     node: Arc<Node>,
-    view: Mutex<View>,
-}
-
-/// What one reading of a directory, from its beginning, goes by.
-#[derive(Clone)]
-enum View {
-    Unread,
-    /// The layer's own listing and offsets.
-    Through(Arc<OpenDir>),
-    /// Offsets are positions, counted from 1.
-    Snapshot(Arc<[Line]>),
+    /// What one reading of the directory, from its beginning, goes by.
+    lines: Mutex<Option<Arc<[Line]>>>,
 }
 
 #[derive(Clone)]
@@ -65,7 +58,7 @@ impl Union {
         if !node.is_dir() {
             return Err(Error::new(Errno::NOTDIR, "list something that is no directory"));
         }
-        Ok(self.listings.insert(Listing { node, view: Mutex::new(View::Unread) }))
+        Ok(self.listings.insert(Listing { node, lines: Mutex::default() }))
     }
 
     pub(super) fn list(
@@ -76,48 +69,36 @@ impl Union {
         sink: &mut DirSink<'_>,
     ) -> Result<()> {
         let listing = self.listings.get(handle)?;
-        match self.view(caller, &listing, offset)? {
-            View::Through(open) => open.read(caller, offset, &mut |entry| {
-                names::is_reserved(entry.name) || sink(Line::of(&open.held.layer, &entry).entry())
-            }),
-            View::Snapshot(lines) => {
-                let rest = lines.iter().skip(usize::try_from(offset).unwrap_or(usize::MAX));
-                rest.map(Line::entry).find(|entry| !sink(*entry));
-                Ok(())
-            }
-            View::Unread => Ok(()),
-        }
+        let lines = self.lines(caller, &listing, offset)?;
+        after(&lines, offset).iter().map(Line::entry).find(|entry| !sink(*entry));
+        Ok(())
     }
 
     pub(super) fn list_plus(
         &self,
         caller: &Caller,
         handle: HandleId,
-        mut offset: u64,
+        offset: u64,
         sink: &mut DirPlusSink<'_>,
     ) -> Result<()> {
         let listing = self.listings.get(handle)?;
-        let view = self.view(caller, &listing, offset)?;
-        loop {
-            let batch = batch(caller, &view, offset)?;
-            let Some(last) = batch.last() else { return Ok(()) };
-            offset = last.next_offset;
-            for line in batch.iter().filter(|line| !names::is_reserved(&line.name)) {
-                let found = self.find_shared(caller, &listing.node, &line.name).ok().flatten();
-                let answer = found.map(|found| self.answer(&found));
-                let mut entry = line.entry();
-                if let Some(answer) = &answer {
-                    (entry.ino, entry.file_type) = (answer.attr.ino, answer.attr.file_type());
+        let lines = self.lines(caller, &listing, offset)?;
+        for line in after(&lines, offset) {
+            let found = self.find_shared(caller, &listing.node, &line.name).ok().flatten();
+            let answer = found.map(|found| self.answer(&found));
+            let mut entry = line.entry();
+            if let Some(answer) = &answer {
+                (entry.ino, entry.file_type) = (answer.attr.ino, answer.attr.file_type());
+            }
+            let taken = sink(entry, answer.as_ref());
+            if !taken {
+                if let Some(answer) = answer {
+                    self.nodes.forget(answer.node, 1);
                 }
-                let taken = sink(entry, answer.as_ref());
-                if !taken {
-                    if let Some(answer) = answer {
-                        self.nodes.forget(answer.node, 1);
-                    }
-                    return Ok(());
-                }
+                break;
             }
         }
+        Ok(())
     }
 
     pub(super) fn sync_listing(&self, caller: &Caller, handle: HandleId, data_only: bool) -> Result<()> {
@@ -127,28 +108,26 @@ impl Union {
         self.sync_names(&listing.node)
     }
 
-    fn view(&self, caller: &Caller, listing: &Listing, offset: u64) -> Result<View> {
-        let mut view = listing.view.lock();
-        if offset == 0 || matches!(*view, View::Unread) {
-            *view = self.begin(caller, &listing.node, &view)?;
+    fn lines(&self, caller: &Caller, listing: &Listing, offset: u64) -> Result<Arc<[Line]>> {
+        let mut kept = listing.lines.lock();
+        match &*kept {
+            Some(lines) if offset != 0 => Ok(lines.clone()),
+            _ => {
+                let lines = self.read_whole(caller, &listing.node)?;
+                *kept = Some(lines.clone());
+                Ok(lines)
+            }
         }
-        Ok(view.clone())
     }
 
-    fn begin(&self, caller: &Caller, node: &Arc<Node>, before: &View) -> Result<View> {
+    fn read_whole(&self, caller: &Caller, node: &Arc<Node>) -> Result<Arc<[Line]>> {
         let _names = node.entries.read();
         if node.is_dead() {
-            return Ok(View::Snapshot(Arc::from([])));
+            return Ok(Arc::from([]));
         }
-        let stack = node.stack();
-        let top = stack.top();
-        if stack.parts.len() > 1 || top.is_upper() && node.impure.load(Acquire) {
-            return Ok(View::Snapshot(self.merged_lines(caller, node, &stack)?.into()));
-        }
-        match before {
-            View::Through(open) if open.held.key() == top.key() => Ok(before.clone()),
-            _ => Ok(View::Through(Arc::new(OpenDir::open(caller, top)?))),
-        }
+        let mut lines = self.merged_lines(caller, node, &node.stack())?;
+        place(&mut lines);
+        Ok(lines.into())
     }
 
     /// Everything that a directory shows. Under its `entries`.
@@ -163,9 +142,7 @@ impl Union {
                 if let Some(hidden) = names::hidden_by(entry.name) {
                     whiteouts.push(hidden.to_boxed());
                 } else if !names::is_reserved(entry.name) && settled.insert(entry.name.to_boxed()) {
-                    let mut line = Line::of(&part.layer, &entry);
-                    line.next_offset = lines.len() as u64 + 1;
-                    lines.push(line);
+                    lines.push(Line::of(&part.layer, &entry));
                 }
             })?;
             settled.extend(whiteouts);
@@ -202,24 +179,23 @@ fn mark_of_dir(caller: &Caller, held: &Held) -> Result<Option<Origin>> {
     Ok(mark(caller, held, super::layers::marks::ORIGIN)?.and_then(|text| Origin::parse(&text)))
 }
 
-/// The next lines of a view, as the layer names them.
-fn batch(caller: &Caller, view: &View, offset: u64) -> Result<Vec<Line>> {
-    match view {
-        View::Unread => Ok(Vec::new()),
-        View::Snapshot(lines) => {
-            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(lines.len());
-            Ok(lines[from..lines.len().min(from.saturating_add(BATCH_MAX))].to_vec())
-        }
-        View::Through(open) => {
-            let mut lines = Vec::with_capacity(BATCH_MAX);
-            open.read(caller, offset, &mut |entry| {
-                if lines.len() == BATCH_MAX {
-                    return false;
-                }
-                lines.push(Line::of(&open.held.layer, &entry));
-                true
-            })?;
-            Ok(lines)
-        }
+/// Puts the lines into the order of their offsets. Names of one hash stand one after the other.
+fn place(lines: &mut [Line]) {
+    for line in &mut *lines {
+        let mut hasher = FxHasher::default();
+        hasher.write(line.name.as_bytes());
+        line.next_offset = hasher.finish() >> (u64::BITS - OFFSET_BITS);
     }
+    lines
+        .sort_unstable_by(|a, b| (a.next_offset, a.name.as_bytes()).cmp(&(b.next_offset, b.name.as_bytes())));
+    let mut last = 0;
+    for line in lines {
+        line.next_offset = line.next_offset.max(last + 1);
+        last = line.next_offset;
+    }
+}
+
+/// Those behind an offset, whether its own line is still there or not.
+fn after(lines: &[Line], offset: u64) -> &[Line] {
+    &lines[lines.partition_point(|line| line.next_offset <= offset)..]
 }

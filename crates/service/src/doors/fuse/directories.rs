@@ -1,6 +1,6 @@
 //! Operations on open directories.
 
-use polytropo_libservices::{DirEntry, Entry, Errno, Error, Result};
+use polytropo_libservices::{DirEntry, Entry, Errno, Error, HandleId, Result};
 use zerocopy::IntoBytes;
 
 use super::abi::{self, FileOpenFlags};
@@ -84,6 +84,9 @@ impl Listing<'_, '_> {
 
 impl Operation<'_> {
     pub(super) fn opendir(self, reply: &mut Reply<'_>) -> Result<()> {
+        if self.agreed.stateless_opendir() {
+            return Err(Error::new(Errno::NOSYS, "open a directory where that is not needed"));
+        }
         let handle = self.stack().opendir(&self.caller, self.node)?;
         reply.held.push(Held::Directory(self.node, handle));
         self.session.opens.list_directory(handle, self.node, &self.opener());
@@ -100,8 +103,10 @@ impl Operation<'_> {
         let own_ino = || self.stack().getattr(&self.caller, self.node, None).map(|attr| attr.ino);
         let Some(offset) = listing.add_dots(asked.offset, own_ino)? else { return Ok(()) };
         let mut sink = |e: DirEntry<'_>| listing.add(&line(&e, None), abi::EntryOut::default());
-        let handle = self.session.numbers.handle(asked.fh);
-        let done = self.stack().readdir(&self.caller, self.node, handle, offset, &mut sink);
+        let done = self.on_directory(asked.fh, asked.offset == 0, |handle| {
+            self.stack().readdir(&self.caller, self.node, handle, offset, &mut sink)
+        });
+        self.listed(asked.offset, listing.reply.len());
         listing.finish(done)
     }
 
@@ -118,19 +123,47 @@ impl Operation<'_> {
             }
             taken
         };
-        let handle = self.session.numbers.handle(asked.fh);
-        let done = self.stack().readdir_plus(&self.caller, self.node, handle, offset, &mut sink);
+        let done = self.on_directory(asked.fh, asked.offset == 0, |handle| {
+            self.stack().readdir_plus(&self.caller, self.node, handle, offset, &mut sink)
+        });
+        self.listed(asked.offset, listing.reply.len());
         listing.finish(done)
+    }
+
+    /// Runs `operation` on the open directory that the kernel names, or on the door's own where it names none.
+    fn on_directory<T>(
+        &self,
+        fh: u64,
+        begins: bool,
+        operation: impl FnOnce(HandleId) -> Result<T>,
+    ) -> Result<T> {
+        if !self.agreed.stateless_opendir() {
+            return operation(self.session.numbers.handle(fh));
+        }
+        let directory = self.session.open_directories.get(&self.caller, self.node, begins)?;
+        operation(directory.handle)
+    }
+
+    /// A listing that had nothing more to tell is at its end.
+    fn listed(&self, offset: u64, answered_bytes: usize) {
+        if answered_bytes == 0 && offset != 0 && self.agreed.stateless_opendir() {
+            self.session.open_directories.forget(self.node);
+        }
     }
 
     pub(super) fn fsyncdir(self, a: &mut Arguments<'_>) -> Result<()> {
         let asked: abi::FsyncIn = a.take()?;
         let data_only = asked.fsync_flags & abi::FSYNC_FDATASYNC != 0;
-        self.stack().fsyncdir(&self.caller, self.node, self.session.numbers.handle(asked.fh), data_only)
+        self.on_directory(asked.fh, false, |handle| {
+            self.stack().fsyncdir(&self.caller, self.node, handle, data_only)
+        })
     }
 
     pub(super) fn releasedir(self, a: &mut Arguments<'_>) -> Result<()> {
         let asked: abi::ReleaseIn = a.take()?;
+        if self.agreed.stateless_opendir() {
+            return Ok(());
+        }
         self.session.release_directory(self.node, self.session.numbers.handle(asked.fh));
         Ok(())
     }

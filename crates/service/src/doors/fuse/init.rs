@@ -39,6 +39,11 @@ impl Negotiated {
         self.flags.contains(InitFlags::NO_OPEN_SUPPORT)
     }
 
+    /// The kernel opens directories without asking.
+    pub fn stateless_opendir(&self) -> bool {
+        self.flags.contains(InitFlags::NO_OPENDIR_SUPPORT)
+    }
+
     pub fn exclusive(&self) -> bool {
         self.coherence != Coherence::Shared
     }
@@ -176,7 +181,7 @@ fn wanted(
     // The kernel alone knows the end of a file, and places what is appended.
     let alone = coherence != Coherence::Shared;
     if options.stateless_open && alone && capabilities.contains(Capabilities::STATELESS_OPEN) {
-        flags |= InitFlags::NO_OPEN_SUPPORT;
+        flags |= InitFlags::NO_OPEN_SUPPORT | InitFlags::NO_OPENDIR_SUPPORT;
         // An open that is not asked for cannot truncate: the kernel sends SETATTR instead.
         flags -= InitFlags::ATOMIC_O_TRUNC;
     }

@@ -16,6 +16,7 @@ mod late_errors;
 mod names;
 mod numbers;
 mod once;
+mod open_directories;
 mod open_files;
 mod opens;
 mod recover;

@@ -14,6 +14,7 @@ use super::abi::{self, InHeader, opcode};
 use super::init::{self, Negotiated, Offer};
 use super::late_errors::LateErrors;
 use super::numbers::Numbers;
+use super::open_directories::OpenDirectories;
 use super::open_files::OpenFiles;
 use super::opens::Opens;
 use super::reply::{Held, Reply, Timeouts};
@@ -29,6 +30,7 @@ pub struct Session {
     pub door: DoorId,
     pub options: FuseOptions,
     pub open_files: OpenFiles,
+    pub open_directories: OpenDirectories,
     pub opens: Opens,
     pub numbers: Numbers,
     pub late_errors: LateErrors,
@@ -84,6 +86,7 @@ impl Own {
 impl Session {
     pub fn new(stack: Arc<dyn Libservice>, door: DoorId, options: FuseOptions) -> Self {
         let open_files = OpenFiles::new(stack.clone());
+        let open_directories = OpenDirectories::new(stack.clone());
         let modes = options.modes.clone().unwrap_or_default();
         let opens = Opens::new(
             modes,
@@ -96,6 +99,7 @@ impl Session {
             door,
             options,
             open_files,
+            open_directories,
             opens,
             numbers,
             late_errors: LateErrors::default(),
@@ -326,6 +330,7 @@ impl Session {
     fn forget(&self, nodeid: u64, count: u64) {
         if let Some((node, count)) = self.numbers.forget(nodeid, count).filter(|_| nodeid != 0) {
             self.open_files.forget(node);
+            self.open_directories.forget(node);
             self.opens.forget(node);
             self.stack.forget(node, count);
         }
