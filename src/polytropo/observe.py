@@ -46,6 +46,8 @@ class MountStats(msgspec.Struct, kw_only=True):
     operations: dict[str, OperationStats] = {}
     read_bytes: int = 0
     written_bytes: int = 0
+    over_rings: int = 0
+    """How many of all operations came over io_uring; the others came from the device."""
     copies: Copies = {}
     channels: ChannelStats = msgspec.field(default_factory=ChannelStats)
 
@@ -72,6 +74,8 @@ class PastStats(msgspec.Struct, kw_only=True):
     operations: dict[str, OperationStats] = {}
     read_bytes: int = 0
     written_bytes: int = 0
+    over_rings: int = 0
+    """How many of all operations came over io_uring; the others came from the device."""
     copies: Copies = {}
     channels: ChannelStats = msgspec.field(default_factory=ChannelStats)
     windows: WindowStats = msgspec.field(default_factory=WindowStats)
@@ -103,6 +107,8 @@ class TenantStats(msgspec.Struct, kw_only=True):
     error_count: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
+    over_rings: int = 0
+    """How many of all operations came over io_uring; the others came from the device."""
     copies: Copies = {}
     request_count: int = 0
     """Of programs at channels."""

@@ -202,7 +202,7 @@ impl FuseDoor {
         if let Some(set) = rings {
             let (device, stop, late) = (device.clone(), stop.clone(), messages.clone());
             let common = Common { device, payload_bytes: set.payload_bytes(), stop, late };
-            let answerer = || Answerer::new(session.clone(), started.counters.of_new_thread());
+            let answerer = || Answerer::new(session.clone(), started.counters.of_ring_thread());
             let alive = || Alive::new(&started.live);
             let threads = RingThreads::start(set, &common, gate.clone(), answerer, alive)?;
             *started.rings.lock() = Some(threads);

@@ -17,6 +17,8 @@ pub struct DoorStatistics {
     pub operations: BTreeMap<&'static str, OperationStatistics>,
     pub read_bytes: u64,
     pub written_bytes: u64,
+    /// How many of all operations came over io_uring; the others came from the device.
+    pub over_rings: u64,
 }
 
 impl DoorStatistics {
@@ -30,6 +32,7 @@ impl DoorStatistics {
         }
         self.read_bytes += other.read_bytes;
         self.written_bytes += other.written_bytes;
+        self.over_rings += other.over_rings;
     }
 }
 
@@ -48,6 +51,7 @@ pub struct Counters {
     operations: [Counter; opcode::COUNT],
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
+    over_ring: bool,
 }
 
 #[derive(Default)]
@@ -62,11 +66,12 @@ fn add(to: &AtomicU64, amount: u64) {
 }
 
 impl Counters {
-    fn new() -> Self {
+    fn new(over_ring: bool) -> Self {
         Self {
             operations: std::array::from_fn(|_| Counter::default()),
             read_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
+            over_ring,
         }
     }
 
@@ -94,7 +99,16 @@ pub struct AllCounters(Mutex<Vec<Arc<Counters>>>);
 
 impl AllCounters {
     pub fn of_new_thread(&self) -> Arc<Counters> {
-        let counters = Arc::new(Counters::new());
+        self.add(Counters::new(false))
+    }
+
+    /// For a thread whose requests come over io_uring.
+    pub fn of_ring_thread(&self) -> Arc<Counters> {
+        self.add(Counters::new(true))
+    }
+
+    fn add(&self, counters: Counters) -> Arc<Counters> {
+        let counters = Arc::new(counters);
         self.0.lock().push(counters.clone());
         counters
     }
@@ -107,6 +121,7 @@ impl AllCounters {
             for (opcode, counter) in counters.operations.iter().enumerate() {
                 let count = counter.count.load(Relaxed);
                 if count > 0 {
+                    sum.over_rings += if counters.over_ring { count } else { 0 };
                     let operation = sum.operations.entry(opcode::name(opcode as u32)).or_default();
                     operation.count += count;
                     operation.errors += counter.errors.load(Relaxed);
@@ -125,7 +140,7 @@ mod tests {
     #[test]
     fn sums_over_threads_and_names_what_happened() {
         let all = AllCounters::default();
-        let (one, two) = (all.of_new_thread(), all.of_new_thread());
+        let (one, two) = (all.of_new_thread(), all.of_ring_thread());
         one.record(opcode::READ, false, Duration::from_nanos(5));
         one.record_bytes(opcode::READ, 4096);
         two.record(opcode::READ, true, Duration::from_nanos(7));
@@ -133,6 +148,6 @@ mod tests {
         let sum = all.sum();
         assert_eq!(sum.operations.len(), 1);
         assert_eq!(sum.operations["read"], OperationStatistics { count: 2, errors: 1, total_ns: 12 });
-        assert_eq!((sum.read_bytes, sum.written_bytes), (4096, 0));
+        assert_eq!((sum.read_bytes, sum.written_bytes, sum.over_rings), (4096, 0, 1));
     }
 }
