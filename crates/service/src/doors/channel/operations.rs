@@ -110,7 +110,9 @@ impl Work<'_> {
         let tag = self.notes.take().map(|notes| notes.tag());
         match tag.filter(Tag::is_good) {
             Some(tag) if lasting => self.reply[TAG_AT..].copy_from_slice(&tag.to_words()),
-            Some(tag) if done.is_ok() => self.tag_opened(&tag)?,
+            Some(tag) if done.is_ok() && self.request.operation == Some(Operation::Open) => {
+                self.tag_opened(&tag)?;
+            }
             _ => {}
         }
         done
