@@ -47,3 +47,17 @@ def test_names_are_as_the_kernel_says(
     if kind.endswith("writes"):
         # Those of the first process, the others are its children.
         assert max(map(int, re.findall(r"in the process (\d+)", report))) > 10_000, report
+
+
+@pytest.mark.parametrize("kind", ["exclusive", "exclusive, writes", "union, writes", "shared"])
+def test_directories_are_as_the_kernel_says(
+    isolated: Isolated, library: Path, compile_program: Compile, kind: str
+) -> None:
+    """Listed and walked through while names change, and descriptors are duplicated, inherited, made real."""
+    program = compile_program("directories")
+    place = OnMount(isolated, mount(isolated, kind))
+    done = place.run(program, "15" if kind == "shared" else "150")
+    assert (done.returncode, done.stdout) == (0, "0 wrong\n"), done
+    if kind.endswith("writes"):
+        report = place.trace.read_text()
+        assert max(map(int, re.findall(r"in the process (\d+)", report))) > 300, report
