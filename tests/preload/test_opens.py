@@ -154,3 +154,47 @@ def test_writing_in_all_ways(
     if kind != "shared" and compiler == "gcc":
         assert place.in_process() > 1000, place.trace.read_text()
     assert place.run("sh", "-c", "rm together; cksum *; rm -rf *", preload=False).stdout == sums.stdout
+
+
+WATCHING = """
+import ctypes, fcntl, os, signal, struct
+libc = ctypes.CDLL(None)
+def use(name):
+    file = os.open(name, os.O_RDONLY)
+    os.read(file, 20)
+    os.close(file)
+def known():
+    for _ in range(50):
+        use("small")
+known()
+if how == "inotify":
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    elsewhere = libc.inotify_add_watch(watch, b"/", 0xfff)
+    known()
+    libc.inotify_rm_watch(watch, elsewhere)
+    while os.read(watch, 4096)[-16:-12] != struct.pack("i", elsewhere):
+        pass
+    assert libc.inotify_add_watch(watch, b".", 0xfff) > 0
+    use("small")
+    told, names = os.read(watch, 4096), []
+    while told:
+        _, mask, _, length = struct.unpack_from("iIII", told)
+        names.append((hex(mask), told[16:16 + length].rstrip(bytes(1))))
+        told = told[16 + length:]
+    print(names)
+else:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+    directory = os.open(".", os.O_RDONLY)
+    fcntl.fcntl(directory, fcntl.F_NOTIFY, fcntl.DN_ACCESS)
+    use("small")
+    print(signal.sigtimedwait([signal.SIGIO], 0).si_signo)
+"""
+
+
+@pytest.mark.parametrize("how", ["inotify", "dnotify"])
+def test_who_watches_is_told(isolated: Isolated, library: Path, how: str) -> None:
+    place = filled(isolated, "union, writes")
+    program = f"how = {how!r}\n{WATCHING}"
+    plain = place.run(sys.executable, "-c", program, preload=False)
+    done = place.run(sys.executable, "-c", program)
+    assert plain.stdout.strip() and (done.stdout, done.stderr) == (plain.stdout, plain.stderr)

@@ -76,6 +76,8 @@ pub mod nr {
     pub const READLINKAT: usize = 267;
     pub const FACCESSAT: usize = 269;
     pub const UNSHARE: usize = 272;
+    pub const INOTIFY_ADD_WATCH: usize = 254;
+    pub const FANOTIFY_MARK: usize = 301;
     pub const DUP3: usize = 292;
     pub const SENDMMSG: usize = 307;
     pub const SETNS: usize = 308;
@@ -286,6 +288,14 @@ pub fn umask() -> Option<u32> {
     let at = text.windows(NAME.len()).position(|part| part == NAME)? + NAME.len();
     let digits = text.get(at..)?.iter().take_while(|byte| (b'0'..b'8').contains(byte));
     Some(digits.fold(0, |umask, digit| umask << 3 | u32::from(digit - b'0')))
+}
+
+/// The device that a path of the program's leads to.
+pub fn device_of(path: usize) -> Option<u64> {
+    let mut words = [0; 18];
+    // SAFETY: the kernel reads the path, or says EFAULT, and writes the 144 bytes of its structure.
+    let done = unsafe { call(nr::NEWFSTATAT, [AT_FDCWD, path, words.as_mut_ptr() as usize, 0, 0, 0]) };
+    (done == 0).then(|| Status::from_words(&words).device)
 }
 
 /// Whether a path of the program's is one that it may execute.

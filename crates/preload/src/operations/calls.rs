@@ -19,6 +19,7 @@ const CLONE_NAMESPACES: usize = 0x7e02_0080;
 const O_ACCMODE_ETC: usize = 3 | 0o100 | 0o1000 | 0o200_000 | 0o10_000_000 | 0o40_000;
 const AT_EMPTY_PATH: usize = 0x1000;
 const CLOSE_RANGE_UNSHARE: usize = 2;
+const F_NOTIFY: usize = 1026;
 const ENOENT: isize = -2;
 const EBADF: isize = -9;
 const EBUSY: isize = -16;
@@ -31,6 +32,10 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
         return Answer::Pass(Why::EndOfProcess);
     }
     let Some(table) = table() else { return Answer::Pass(Why::NotOurs) };
+    if matches!(number, nr::FCNTL | nr::INOTIFY_ADD_WATCH | nr::FANOTIFY_MARK) && watches(number, arguments) {
+        process::turn_off();
+        return Answer::Pass(Why::Unseen);
+    }
     if let Some(answer) = directories::answer(number, arguments) {
         return answer;
     }
@@ -101,6 +106,16 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
             Answer::Pass(Why::Unseen)
         }
         _ => about_descriptor(table, number, arguments),
+    }
+}
+
+/// The kernel is to tell of what happens to files, and does not see what is done without it.
+#[cold]
+fn watches(number: usize, arguments: &[usize; 6]) -> bool {
+    match number {
+        nr::FCNTL => arguments[1] == F_NOTIFY,
+        nr::INOTIFY_ADD_WATCH => sys::device_of(arguments[1]) == Some(process::setting().device()),
+        _ => true,
     }
 }
 
