@@ -30,6 +30,9 @@ const PLACED_BYTES_MAX: usize = 64 << 20;
 const TIMES_MAX: usize = 1 << 20;
 /// Untimed copies before a sample, where one slot is copied again and again.
 const WARM_TIMES: usize = 2;
+/// What a program reads it looks at, which takes longer where the copy went past the caches. That counts from this size on; below, the
+/// next copy to the same place is as slow.
+const READ_BACK_BYTES: usize = 1 << 20;
 /// Of copies so large, none leaves anything in the caches that the next one finds.
 const BEYOND_CACHES_BYTES: usize = 16 << 20;
 
@@ -174,7 +177,7 @@ impl Course<'_> {
         let near = (!self.near.is_empty()).then(|| &self.near[round % self.near.len()]);
         match (self.situation, near, self.cold) {
             (Situation::Cold, _, Some(cold)) => Ok(self.cold(contender, cold, times)),
-            (Situation::Hot, Some(near), _) => Ok(repeat(contender, near, times, |_| near.source(0))),
+            (Situation::Hot, Some(near), _) => Ok(repeat(contender, near, times, false, |_| near.source(0))),
             (Situation::Read, Some(near), Some(cold)) => Ok(self.read(round, contender, near, cold, times)),
             (_, Some(near), _) => self.across(contender, near, times),
             _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
@@ -199,13 +202,14 @@ impl Course<'_> {
 
     fn read(&mut self, round: usize, contender: Contender, near: &Pools, cold: &Pools, times: usize) -> f64 {
         let from = self.wander(cold.slots());
+        let then_read = near.size_bytes() >= READ_BACK_BYTES;
         match round % SOURCES.len() {
-            0 => repeat(contender, near, times, |_| near.source(0)),
+            0 => repeat(contender, near, times, then_read, |_| near.source(0)),
             1 => {
                 self.step = self.step.wrapping_add(times);
-                repeat(contender, near, times, |time| cold.source(from + time))
+                repeat(contender, near, times, then_read, |time| cold.source(from + time))
             }
-            _ => repeat(contender, near, times, |_| cold.source(self.wander(cold.slots()))),
+            _ => repeat(contender, near, times, then_read, |_| cold.source(self.wander(cold.slots()))),
         }
     }
 
@@ -241,8 +245,14 @@ impl Course<'_> {
     }
 }
 
-/// Copies to one place again and again.
-fn repeat(contender: Contender, near: &Pools, times: usize, mut source: impl FnMut(usize) -> *mut u8) -> f64 {
+/// Copies to one place again and again, where a program may read each.
+fn repeat(
+    contender: Contender,
+    near: &Pools,
+    times: usize,
+    then_read: bool,
+    mut source: impl FnMut(usize) -> *mut u8,
+) -> f64 {
     let warm_times = if near.size_bytes() < BEYOND_CACHES_BYTES { WARM_TIMES } else { 0 };
     for _ in 0..warm_times {
         copy(contender, near.destination(0), near.source(0), near.size_bytes());
@@ -250,6 +260,9 @@ fn repeat(contender: Contender, near: &Pools, times: usize, mut source: impl FnM
     let begin = Instant::now();
     for time in 0..times {
         copy(contender, near.destination(0), source(time), near.size_bytes());
+        if then_read {
+            near.read_destinations(1);
+        }
     }
     begin.elapsed().as_nanos() as f64
 }

@@ -17,13 +17,11 @@ from polytropo.tuning.measure import ACROSS, Machine
 from polytropo.tuning.search import FINAL, contenders, decided
 
 _LOOKS = 4
-# On a machine that moved, so many until each situation was seen with the other core near and far.
-_LOOKS_MAX = 12
 _FINALISTS = 4
 _ROUNDS = 27
 _ROUNDS_MIN = 6
 _BYTES_A_LOOK = 256 << 20
-# A virtual machine whose CPUs did not move meanwhile gets so long to do that.
+# A virtual machine gets so long for each situation to be seen with the other core near and far.
 _WAIT_S = 60.0
 _POLL_S = 0.25
 _CPUINFO = Path("/proc/cpuinfo")
@@ -41,11 +39,8 @@ def look_again(state: State, machine: Machine, journal: plans.Journal, told: Tol
     course = _Course(machine, cells, told)
     for _ in range(_LOOKS):
         course.look(list(cells))
-    across = [key for key in cells if key[1] in ACROSS]
-    if _is_virtual() and course.stayed() and course.wait_for_move():
-        course.look(across)
-    while course.is_seen_in_part() and course.looks < _LOOKS_MAX:
-        course.look(across)
+    if _is_virtual():
+        course.see_elsewhere()
     journal.cells[:] = _decide(journal.cells, course.compared, course.looks)
     journal.elapsed_s += time.monotonic() - started_s
     plans.write_journal(state, journal)
@@ -76,30 +71,21 @@ class _Course:
             )
             self.compared[key].add(names, samples)
 
-    def stayed(self) -> bool:
-        """Whether the other core was in one place all the time."""
-        return len(self._places()) == 1
-
-    def is_seen_in_part(self) -> bool:
-        """Whether the other core was near and far, and some were not seen under both."""
-        return any(conditions != self._places() for conditions in self._conditions())
-
-    def wait_for_move(self) -> bool:
-        """Waits a little for the other core to be elsewhere, and tells whether it is."""
-        (here,) = self._places()
+    def see_elsewhere(self) -> None:
+        """Looks again at what was seen with the other core in one place alone, once that is in another."""
         until_s = time.monotonic() + _WAIT_S
-        while (left_s := until_s - time.monotonic()) > 0:
-            self._told(int(_WAIT_S - left_s), int(_WAIT_S), f"waiting, since the other core is {here}")
-            if self._machine.distance() != here:
-                return True
-            time.sleep(_POLL_S)
-        return False
+        while (left_s := until_s - time.monotonic()) > 0 and (keys := self._seen_in_one_place()):
+            here = self._machine.distance()
+            due = [key for key in keys if self.compared[key].conditions != {here}]
+            if due:
+                self.look(due)
+            else:
+                self._told(int(_WAIT_S - left_s), int(_WAIT_S), f"waiting, since the other core is {here}")
+                time.sleep(_POLL_S)
 
-    def _conditions(self) -> list[frozenset[str]]:
-        return [each.conditions for (_, situation, _), each in self.compared.items() if situation in ACROSS]
-
-    def _places(self) -> frozenset[str]:
-        return frozenset[str]().union(*self._conditions())
+    def _seen_in_one_place(self) -> list[_Key]:
+        across = {key: each for key, each in self.compared.items() if key[1] in ACROSS}
+        return [key for key, each in across.items() if len(each.conditions) == 1]
 
 
 def _is_virtual() -> bool:
