@@ -183,3 +183,39 @@ fn plus_listings_count_what_they_hand_out() {
     }
     view.assert_nothing_held();
 }
+
+/// As the kernel does that has kept the first part of a listing and lost the rest.
+#[test]
+fn another_handle_goes_on_where_one_stopped() {
+    let rig = Rig::quick(2);
+    let expected: Vec<String> = (0..100).map(|i| format!("f{i:02}")).collect();
+    for file in &expected {
+        rig.put(0, &format!("d/{file}"), "bytes");
+    }
+    let view = rig.union();
+    let part = |offset: u64, count: usize| {
+        view.at("d", |entry| {
+            let handle = view.union.opendir(&view.caller, entry.node)?;
+            let mut found = Vec::new();
+            view.union.readdir(&view.caller, entry.node, handle, offset, &mut |line| {
+                let taken = found.len() < count;
+                if taken {
+                    found
+                        .push((String::from_utf8_lossy(line.name.as_bytes()).into_owned(), line.next_offset));
+                }
+                taken
+            })?;
+            view.union.releasedir(entry.node, handle);
+            Ok(found)
+        })
+        .unwrap()
+    };
+    let mut listed = part(0, 40);
+    // The directory gets an entry on the upper, and loses one that was told of.
+    view.append("d/f07", "more").unwrap();
+    view.unlink(&format!("d/{}", listed[3].0)).unwrap();
+    listed.extend(part(listed[39].1, usize::MAX));
+    let mut names: Vec<String> = listed.into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    assert_eq!(names, expected);
+}
