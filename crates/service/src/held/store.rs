@@ -20,6 +20,8 @@ use crate::windows::Budget;
 pub const FILES_MAX: usize = 128;
 /// Pages that are allocated at a time.
 const GROW_PAGES: usize = 512;
+/// With no more than so many free ones the next are allocated.
+const SPARE_PAGES: usize = 256;
 /// How often room is made for a piece before it is written at once.
 const TRIES_MAX: usize = 3;
 /// Of the tenant's cache, the part that may be held.
@@ -42,6 +44,8 @@ pub struct Held {
     /// How many files there are, for those who find none.
     count: AtomicUsize,
     pub(super) slots: Mutex<Slots>,
+    /// Held while pages are allocated or given back. Taken before `slots`.
+    growing: Mutex<()>,
     /// Wakes who looks after it.
     pub(super) bell: Arc<Bell>,
     /// To be told of files whose held bytes are lost.
@@ -114,6 +118,7 @@ impl Held {
             files: Mutex::default(),
             count: AtomicUsize::new(0),
             slots: Mutex::default(),
+            growing: Mutex::default(),
             bell: Arc::default(),
             lost: OnceLock::new(),
             scratch: Mutex::default(),
@@ -243,13 +248,19 @@ impl Held {
 
     fn take_slot(&self) -> Option<u32> {
         let mut slots = self.slots.lock();
-        if slots.free.is_empty() && !self.grow(&mut slots) {
-            return None;
+        if slots.free.is_empty() {
+            drop(slots);
+            self.grow(1);
+            slots = self.slots.lock();
         }
         let index = slots.free.pop()?;
         slots.used += 1;
-        if slots.used == 1 || slots.used == self.pages_max / 2 {
-            self.bell.ring(slots.used > 1);
+        let (first, half) = (slots.used == 1, slots.used == self.pages_max / 2);
+        // Allocated by another thread, before they are needed.
+        let more = slots.free.len() == SPARE_PAGES && slots.grown < self.pages_max;
+        drop(slots);
+        if first || half || more {
+            self.bell.ring(!first);
         }
         Some(index)
     }
@@ -261,30 +272,45 @@ impl Held {
         slots.used -= 1;
     }
 
-    fn grow(&self, slots: &mut Slots) -> bool {
-        if slots.refused || slots.grown >= self.pages_max {
-            return false;
-        }
+    /// Has `free_min` pages free, if there is memory for them.
+    pub(super) fn grow(&self, free_min: usize) {
+        // Allocating takes long, and `slots` is for those who need one.
+        let _growing = self.growing.lock();
+        let first = {
+            let slots = self.slots.lock();
+            if slots.free.len() >= free_min || slots.refused || slots.grown >= self.pages_max {
+                return;
+            }
+            slots.grown
+        };
         let bytes = (GROW_PAGES * PAGE_BYTES) as u64;
-        if !self.budget.take(bytes) {
+        let populated = match self.budget.take(bytes) {
+            true => self.area.populate(first, GROW_PAGES).inspect_err(|errno| {
+                log::warn!("no further writes are held, for want of memory: {errno}");
+                self.budget.give_back(bytes);
+            }),
+            false => Err(rustix::io::Errno::NOSPC),
+        };
+        let mut slots = self.slots.lock();
+        if populated.is_err() {
             slots.refused = true;
-            return false;
+            return;
         }
-        if let Err(errno) = self.area.populate(slots.grown, GROW_PAGES) {
-            log::warn!("no further writes are held, for want of memory: {errno}");
-            self.budget.give_back(bytes);
-            slots.refused = true;
-            return false;
-        }
-        let (first, end) = (slots.grown as u32, (slots.grown + GROW_PAGES) as u32);
-        // The lowest first, so that what is written in order lies in order.
-        slots.free.extend((first..end).rev());
+        // The lowest first, so that what is written in order lies in order; after those that were used before.
+        slots.free.splice(0..0, (first as u32..(first + GROW_PAGES) as u32).rev());
         slots.grown += GROW_PAGES;
-        true
+    }
+
+    /// Has pages at hand for what comes, once something came.
+    pub(super) fn grow_ahead(&self) {
+        if self.slots.lock().grown > 0 {
+            self.grow(SPARE_PAGES);
+        }
     }
 
     /// Gives memory back while nothing is held.
     pub(super) fn shrink(&self) {
+        let _growing = self.growing.lock();
         let mut slots = self.slots.lock();
         if slots.used > 0 || slots.grown == 0 {
             return;

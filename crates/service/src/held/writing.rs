@@ -192,6 +192,7 @@ impl Held {
 
     /// Writes what is old, or much. False when nothing is held.
     fn look(&self) -> bool {
+        self.grow_ahead();
         let much = self.slots.lock().used >= self.pages_max / 2;
         let files: Vec<_> = self.files.lock().by_node.values().cloned().collect();
         for file in files {
