@@ -10,7 +10,7 @@ from pathlib import Path
 from polytropo.errors import PolytropoError
 from polytropo.preload_files import stage_library, stage_sites
 from polytropo.state import State
-from polytropo.tenants import run_dir
+from polytropo.tenants import run_dir, tenant_dir
 
 _C_LIBRARIES = ("/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc.so.6", "/lib/ld-musl-x86_64.so.1")
 _INTERPRETERS_MAX = 4
@@ -38,7 +38,8 @@ def environment_on(state: State, tenant: str, directory: Path, program: str) -> 
         return {}
     if reason := why_not(Path(path)):
         raise PolytropoError(f"{program} is started without the preload library: {reason}")
-    library = _stage(run_dir(state, tenant) / "preload")
+    # Where it can be read after the program gave up its rights: without a service, but in silence.
+    library = _stage(tenant_dir(state, tenant) / "preload")
     others = os.environ.get("LD_PRELOAD")
     return {
         "LD_PRELOAD": f"{library}:{others}" if others else str(library),

@@ -113,7 +113,12 @@ def test_exec_and_restart(host: Isolated) -> None:
     host.polytropo("start", "c")
     listed = host.polytropo("exec", "c", "cat", "/etc/ld.so.preload").stdout
     assert listed == f"/run/.polytropo/lib/{LIBRARY}\n"
+    host.polytropo("commit", "c", "committed")
     host.polytropo("rm", "-f", "c")
+    shown = host.polytropo(
+        "run", "--rm", "committed", "ls", "/run/.polytropo", "/etc/ld.so.preload", check=False
+    )
+    assert shown.stderr.count("No such file or directory") == 2
 
 
 def test_what_the_image_itself_loads_is_kept(host: Isolated, tmp_path: Path) -> None:

@@ -198,3 +198,9 @@ def test_who_watches_is_told(isolated: Isolated, library: Path, how: str) -> Non
     plain = place.run(sys.executable, "-c", program, preload=False)
     done = place.run(sys.executable, "-c", program)
     assert plain.stdout.strip() and (done.stdout, done.stderr) == (plain.stdout, plain.stderr)
+
+
+def test_who_gives_up_rights_can_load_the_library(isolated: Isolated, library: Path) -> None:
+    place = filled(isolated, KINDS[0])
+    done = place.run("setpriv", "--reuid=1", "--regid=1", "--clear-groups", "wc", "-c", "small")
+    assert done.stdout == "4096 small\n" and "ld.so" not in done.stderr, done.stderr

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from polytropo.containers import records
+from polytropo.containers.private_path import MOUNTED
 from polytropo.containers.records import Container, Files
 from polytropo.containers.runtime import Runtime
 from polytropo.errors import PolytropoError, storage_errors
@@ -45,6 +46,7 @@ def commit(
                 author=author,
                 message=message,
                 changes=changes,
+                mounted=MOUNTED,
             )
 
 

@@ -26,6 +26,9 @@ _OURS = f"{PLACE}/".encode()
 _DIGEST_DIGITS = 32
 _LISTED = "/etc/ld.so.preload"
 _LISTED_MAX_BYTES = 1 << 16
+MOUNTED = (PLACE.removeprefix("/").encode(), _LISTED.removeprefix("/").encode())
+"""Where something is mounted that is no part of the container, relative to its root."""
+
 _GLIBC_LOADER = "/lib64/ld-linux-x86-64.so.2"
 _MUSL = "/lib/ld-musl-x86_64.so.1"
 _FOREIGN_LOADER = "/lib/ld-linux.so.2"

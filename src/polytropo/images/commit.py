@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,8 +32,11 @@ def commit(
     author: str = "",
     message: str = "",
     changes: Sequence[str] = (),
+    mounted: Collection[bytes] = (),
 ) -> Image:
     """Makes an image of `base` and a writable layer over it, which nobody should be writing meanwhile.
+
+    What is empty there at one of the places `mounted` was made to mount something on it, and is left out.
 
     `changes` are instructions as in a Containerfile that change the configuration: CMD, ENTRYPOINT, ENV,
     EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR. Raises ImageError.
@@ -49,7 +52,7 @@ def commit(
             trees.enter_context(Tree(path, record.ownership))
             for path, record in zip(base.layers, reversed(base.layer_records), strict=True)
         ]
-        source = ChunkReader(flattened(trees.enter_context(Tree(upper, ownership)), lowers))
+        source = ChunkReader(flattened(trees.enter_context(Tree(upper, ownership)), lowers, mounted))
         layer = add_unknown_layer(state, source, needs_end=True)
         created = datetime.now(UTC).isoformat()
         config["rootfs"]["diff_ids"].append(layer.diff_id)

@@ -8,7 +8,7 @@ are left out.
 
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -26,10 +26,13 @@ _COPIES_MAX = 1 << 20
 _MARKER = Attributes(stat.S_IFREG | 0o600, 0, 0, 0, 0, {})
 
 
-def flattened(upper: Tree, lowers: list[Tree]) -> Iterator[bytes]:
-    """The tar archive of the layer that `upper` makes over `lowers`, the topmost of these first."""
+def flattened(upper: Tree, lowers: list[Tree], mounted: Collection[bytes] = ()) -> Iterator[bytes]:
+    """The tar archive of the layer that `upper` makes over `lowers`, the topmost of these first.
+
+    What was made only to mount something on it, at one of the places `mounted`, is left out.
+    """
     check_format(upper)
-    yield from _Flattener(upper, lowers).archive()
+    yield from _Flattener(upper, lowers, mounted).archive()
 
 
 @dataclass
@@ -50,8 +53,9 @@ class _Node:
 
 
 class _Flattener:
-    def __init__(self, upper: Tree, lowers: list[Tree]) -> None:
+    def __init__(self, upper: Tree, lowers: list[Tree], mounted: Collection[bytes]) -> None:
         self._upper = Part(upper, b"", 0)
+        self._mounted = mounted
         self._lowers = lowers
         self._merged = Merged(lowers)
         # By (ordinal, inode): the name under which it is in the archive already.
@@ -105,7 +109,7 @@ class _Flattener:
         listed = {found.name: found for found in part.tree.list(part.path)}
         children: dict[bytes, _Node | None] = {}
         for name, found in listed.items():
-            if name == RESERVED:
+            if name == RESERVED or self._is_mount_point(directory, found):
                 continue
             if name == OPAQUE:
                 children[name] = None
@@ -121,6 +125,16 @@ class _Flattener:
                 entry = Entry(found, [part.child(name), *(redirected or [])])
                 children[name] = directory.child(name, entry, is_whole=is_whole)
         return children
+
+    def _is_mount_point(self, directory: _Node, found: Found) -> bool:
+        if join(directory.path, found.name) not in self._mounted:
+            return False
+        if self._merged.entry(self._merged.parts_at(directory.path), found.name) is not None:
+            return False
+        if found.is_directory:
+            part = directory.parts[0].child(found.name)
+            return next(part.tree.list(part.path), None) is None
+        return found.is_file and found.size_bytes == 0
 
     def _entry(self, name: bytes, node: _Node) -> Iterator[bytes]:
         part, found = node.parts[0], node.found
