@@ -8,7 +8,7 @@ export CARGO_BUILD_JOBS := $(CARGO_JOBS)
 
 # Programs that the product needs, and what only its tests and benchmarks need.
 PACKAGES := runc crun fuse3 mmdebstrap umoci uidmap conmon golang-github-containers-common python3-venv build-essential
-TEST_PACKAGES := busybox-static acl attr dbench fio git musl-tools libpython3.11-testsuite postgresql python3.11 redis-server rsync stress-ng e2fsprogs
+TEST_PACKAGES := busybox-static acl attr dbench fio git musl-tools libpython3.11-testsuite postgresql python3.11 redis-server rsync stress-ng e2fsprogs xfsprogs
 CACHE_BENCH_PACKAGES := git strace build-essential
 BENCH_PACKAGES := fuse-overlayfs podman rocksdb-tools strace
 
