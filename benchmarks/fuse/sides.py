@@ -74,13 +74,23 @@ class FuseOverlayfs:
 class Polytropo:
     name = OURS
 
-    def __init__(self, state: State, passthrough: bool | None = None, tenant: str | None = None) -> None:
+    def __init__(
+        self,
+        state: State,
+        passthrough: bool | None = None,
+        tenant: str | None = None,
+        write_back: bool | None = None,
+    ) -> None:
         self._state = state
         self._passthrough = passthrough
         self._tenant = tenant
+        self._write_back = write_back
 
     def with_passthrough(self, passthrough: bool) -> "Polytropo":
-        return Polytropo(self._state, passthrough, self._tenant)
+        return Polytropo(self._state, passthrough, self._tenant, self._write_back)
+
+    def with_write_back(self) -> "Polytropo":
+        return Polytropo(self._state, self._passthrough, self._tenant, True)
 
     @contextmanager
     def over_rings(self) -> Iterator["Polytropo | None"]:
@@ -105,7 +115,7 @@ class Polytropo:
     def mount(self, lowers: list[Path], upper: Path | None, at: Path) -> None:
         layers = [Dir(lower, read_only=True, coherence="immutable") for lower in lowers]
         writable = None if upper is None else Dir(upper, coherence="exclusive")
-        stack = Stack(Union(layers, upper=writable), self._passthrough)
+        stack = Stack(Union(layers, upper=writable), self._passthrough, write_back=self._write_back)
         service.mount(self._state, self._tenant, stack, at)
 
     def unmount(self, at: Path) -> None:

@@ -26,6 +26,7 @@ BIG_BYTES = 64 * MIB
 HUGE = "srv/huge"
 HUGE_BYTES = 1024 * MIB
 MANY = "srv/many"
+WRITE_BACK = ", with write-back"
 MANY_FILES = 500
 
 
@@ -132,26 +133,34 @@ def _read_only(place: Place, side: Side, report: Report, name: str) -> None:
 
 
 def upper_file(place: Place, side: Side, report: Report) -> None:
-    """Write one big new file, then overwrite blocks of it; fsync included."""
+    """Write one big new file, then overwrite blocks of it, fsync included; ours also as volumes do."""
+    _upper_file(place, side, report, "")
+    if isinstance(side, Polytropo):
+        _upper_file(place, side.with_write_back(), report, WRITE_BACK)
+
+
+def _upper_file(place: Place, side: Side, report: Report, how: str) -> None:
     with mounted(side, place.lowers, place.scratch) as at:
         big = at / "srv" / "new"
         words = ("write-sequential", big, "--size-bytes", str(BIG_BYTES))
         report.add(
-            "sequential write and fsync, per MiB",
+            f"sequential write and fsync, per MiB{how}",
             side.name,
             per_unit(probe(place, *words)["write_sequential_bytes"], MIB),
         )
         figure = probe(place, "write-random", big, "--count", "20000")["write_random_calls"]
-        report.add("random write 4 KiB hot, one fsync", side.name, per_unit(figure))
+        report.add(f"random write 4 KiB hot, one fsync{how}", side.name, per_unit(figure))
         if place.cold:
             drop_caches()
             figure = probe(place, "write-random", big, "--count", "2000")["write_random_calls"]
-            report.add("random write 4 KiB cold, one fsync", side.name, per_unit(figure))
+            report.add(f"random write 4 KiB cold, one fsync{how}", side.name, per_unit(figure))
 
 
 def small_files(place: Place, side: Side, report: Report) -> None:
-    """Create, stat and unlink 5,000 files of 1 KiB."""
+    """Create, stat and unlink 5,000 files of 1 KiB. Ours also as volumes are served."""
     _small_files(place, side, report, "")
+    if isinstance(side, Polytropo):
+        _small_files(place, side.with_write_back(), report, WRITE_BACK)
 
 
 def _small_files(place: Place, side: Side, report: Report, how: str) -> None:
