@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,31 @@ def test_directories_are_as_the_kernel_says(
     if kind.endswith("writes"):
         report = place.trace.read_text()
         assert max(map(int, re.findall(r"in the process (\d+)", report))) > 300, report
+
+
+@pytest.mark.parametrize("kind", ["exclusive, writes", "union, writes"])
+def test_what_is_mounted_inside_is_the_kernels(isolated: Isolated, library: Path, kind: str) -> None:
+    """Names and listings where something else is mounted, by paths and by an open directory."""
+    script = """
+import os
+for turn in range(12):
+    os.mkdir(f"x{turn}")
+    for again in range(3):
+        assert os.listdir(f"x{turn}") == []
+for turn in range(5):
+    above = os.open("d", os.O_RDONLY | os.O_DIRECTORY)
+    assert sorted(os.listdir("d")) == ["below", "beside"], os.listdir("d")
+    own, other = os.stat("d").st_dev, os.stat("d/below").st_dev
+    assert os.stat("beside", dir_fd=above).st_dev == own != other == os.stat("below", dir_fd=above).st_dev
+    assert {entry.name: entry.stat().st_dev for entry in os.scandir("d")} == {"below": other, "beside": own}
+    assert os.listdir("d/below") == ["theirs"], os.listdir("d/below")
+    assert os.path.exists("d/below/theirs") and not os.path.exists("d/below/ours")
+    assert not os.access("d/below/ours", os.F_OK)
+    os.close(above)
+print("as the kernel says")
+"""
+    prepare = "mkdir -p d/below d/beside && touch d/below/ours && mount -t tmpfs none d/below"
+    words = f'{prepare} && touch d/below/theirs && exec "$0" -c "$1"'
+    place = OnMount(isolated, mount(isolated, kind))
+    done = place.run("sh", "-c", words, sys.executable, script)
+    assert (done.returncode, done.stdout) == (0, "as the kernel says\n"), done

@@ -252,6 +252,7 @@ fn replace(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
     }
     let locked = placeholders::lock(entry);
     entry.release(to);
+    directories::make_real(to);
     // SAFETY: the program's own call.
     let done = unsafe { sys::call(number, *arguments) };
     match (done >= 0, locked) {

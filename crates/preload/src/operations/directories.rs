@@ -67,6 +67,10 @@ static OBJECTS: [Object; OBJECTS_MAX] = [const {
 }; OBJECTS_MAX];
 /// For each descriptor its object's number plus one, or 0.
 static OF: [AtomicU32; DESCRIPTORS_MAX] = [const { AtomicU32::new(0) }; DESCRIPTORS_MAX];
+/// In such a place: a thread is about to put the real one there.
+const UPGRADING: u32 = 1 << 31;
+/// Attempts, of 100 us each, to see that through. A handler that came in between it does without.
+const WAITS_MAX: u32 = 10_000;
 /// Descriptors that are placeholders, and one more than the highest that ever was.
 static COUNT: AtomicU32 = AtomicU32::new(0);
 static HIGHEST: AtomicUsize = AtomicUsize::new(0);
@@ -79,7 +83,7 @@ fn object_of(descriptor: usize) -> Option<&'static Object> {
     if COUNT.load(Acquire) == 0 {
         return None;
     }
-    let number = OF.get(descriptor as u32 as usize)?.load(Acquire).checked_sub(1)?;
+    let number = (OF.get(descriptor as u32 as usize)?.load(Acquire) & !UPGRADING).checked_sub(1)?;
     OBJECTS.get(number as usize)
 }
 
@@ -144,7 +148,22 @@ pub fn closed(descriptor: usize) {
         return;
     }
     let Some(place) = OF.get(descriptor as u32 as usize) else { return };
-    if let Some(number) = place.swap(0, AcqRel).checked_sub(1)
+    wait_for_upgrade(place);
+    end(place);
+}
+
+/// Whoever upgrades it is to be done before the number is another's.
+fn wait_for_upgrade(place: &AtomicU32) {
+    for _ in 0..WAITS_MAX {
+        if place.load(Acquire) & UPGRADING == 0 {
+            return;
+        }
+        sys::nap(100_000);
+    }
+}
+
+fn end(place: &AtomicU32) {
+    if let Some(number) = (place.swap(0, AcqRel) & !UPGRADING).checked_sub(1)
         && let Some(object) = OBJECTS.get(number as usize)
     {
         object.users.fetch_sub(1, AcqRel);
@@ -152,10 +171,17 @@ pub fn closed(descriptor: usize) {
     }
 }
 
+/// The descriptor is about to become another's by dup2(2): it is the kernel's first, who may yet refuse that.
+pub fn make_real(descriptor: usize) {
+    if let Some(object) = object_of(descriptor) {
+        upgrade(object);
+    }
+}
+
 /// `to` is a duplicate of `from`, made just now.
 pub fn duplicated(from: usize, to: isize) {
     let (Some(object), Ok(to)) = (object_of(from), usize::try_from(to)) else { return };
-    let number = OF[from as u32 as usize].load(Acquire);
+    let number = OF[from as u32 as usize].load(Acquire) & !UPGRADING;
     closed(to);
     let Some(place) = OF.get(to).filter(|_| number != 0) else {
         // Too high to be kept: both become real.
@@ -231,11 +257,14 @@ fn upgrade(object: &Object) -> isize {
         // SAFETY: concerns no memory.
         let kept = unsafe { sys::call(nr::FCNTL, [descriptor, F_GETFD, 0, 0, 0, 0]) };
         let flags = if kept & FD_CLOEXEC != 0 { sys::O_CLOEXEC } else { 0 };
-        if kept >= 0 && mine(place) {
-            // SAFETY: concerns no memory; the descriptor is the placeholder.
-            unsafe { sys::call(nr::DUP3, [opened as usize, descriptor, flags, 0, 0, 0]) };
+        let mark = number as u32 | UPGRADING;
+        if place.compare_exchange(number as u32, mark, AcqRel, Relaxed).is_ok() {
+            if kept >= 0 {
+                // SAFETY: concerns no memory; the descriptor is the placeholder, and stays it while it is marked.
+                unsafe { sys::call(nr::DUP3, [opened as usize, descriptor, flags, 0, 0, 0]) };
+            }
+            end(place);
         }
-        closed(descriptor);
     }
     sys::close(opened as i32);
     0
