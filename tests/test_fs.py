@@ -142,3 +142,36 @@ for place, where in ((Path("/"), socket), (mnt, "/nowhere")):
         raise AssertionError("connected")
 """,
     )
+
+
+def test_what_a_channel_changes_of_a_file_is_all_that_the_kernel_drops(keeper: Keeper) -> None:
+    source = keeper.place.directory / "data"
+    source.mkdir()
+    (source / "large").write_bytes(bytes(4 << 20))
+    mnt = mounted(keeper, "data", coherence="exclusive")
+    run(
+        keeper,
+        mnt,
+        """
+import ctypes, mmap
+kernel = open(mnt / "large", "rb", buffering=0)
+assert len(kernel.read()) == 4 << 20
+libc = ctypes.CDLL(None)
+def cached():
+    "Which pages the kernel has."
+    pages = (ctypes.c_ubyte * 1024)()
+    view = mmap.mmap(kernel.fileno(), 4 << 20, prot=mmap.PROT_READ | mmap.PROT_WRITE, flags=mmap.MAP_PRIVATE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+    assert libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(4 << 20), pages) == 0
+    return [page & 1 for page in pages]
+assert all(cached())
+with Files(mnt, socket) as files, files.open("large", "r+b") as large:
+    large.seek(2 << 20)
+    large.write(b"changed")
+    large.flush()
+    left = cached()
+    assert not left[512] and sum(left) >= 1024 - 64, sum(left)
+    assert os.pread(kernel.fileno(), 7, 2 << 20) == b"changed"
+    assert os.pread(kernel.fileno(), 7, 1 << 20) == bytes(7)
+""",
+    )

@@ -317,6 +317,8 @@ pub trait Libservice: Send + Sync {
 pub enum Change<'a> {
     /// Attributes or bytes of an inode.
     Inode { node: NodeId },
+    /// Attributes of an inode, and of its bytes none but these.
+    Bytes { node: NodeId, offset: u64, length: u64 },
     /// What a name in a directory stands for.
     Entry { parent: NodeId, name: &'a Name },
     /// Something that nobody above holds a node of.

@@ -29,6 +29,11 @@ impl Notices {
         self.tell(caller.door, Change::Inode { node });
     }
 
+    /// These bytes of an inode changed, and its attributes with them.
+    pub fn bytes(&self, caller: &Caller, node: NodeId, offset: u64, length: u64) {
+        self.tell(caller.door, Change::Bytes { node, offset, length });
+    }
+
     /// A name in a directory stands for something else; the directory's times changed with it.
     pub fn entry(&self, caller: &Caller, parent: NodeId, name: &Name) {
         self.tell(caller.door, Change::Entry { parent, name });

@@ -162,7 +162,10 @@ impl Dir {
         }
         let done =
             self.change_bytes(caller, &file.node, file.host.as_fd(), || write_all(&file.host, offset, data))?;
-        self.notices.inode(caller, file.node.id);
+        match file.flags.contains(OpenFlags::APPEND) {
+            true => self.notices.inode(caller, file.node.id),
+            false => self.notices.bytes(caller, file.node.id, offset, done as u64),
+        }
         Ok(done)
     }
 

@@ -129,7 +129,10 @@ impl Union {
     ) -> Result<usize> {
         let (file, open) = self.current(caller, handle)?;
         let written = self.write_open(&self.inside(caller), (&file, &open), offset, data)?;
-        self.notices.inode(caller, file.node.id);
+        match file.flags.contains(OpenFlags::APPEND) {
+            true => self.notices.inode(caller, file.node.id),
+            false => self.notices.bytes(caller, file.node.id, offset, written as u64),
+        }
         Ok(written)
     }
 

@@ -31,6 +31,10 @@ impl Observer for Relay {
                 Some(node) => notices.tell(origin, Change::Inode { node: node.id }),
                 None => notices.tell(origin, Change::Elsewhere),
             },
+            Change::Bytes { node, offset, length } => match self.find(&nodes, node) {
+                Some(node) => notices.tell(origin, Change::Bytes { node: node.id, offset, length }),
+                None => notices.tell(origin, Change::Elsewhere),
+            },
             Change::Entry { parent, name } => match self.find(&nodes, parent) {
                 Some(parent) => {
                     let name = names::hidden_by(name).unwrap_or(name);

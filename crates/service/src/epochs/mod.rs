@@ -205,7 +205,7 @@ impl Observer for Listener {
     fn changed(&self, change: Change<'_>, _origin: DoorId) {
         let Some(epochs) = self.0.upgrade() else { return };
         match change {
-            Change::Inode { node } => drop(epochs.changing(node)),
+            Change::Inode { node } | Change::Bytes { node, .. } => drop(epochs.changing(node)),
             Change::Entry { parent, name } => drop(epochs.changing_names([(parent, name)])),
             Change::Elsewhere => {
                 let mut changing = Changing::of(&epochs);

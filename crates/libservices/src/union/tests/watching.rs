@@ -9,7 +9,7 @@ struct Seen(Mutex<Vec<(String, DoorId)>>);
 impl Observer for Seen {
     fn changed(&self, change: Change<'_>, origin: DoorId) {
         let text = match change {
-            Change::Inode { node } => format!("inode {}", node.0),
+            Change::Inode { node } | Change::Bytes { node, .. } => format!("inode {}", node.0),
             Change::Entry { parent, name } => format!("entry {} {name:?}", parent.0),
             Change::Elsewhere => "elsewhere".to_owned(),
         };

@@ -241,7 +241,8 @@ struct Listener(Weak<Shared>);
 impl Observer for Listener {
     fn changed(&self, change: Change<'_>, _origin: DoorId) {
         // What this door changed itself is no exception: told before it is acknowledged.
-        if let (Change::Inode { node }, Some(shared)) = (change, self.0.upgrade())
+        if let (Change::Inode { node } | Change::Bytes { node, .. }, Some(shared)) =
+            (change, self.0.upgrade())
             && !held::is_writing_back(node)
         {
             shared.windows.changed(node);

@@ -5,12 +5,13 @@
 //! which holds no lock and which nobody waits for, sends them.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
 use polytropo_libservices::{Change, DoorId, Errno, Name, NodeId, Observer};
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use zerocopy::IntoBytes;
 
 use super::abi::{InvalEntryOut, InvalInodeOut, notify};
@@ -23,8 +24,8 @@ const NAMES_MAX: usize = 65_536;
 /// What waits to be sent. Each thing waits once, however often it changed.
 #[derive(Default)]
 struct Pending {
-    /// As many as the stack has nodes, at the most.
-    inodes: FxHashSet<u64>,
+    /// As many as the stack has nodes, at the most. Of each the bytes from the first that changed to the last.
+    inodes: FxHashMap<u64, Range<u64>>,
     names: FxHashSet<(u64, Box<Name>)>,
     all_names: bool,
     ended: bool,
@@ -36,8 +37,9 @@ struct Pending {
 impl Pending {
     fn add(&mut self, change: Change<'_>) {
         match change {
-            Change::Inode { node } => {
-                self.inodes.insert(node.0);
+            Change::Inode { node } => self.add_bytes(node, 0..u64::MAX),
+            Change::Bytes { node, offset, length } => {
+                self.add_bytes(node, offset..offset.saturating_add(length));
             }
             // Of what it has no node for it has nothing to forget.
             Change::Elsewhere => {}
@@ -50,6 +52,11 @@ impl Pending {
                 }
             }
         }
+    }
+
+    fn add_bytes(&mut self, node: NodeId, changed: Range<u64>) {
+        let known = self.inodes.entry(node.0).or_insert_with(|| changed.clone());
+        *known = known.start.min(changed.start)..known.end.max(changed.end);
     }
 
     fn is_empty(&self) -> bool {
@@ -189,19 +196,24 @@ impl Sender {
             let out = InvalEntryOut { parent, namelen: name.len() as u32, flags: 0 };
             self.notify(notify::INVAL_ENTRY, &[out.as_bytes(), name, b"\0"]);
         }
-        for node in &batch.inodes {
+        for (node, changed) in &batch.inodes {
             let first = numbers.of_node(NodeId(*node));
-            self.forget_inode(first);
+            self.forget_inode(first, changed);
             let second = self.session.number_of(NodeId(*node));
             if second != first {
-                self.forget_inode(second);
+                self.forget_inode(second, changed);
             }
         }
     }
 
-    fn forget_inode(&self, number: u64) {
-        // Everything: attributes, and bytes from 0 to the end.
-        let out = InvalInodeOut { ino: number, off: 0, len: 0 };
+    /// The attributes, and pages with any of these bytes.
+    fn forget_inode(&self, number: u64, changed: &Range<u64>) {
+        let out = match (i64::try_from(changed.start), i64::try_from(changed.end)) {
+            (Ok(off), Ok(end)) if end > off => InvalInodeOut { ino: number, off, len: end - off },
+            // No bytes at all.
+            (Ok(_), Ok(_)) => InvalInodeOut { ino: number, off: -1, len: 0 },
+            (start, _) => InvalInodeOut { ino: number, off: start.unwrap_or_default(), len: 0 },
+        };
         self.notify(notify::INVAL_INODE, &[out.as_bytes()]);
     }
 
@@ -248,6 +260,18 @@ mod tests {
             entry(1, &mut pending);
         }
         assert_eq!((pending.inodes.len(), pending.names.len()), (1, 1));
+    }
+
+    #[test]
+    fn of_bytes_that_change_those_between_go_too() {
+        let mut pending = Pending::default();
+        let node = NodeId(7);
+        pending.add(Change::Bytes { node, offset: 8192, length: 10 });
+        pending.add(Change::Bytes { node, offset: 100, length: 1 });
+        assert_eq!(pending.inodes[&7], 100..8202);
+        pending.add(Change::Inode { node });
+        pending.add(Change::Bytes { node, offset: 5, length: u64::MAX });
+        assert_eq!(pending.inodes[&7], 0..u64::MAX);
     }
 
     #[test]
