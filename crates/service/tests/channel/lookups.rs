@@ -19,7 +19,6 @@ pub const TESTS: &[Test] = &[
     ("what_the_kernel_changes_is_seen_at_once", what_the_kernel_changes_is_seen_at_once),
     ("permission_on_the_way_is_lost_at_once", permission_on_the_way_is_lost_at_once),
     ("what_others_change_is_never_kept", what_others_change_is_never_kept),
-    ("two_stacks_on_one_directory_tell_each_other", two_stacks_on_one_directory_tell_each_other),
     ("a_directory_that_moves_takes_its_names_along", a_directory_that_moves_takes_its_names_along),
     ("random_changes_at_all_doors_agree_with_ext4", random_changes_at_all_doors_agree_with_ext4),
 ];
@@ -279,27 +278,6 @@ fn what_others_change_is_never_kept() {
         fs::write(source.join("f"), vec![0; round]).unwrap();
         assert_eq!(channel.stat(At::Root, b"f", 0).unwrap().size_bytes, round as u64);
         fs::remove_file(source.join("f")).unwrap();
-    }
-}
-
-/// One stack stands on the directory alone, the other has something between.
-fn two_stacks_on_one_directory_tell_each_other() {
-    let mut site = Site::start_with(&["--channel-writes"]);
-    let below = json!({"kind": "dir", "path": site.directory("d"), "coherence": "exclusive"});
-    let first = site.mount_stack("first", &below);
-    let second = site.mount_stack("second", &json!({"kind": "fault", "below": below, "rules": []}));
-    fs::create_dir(first.join("a")).unwrap();
-    fs::write(first.join("a/f"), b"1").unwrap();
-    let channel = site.connect(&second);
-    for round in 0..10u64 {
-        let kept = channel.stat(At::Root, b"a/f", 0).unwrap();
-        assert_eq!(channel.stat(At::Root, b"a/new", 0).err(), Some(NOENT));
-        fs::write(first.join("a/f"), vec![1; round as usize + 2]).unwrap();
-        let seen = channel.stat(At::Root, b"a/f", 0).unwrap();
-        assert_eq!((seen.size_bytes, seen.ino), (round + 2, kept.ino));
-        fs::write(first.join("a/new"), b"").unwrap();
-        assert!(channel.stat(At::Root, b"a/new", 0).is_ok());
-        fs::remove_file(first.join("a/new")).unwrap();
     }
 }
 

@@ -129,7 +129,8 @@ fn open_and_close(mnt: &Path, channel: &Channel, diary: &Diary, seed: u64) {
 }
 
 fn kill_in_the_middle(round: u64) {
-    let mut site = Site::start_with(&["--channel-writes"]);
+    // The list stays that of the dead: no other worker takes over.
+    let mut site = Site::start_with(&["--channel-writes", "--restarts=0"]);
     let data = site.directory("data");
     (0..8).for_each(|number| fs::write(data.join(format!("file-{number}")), "content").unwrap());
     let mnt = site.mount("data", json!({"coherence": "exclusive"}));
