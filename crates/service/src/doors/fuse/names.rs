@@ -71,7 +71,7 @@ impl Operation<'_> {
     pub(super) fn symlink(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let name = a.take_name()?;
         let target = a.take_string()?;
-        let entry = self.make(name, || self.stack().symlink(&self.caller, self.node, name, target))?;
+        let entry = self.make_new(name, || self.stack().symlink(&self.caller, self.node, name, target))?;
         self.put_entry(name.as_bytes(), &entry, reply)
     }
 
@@ -79,7 +79,7 @@ impl Operation<'_> {
         let asked: abi::MknodIn = a.take()?;
         self.caller.umask = asked.umask;
         let name = a.take_name()?;
-        let entry = self.make(name, || {
+        let entry = self.make_new(name, || {
             self.stack().mknod(&self.caller, self.node, name, asked.mode, asked.rdev.into())
         })?;
         self.put_entry(name.as_bytes(), &entry, reply)
@@ -89,7 +89,7 @@ impl Operation<'_> {
         let asked: abi::MkdirIn = a.take()?;
         self.caller.umask = asked.umask;
         let name = a.take_name()?;
-        let entry = self.make(name, || self.stack().mkdir(&self.caller, self.node, name, asked.mode))?;
+        let entry = self.make_new(name, || self.stack().mkdir(&self.caller, self.node, name, asked.mode))?;
         self.put_entry(name.as_bytes(), &entry, reply)
     }
 

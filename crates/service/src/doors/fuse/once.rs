@@ -4,7 +4,7 @@
 //! written down before it is done and after. Whoever died in between may have done it or not: then the directory is looked at, whose lock
 //! the kernel holds for this request all the while.
 
-use polytropo_libservices::{Entry, Errno, Name, NodeId, OpenFlags, RenameFlags, Result};
+use polytropo_libservices::{Caller, Entry, Errno, Name, NodeId, OpenFlags, RenameFlags, Result};
 
 use super::abi::opcode;
 use super::session::Operation;
@@ -45,7 +45,35 @@ impl Operation<'_> {
         self.past.is_some() && matches!(result, Err(e) if e.is(error))
     }
 
-    /// Makes something by the name `name`.
+    /// Takes away what a dead worker made by halves: it may lack its mode or owner. Nobody was told of it, since the kernel
+    /// holds the directory's lock and still waits. What has bytes, entries or other names was somebody's, and stays.
+    fn clear_half_made(&self, name: &Name) {
+        if self.past.is_none() || !self.agreed.exclusive() {
+            return;
+        }
+        let caller = Caller::service();
+        let Ok(found) = self.stack().lookup(&caller, self.node, name) else { return };
+        self.stack().forget(found.node, 1);
+        let cleared = match found.attr.file_type() {
+            libc::S_IFDIR => self.stack().rmdir(&caller, self.node, name),
+            libc::S_IFREG if found.attr.size_bytes > 0 => return,
+            _ if found.attr.nlink > 1 => return,
+            _ => self.stack().unlink(&caller, self.node, name),
+        };
+        if let Err(error) = cleared {
+            log::debug!("what a dead worker made stays as it is: {error}");
+        }
+    }
+
+    /// Makes something new by the name `name`.
+    pub(super) fn make_new(&self, name: &Name, make: impl FnOnce() -> Result<Entry>) -> Result<Entry> {
+        if !self.was_done() {
+            self.clear_half_made(name);
+        }
+        self.make(name, make)
+    }
+
+    /// Makes the name `name`.
     pub(super) fn make(&self, name: &Name, make: impl FnOnce() -> Result<Entry>) -> Result<Entry> {
         let made = || self.stack().lookup(&self.caller, self.node, name);
         if self.was_done() {
@@ -71,6 +99,7 @@ impl Operation<'_> {
         if self.was_done() {
             return create(flags - OpenFlags::EXCLUSIVE);
         }
+        self.clear_half_made(name);
         if self.keeps_journal() {
             self.begin(&self.intent(name));
         }
