@@ -14,6 +14,7 @@ pub mod keeper;
 pub mod link;
 pub mod logging;
 pub mod passing;
+pub mod sealed;
 pub mod state;
 pub mod windows;
 pub mod worker;

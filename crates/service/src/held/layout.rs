@@ -5,9 +5,9 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::Advice;
+
+use crate::sealed::{self, Mapping};
 
 pub const MAGIC: u64 = u64::from_le_bytes(*b"POLYHELD");
 pub const VERSION: u32 = 1;
@@ -49,11 +49,7 @@ pub fn range_word(from: u32, end: u32) -> u64 {
 
 /// Made by the keeper, for one door. Pages are allocated as the worker touches them, at its cost.
 pub fn make(door: u64) -> rustix::io::Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let descriptor = rustix::fs::memfd_create("polytropo-held", flags)?;
-    rustix::fs::ftruncate(&descriptor, TOTAL_BYTES as u64)?;
-    // The worker cannot shrink it, which would end whoever reads it.
-    rustix::fs::fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    let descriptor = sealed::make("polytropo-held", TOTAL_BYTES)?;
     let area = Area::map(&descriptor)?;
     let header = area.header();
     header.version.store(VERSION, Relaxed);
@@ -66,46 +62,31 @@ pub fn make(door: u64) -> rustix::io::Result<OwnedFd> {
 
 /// A mapping of the whole.
 pub struct Area {
-    base: NonNull<u8>,
+    mapping: Mapping,
 }
-
-// SAFETY: the mapping belongs to the value; its words are atomics, and its bytes are used through raw copies only.
-unsafe impl Send for Area {}
-// SAFETY: as above.
-unsafe impl Sync for Area {}
 
 impl Area {
     /// EINVAL for what has another size, or could be shrunk.
     pub fn map(descriptor: impl AsFd) -> rustix::io::Result<Self> {
-        let seals = rustix::fs::fcntl_get_seals(&descriptor)?;
-        let size = rustix::fs::fstat(&descriptor)?.st_size;
-        if size != TOTAL_BYTES as i64 || !seals.contains(SealFlags::SHRINK) {
-            return Err(Errno::INVAL);
-        }
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping, wherever the kernel likes; it can never be beyond the file's end, which is sealed.
-        let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), TOTAL_BYTES, protection, MapFlags::SHARED, descriptor, 0)?
-        };
-        Ok(Self { base: NonNull::new(base.cast()).ok_or(Errno::NOMEM)? })
+        Ok(Self { mapping: Mapping::of(descriptor, TOTAL_BYTES, true)? })
     }
 
     pub fn header(&self) -> &Header {
         // SAFETY: begins the mapping, page-aligned, and is made of atomics.
-        unsafe { self.base.cast().as_ref() }
+        unsafe { self.mapping.base().cast().as_ref() }
     }
 
     pub fn entry(&self, page: usize) -> &Entry {
         assert!(page < PAGES);
         // SAFETY: all entries lie in the mapping, aligned, and are made of atomics.
-        unsafe { self.base.add(ENTRIES_AT).cast::<Entry>().add(page).as_ref() }
+        unsafe { self.mapping.base().add(ENTRIES_AT).cast::<Entry>().add(page).as_ref() }
     }
 
     /// Where a page's bytes lie.
     pub fn page(&self, page: usize) -> NonNull<u8> {
         assert!(page < PAGES);
         // SAFETY: all pages lie in the mapping.
-        unsafe { self.base.add(BYTES_AT + page * PAGE_BYTES) }
+        unsafe { self.mapping.base().add(BYTES_AT + page * PAGE_BYTES) }
     }
 
     /// Allocates pages, so that using them neither fails nor faults.
@@ -122,12 +103,5 @@ impl Area {
         let (at, bytes) = (self.page(first).as_ptr().cast(), count * PAGE_BYTES);
         // SAFETY: a part of the mapping, which reads as zeroes afterwards; nobody refers to its bytes.
         unsafe { rustix::mm::madvise(at, bytes, Advice::LinuxRemove) }
-    }
-}
-
-impl Drop for Area {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `map`; whoever uses it borrows from this value. A failure would only leave it mapped.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), TOTAL_BYTES) };
     }
 }
