@@ -24,8 +24,8 @@ const NEW_NAME: usize = NAME + NAME_WORDS;
 const BEGUN: u64 = 1;
 const DONE: u64 = 2;
 
-/// A worker's threads use one half of the slots, its successor's the other: what they have not looked at yet stays.
-const GENERATIONS: usize = 2;
+/// A worker's threads use one part of the slots, its successor's the next: what was not looked at yet stays though several die in a row.
+const GENERATIONS: usize = 8;
 const SLOTS_EACH: usize = SLOTS / GENERATIONS;
 
 /// An operation that must not be done twice. Names of directories by the kernel's numbers.

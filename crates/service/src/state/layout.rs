@@ -6,13 +6,13 @@ use polytropo_libservices::{HostInode, OpenFlags, Timestamp};
 
 pub const MAGIC: u64 = u64::from_le_bytes(*b"POLYSTAT");
 /// Changed with every change of a layout or a meaning.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 pub const HEADER_BYTES: usize = 4096;
 /// What threads are doing: one slot each.
 pub const JOURNAL_START: usize = HEADER_BYTES;
 /// Threads beyond work unrecorded.
-pub const SLOTS: usize = 64;
+pub const SLOTS: usize = 256;
 pub const OPENS_START: usize = JOURNAL_START + SLOTS * size_of::<Slot>();
 /// Open files of one door. Beyond it they are served as well, and counted as untold.
 pub const CAPACITY: usize = 65_536;

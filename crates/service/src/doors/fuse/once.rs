@@ -46,9 +46,10 @@ impl Operation<'_> {
     }
 
     /// Takes away what a dead worker made by halves: it may lack its mode or owner. Nobody was told of it, since the kernel
-    /// holds the directory's lock and still waits. What has bytes, entries or other names was somebody's, and stays.
+    /// holds the directory's lock and still waits; it found no such name before it asked. What has bytes, entries or other
+    /// names was somebody's, and stays.
     fn clear_half_made(&self, name: &Name) {
-        if self.past.is_none() || !self.agreed.exclusive() {
+        if self.past.is_none() {
             return;
         }
         let caller = Caller::service();

@@ -266,8 +266,15 @@ impl Session {
 
     /// What dead workers were doing when they died.
     pub fn was_begun(&self, begun: Vec<Begun>) {
-        let by_request = begun.into_iter().map(|begun| (begun.intent.unique, begun));
-        let _ = self.begun.set(by_request.collect());
+        let mut by_request = FxHashMap::default();
+        for begun in begun {
+            // Several may have died with the same request: what one has done is done.
+            let known: &mut Begun = by_request.entry(begun.intent.unique).or_insert_with(|| begun.clone());
+            if begun.done {
+                *known = begun;
+            }
+        }
+        let _ = self.begun.set(by_request);
     }
 
     /// What a dead worker has done of a request that is sent again.
