@@ -347,6 +347,11 @@ pub fn stat(number: usize, arguments: &[usize; 6]) -> Answer {
     if to == 0 || flags & !AT_SYMLINK_NOFOLLOW != 0 {
         return Answer::Pass(Why::NotOurs);
     }
+    attributes(directory, path, flags, |found| put_status(found, to))
+}
+
+/// Tells the attributes of what a path leads to. `flags` as of fstatat(2): nothing, or not to follow.
+fn attributes(directory: usize, path: usize, flags: u32, tell: impl FnOnce(&Attributes)) -> Answer {
     answer(
         nr::STAT + flags as usize,
         directory,
@@ -355,7 +360,7 @@ pub fn stat(number: usize, arguments: &[usize; 6]) -> Answer {
         |channel, at, path| channel.stat_known(at, path, flags),
         |channel, at, path| channel.stat(at, path, flags),
         |_, found| {
-            put_status(&found, to);
+            tell(&found);
             0
         },
     )
@@ -408,19 +413,7 @@ pub fn statx(arguments: &[usize; 6]) -> Answer {
     if flags & AT_EMPTY_PATH != 0 {
         return stat_open(directory, path, tell);
     }
-    let flags = flags & AT_SYMLINK_NOFOLLOW;
-    answer(
-        nr::STAT + flags as usize,
-        directory,
-        path,
-        |channel, path| stat_listed(channel, directory, path, flags),
-        |channel, at, path| channel.stat_known(at, path, flags),
-        |channel, at, path| channel.stat(at, path, flags),
-        |_, found| {
-            tell(&found);
-            0
-        },
-    )
+    attributes(directory, path, flags & AT_SYMLINK_NOFOLLOW, tell)
 }
 
 /// The kernel's `struct statx`.
