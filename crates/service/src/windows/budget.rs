@@ -97,10 +97,7 @@ impl Budget {
                 return false;
             }
             state.other_bytes = sum;
-            let blocks_max = state.blocks_max(self.bytes_max);
-            let mut moves = Moves::default();
-            state.policy.shrink(blocks_max, &mut moves);
-            state.decided(moves)
+            state.shrunk(self.bytes_max)
         };
         self.make(decided);
         true
@@ -120,10 +117,7 @@ impl Budget {
                 return false;
             }
             state.words_bytes = sum;
-            let blocks_max = state.blocks_max(self.bytes_max);
-            let mut moves = Moves::default();
-            state.policy.shrink(blocks_max, &mut moves);
-            state.decided(moves)
+            state.shrunk(self.bytes_max)
         };
         self.make(decided);
         true
@@ -226,6 +220,14 @@ impl Drop for Reserved<'_> {
 }
 
 impl State {
+    /// What goes so that windows keep to what is left of the budget.
+    fn shrunk(&mut self, bytes_max: u64) -> Decided {
+        let blocks_max = self.blocks_max(bytes_max);
+        let mut moves = Moves::default();
+        self.policy.shrink(blocks_max, &mut moves);
+        self.decided(moves)
+    }
+
     /// Finds the windows of what was decided, while they are known.
     fn decided(&mut self, moves: Moves<Key>) -> Decided {
         let windows = &mut self.windows;
