@@ -13,6 +13,8 @@ from tests.conftest import Isolated
 KINDS = ("dir", "union")
 # A union of which the kernel reads the lowers itself, whatever their size.
 PASSING = "passing-union"
+# A union of which the kernel holds back writes.
+WRITING_BACK = "writing-back-union"
 # In front of a kind: programs may also write through shared memory.
 PRIVATE = "private-"
 
@@ -53,7 +55,12 @@ def document(kind: str, below: Path) -> dict[str, Any]:
         for path in (low, lowest)
     ]
     stack = {"version": 1, "root": {"kind": "union", "lowers": lowers, "upper": exclusive}}
-    return {**stack, "passthrough": True, "passthrough_min_bytes": 0} if kind == PASSING else stack
+    options: dict[str, dict[str, Any]] = {
+        "union": {},
+        PASSING: {"passthrough": True, "passthrough_min_bytes": 0},
+        WRITING_BACK: {"write_back": True},
+    }
+    return {**stack, **options[kind]}
 
 
 def write_stack(path: Path, root: Mapping[str, object], **options: object) -> Path:

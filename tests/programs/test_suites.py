@@ -1,14 +1,19 @@
 """Suites of others, run with their files on a mount: CPython's, fio, dbench, stress-ng."""
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.programs.conftest import Desk
+from tests.conftest import Isolated
+from tests.programs.conftest import Desk, desk_named
 
 # Debian's interpreter and the suite that Debian ships with it (libpython3.11-testsuite).
 PYTHON = "/usr/bin/python3.11"
+# In the long form each runs for so many seconds.
+STRESSOR_S = int(os.environ.get("POLYTROPO_STRESSOR_S", "20"))
 STRESSORS = ("dentry", "fallocate", "fcntl", "filename", "iomix", "link", "locka", "rename", "seek", "xattr")
 MODULES = ("test_os", "test_shutil", "test_posix", "test_mmap", "test_tempfile", "test_fcntl", "test_zipfile")
 
@@ -72,11 +77,21 @@ def test_stress_ng_runs(other_desk: Desk) -> None:
     _stress(other_desk, f"{together} --timeout 8s")
 
 
+ORDINARY = ("dir-ordinary", "writing-back-union-ordinary", "private-dir-ordinary")
+ROOT = ("union-root", "private-union-root", "private-writing-back-union-root")
+
+
+@pytest.fixture(params=[*ORDINARY, *ROOT])
+def any_desk(request: pytest.FixtureRequest, isolated: Isolated) -> Iterator[Desk]:
+    yield from desk_named(isolated, str(request.param))
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_all_of_stress_ng_runs(desk: Desk) -> None:
+def test_all_of_stress_ng_runs(any_desk: Desk) -> None:
     # binderfs is another filesystem of the kernel's; where there is none, stress-ng's status is not 0.
-    _stress(desk, "--class filesystem --exclude binderfs --sequential 1 --timeout 20s", timeout_s=3500)
+    seconds = f"--sequential 1 --timeout {STRESSOR_S}s"
+    _stress(any_desk, f"--class filesystem --exclude binderfs {seconds}", timeout_s=3500)
 
 
 def _stress(desk: Desk, which: str, timeout_s: float = 280) -> None:

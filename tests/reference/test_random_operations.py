@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Isolated
-from tests.stacks import KINDS, PASSING, PRIVATE, document, fill, mount
+from tests.stacks import KINDS, PASSING, PRIVATE, WRITING_BACK, document, fill, mount
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-PRELOADED = [f"{PRIVATE}{kind}" for kind in KINDS]
+PRELOADED = [f"{PRIVATE}{kind}" for kind in (*KINDS, WRITING_BACK)]
 
 
 def _compare(place: Isolated, kind: str, *, seed: int, steps: int, actors: int) -> None:
@@ -45,7 +45,8 @@ def _compare(place: Isolated, kind: str, *, seed: int, steps: int, actors: int) 
 
 @pytest.mark.parametrize(
     ("kind", "actors", "seed"),
-    [(kind, *each) for kind in KINDS for each in [(1, 1), (1, 2), (2, 3)]] + [(PASSING, 2, 3)],
+    [(kind, *each) for kind in KINDS for each in [(1, 1), (1, 2), (2, 3)]]
+    + [(PASSING, 2, 3), (WRITING_BACK, 2, 3)],
 )
 def test_random_operations_answer_as_on_the_host(
     isolated: Isolated, kind: str, actors: int, seed: int
@@ -54,7 +55,7 @@ def test_random_operations_answer_as_on_the_host(
 
 
 @pytest.mark.parametrize(("actors", "seed"), [(1, 4), (2, 5), (3, 6)])
-@pytest.mark.parametrize("kind", PRELOADED)
+@pytest.mark.parametrize("kind", PRELOADED[: len(KINDS)])
 def test_preloaded_and_other_programs_see_the_same(
     isolated: Isolated, library: Path, kind: str, actors: int, seed: int
 ) -> None:
@@ -63,7 +64,7 @@ def test_preloaded_and_other_programs_see_the_same(
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kind", [*KINDS, PASSING, *PRELOADED])
+@pytest.mark.parametrize("kind", [*KINDS, PASSING, WRITING_BACK, *PRELOADED])
 @pytest.mark.parametrize("seed", range(100, 112))
 def test_many_random_operations_answer_as_on_the_host(isolated: Isolated, kind: str, seed: int) -> None:
     _compare(isolated, kind, seed=seed, steps=20_000, actors=1 + seed % 3)

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conftest import Isolated
-from tests.stacks import KINDS, PASSING, mount
+from tests.stacks import KINDS, PASSING, WRITING_BACK, mount
 
 _SCRIPT = """
 import mmap, os, sys
@@ -18,7 +18,7 @@ print(os.fstat(fd).st_size)
 """
 
 
-@pytest.mark.parametrize("kind", [*KINDS, PASSING])
+@pytest.mark.parametrize("kind", [*KINDS, PASSING, WRITING_BACK])
 def test_mapped_pages_are_not_appended(isolated: Isolated, kind: str) -> None:
     mounted = mount(isolated, kind)
     told = isolated.run("python3", "-c", _SCRIPT, mounted.at / "file").stdout
