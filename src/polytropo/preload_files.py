@@ -1,7 +1,8 @@
-"""The preload library where programs find it, with the sites of C libraries beside it.
+"""The preload library where programs find it, with C libraries' sites, and their code with jumps in it.
 
 One directory a tenant, whose files only we write: containers are shown it read-only. Sites are found once for
-each build of a C library, named by its build id, and checked against memory by whoever uses them.
+each build of a C library, named by its build id, and checked against memory by whoever uses them; the code is
+used by programs that have loaded the very file that it was made of.
 """
 
 import os
@@ -16,6 +17,7 @@ from polytropo.keeper import service_binary
 LIBRARY = "libpolytropo_preload.so"
 _STAMP = f"{LIBRARY}.stamp"
 _SITES_SUFFIX = ".sites"
+_CODE_SUFFIX = ".code"
 _SITES_PROGRAM = "polytropo-sites"
 _SITES_TIMEOUT_S = 20.0
 _C_LIBRARY_MAX_BYTES = 64 << 20
@@ -40,15 +42,16 @@ def stage_library(directory: Path) -> Path:
         if stamp.read_text() == wanted and library.exists():
             return library
     # What it can do decides which sites it wants.
-    for sites in directory.glob(f"*{_SITES_SUFFIX}"):
-        sites.unlink(missing_ok=True)
+    for suffix in (_SITES_SUFFIX, _CODE_SUFFIX):
+        for found in directory.glob(f"*{suffix}"):
+            found.unlink(missing_ok=True)
     _write(library, source.read_bytes(), 0o755)
     _write(stamp, wanted.encode(), 0o644)
     return library
 
 
 def stage_sites(directory: Path, c_library: int) -> None:
-    """Has the sites of a C library, open as the descriptor `c_library`, found if they are not there.
+    """Has the sites of a C library, open as the descriptor `c_library`, found and its code prepared, once.
 
     Without them the preload library looks for itself, at each start of a program.
     """

@@ -102,3 +102,13 @@ class Preloaded:
 @pytest.fixture
 def preloaded(library: Path, tmp_path: Path) -> Preloaded:
     return Preloaded(library, tmp_path)
+
+
+@pytest.fixture
+def with_sites(preloaded: Preloaded, tmp_path: Path) -> Preloaded:
+    """The library with the sites of this machine's C library, and its code, beside it."""
+    library = shutil.copy(preloaded.library, tmp_path / "beside.so")
+    (libc,) = Path("/lib/x86_64-linux-gnu").glob("libc.so.6")
+    tool = preloaded.library.with_name("polytropo-sites")
+    subprocess.run([tool, tmp_path, libc], check=True, timeout=30)
+    return Preloaded(Path(library), tmp_path)

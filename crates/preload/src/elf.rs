@@ -84,9 +84,15 @@ impl<'a> Image<'a> {
 
     /// The code, with its address: the first executable segment.
     pub fn code(&self) -> Option<(usize, &'a [u8])> {
+        let (address, size_bytes) = self.code_range()?;
+        Some((address, self.bytes(address, size_bytes)?))
+    }
+
+    /// Where the code is, and how many bytes, as the headers tell.
+    pub fn code_range(&self) -> Option<(usize, usize)> {
         let header =
             self.program_headers().find(|header| header.kind == PT_LOAD && header.flags & EXECUTABLE != 0)?;
-        Some((header.address, self.bytes(header.address, header.size_bytes)?))
+        Some((header.address, header.size_bytes))
     }
 
     /// The linker's hash of the contents, if it wrote one.

@@ -19,13 +19,13 @@ pub const FILE_BYTES_MAX: usize = HEADER_BYTES + SITES_MAX * SITE_BYTES;
 pub const SUFFIX: &[u8] = b".sites";
 
 /// The file's name, with a zero byte at its end; `None` if the library has no build id to go by.
-pub fn write_name(image: &Image<'_>, mut put: impl FnMut(&[u8])) -> Option<()> {
+pub fn write_name(image: &Image<'_>, suffix: &[u8], mut put: impl FnMut(&[u8])) -> Option<()> {
     let id = image.build_id().filter(|id| (1..=BUILD_ID_BYTES_MAX).contains(&id.len()))?;
     for byte in id {
         let digit = |value: u8| b"0123456789abcdef"[usize::from(value & 15)];
         put(&[digit(byte >> 4), digit(*byte)]);
     }
-    put(SUFFIX);
+    put(suffix);
     put(&[0]);
     Some(())
 }

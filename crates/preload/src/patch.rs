@@ -23,7 +23,7 @@ use crate::elf::Image;
 use crate::scan::{JUMP_BYTES, MOVED_BYTES_MAX, Site};
 use crate::sys::{self, PROT_EXEC, PROT_READ, PROT_WRITE};
 
-const PAGE_BYTES: usize = 4096;
+pub const PAGE_BYTES: usize = 4096;
 /// The entry's address stands at the start of the block.
 const HEAD_BYTES: usize = 16;
 const TRAMPOLINE_BYTES: usize = 48;
@@ -57,14 +57,10 @@ pub unsafe fn redirect(base: usize, image: &Image<'_>, sites: &[Site], entry: us
     let block = map_near(base, size).ok_or(Refused::NoRoom)?;
     // SAFETY: mapped just now, `size` bytes, ours alone.
     let bytes = unsafe { core::slice::from_raw_parts_mut(block as *mut u8, size) };
-    bytes.fill(INT3);
     bytes[..8].copy_from_slice(&entry.to_le_bytes());
-    let mut written = true;
-    for (index, site) in sites.iter().enumerate() {
-        let at = HEAD_BYTES + index * TRAMPOLINE_BYTES;
-        let trampoline = &mut bytes[at..at + TRAMPOLINE_BYTES];
-        written &= write_trampoline(trampoline, block + at, block, base, image, site).is_some();
-    }
+    let trampolines = block + HEAD_BYTES;
+    let written =
+        write_trampolines(&mut bytes[HEAD_BYTES..], trampolines, block, base, image, sites).is_some();
     let start = (base + code_address) & !(PAGE_BYTES - 1);
     let length = (base + code_address + code.len()).next_multiple_of(PAGE_BYTES) - start;
     // The code is never without the right to execute: policies that forbid getting it back would leave a dead library.
@@ -79,11 +75,39 @@ pub unsafe fn redirect(base: usize, image: &Image<'_>, sites: &[Site], entry: us
     }
     for (index, site) in sites.iter().enumerate() {
         // SAFETY: nobody executes this code now; the bytes are those of the site.
-        unsafe { write_jump(base, site, block + HEAD_BYTES + index * TRAMPOLINE_BYTES) };
+        unsafe { write_jump(base, site, trampolines + trampoline_at(index)) };
     }
     // SAFETY: as it was before.
     unsafe { sys::protect(start, length, PROT_READ | PROT_EXEC) };
     Ok(sites.len() as u32)
+}
+
+/// Whole pages that the trampolines of so many sites take.
+pub fn trampolines_bytes(sites: usize) -> usize {
+    (sites * TRAMPOLINE_BYTES).next_multiple_of(PAGE_BYTES)
+}
+
+/// Where the trampoline of a site lies among all.
+pub fn trampoline_at(index: usize) -> usize {
+    index * TRAMPOLINE_BYTES
+}
+
+/// Writes the trampolines of a library at `base`, to lie at `address`; the entry's address is at `entry_slot`.
+pub fn write_trampolines(
+    to: &mut [u8],
+    address: usize,
+    entry_slot: usize,
+    base: usize,
+    image: &Image<'_>,
+    sites: &[Site],
+) -> Option<()> {
+    to.fill(INT3);
+    for (index, site) in sites.iter().enumerate() {
+        let at = trampoline_at(index);
+        let trampoline = to.get_mut(at..at + TRAMPOLINE_BYTES)?;
+        write_trampoline(trampoline, address + at, entry_slot, base, image, site)?;
+    }
+    Some(())
 }
 
 /// Memory within reach of jumps from `base`.
@@ -181,8 +205,15 @@ unsafe fn write_jump(base: usize, site: &Site, trampoline: usize) {
     let address = base + site.patch as usize;
     // SAFETY: the site lies in the library's code, which the caller made writable.
     let bytes = unsafe { core::slice::from_raw_parts_mut(address as *mut u8, length) };
-    let Some(rel) = distance(address + JUMP_BYTES, trampoline) else { return };
-    bytes[1..JUMP_BYTES].copy_from_slice(&rel);
-    bytes[0] = 0xe9;
-    bytes[JUMP_BYTES..].fill(INT3);
+    // `write_trampoline` has tried the distance.
+    let _ = put_jump(bytes, address, trampoline);
+}
+
+/// Writes the jump of a site at `address` over all of its bytes.
+pub fn put_jump(bytes: &mut [u8], address: usize, trampoline: usize) -> Option<()> {
+    let (jump, rest) = bytes.split_at_mut_checked(JUMP_BYTES)?;
+    jump[1..].copy_from_slice(&distance(address.checked_add(JUMP_BYTES)?, trampoline)?);
+    jump[0] = 0xe9;
+    rest.fill(INT3);
+    Some(())
 }

@@ -1,15 +1,15 @@
 //! What happens before the program's own code runs: looks whether we may, finds the libraries, redirects them.
 
 use crate::elf::{Image, Part};
+use crate::initial::{self, Auxiliary, Registers};
+use crate::loaded::{self, Library};
 use crate::maps::{self, Mapping};
-use crate::operations::{self, Setting};
+use crate::operations;
+use crate::prepared::{self, Prepared, Stamp};
 use crate::scan::{self, SITES_MAX, Site};
 use crate::trace::{self, Aside};
-use crate::{entry, known, patch, sys};
+use crate::{entry, known, libraries, patch, sys};
 
-const AT_PHDR: usize = 3;
-const AT_SECURE: usize = 23;
-const ENVIRONMENT_BYTES_MAX: usize = 4 << 20;
 const LIBRARIES_MAX: usize = 6;
 const PARTS_MAX: usize = 16;
 /// Sanitizers reserve terabytes for their shadows.
@@ -20,21 +20,21 @@ const ARCH_SHSTK_STATUS: usize = 0x5005;
 const INSTRUCTIONS_MIN: u32 = 30;
 
 /// The constructor.
-pub fn start() {
+pub fn start(registers: Registers) {
     let before = now_ns();
-    match run() {
+    match run(registers) {
         Ok(()) => trace::started(now_ns().saturating_sub(before)),
         Err(why) => trace::step_aside(why),
     }
 }
 
-fn run() -> Result<(), Aside> {
+fn run(registers: Registers) -> Result<(), Aside> {
     // First of all: a program with rights of others listens to no variable of theirs.
-    let [secure, program_headers] = auxiliary([AT_SECURE, AT_PHDR]).ok_or(Aside::NoProc)?;
-    if secure != 0 {
+    let auxiliary = Auxiliary::read().ok_or(Aside::NoProc)?;
+    if auxiliary.secure {
         return Err(Aside::Secure);
     }
-    let variables = environment()?;
+    let variables = initial::variables(registers, &auxiliary)?;
     if variables.off {
         return Err(Aside::TurnedOff);
     }
@@ -48,7 +48,70 @@ fn run() -> Result<(), Aside> {
     if has_threads()? {
         return Err(Aside::Threads);
     }
-    let mut found = Found { program_headers, ..Found::default() };
+    let is_musl = match map_prepared(&auxiliary)? {
+        Some(is_musl) => is_musl,
+        None => patch_found(&auxiliary)?,
+    };
+    if let Some(setting) = &mut setting {
+        setting.set_opens(!is_musl);
+        operations::begin(*setting);
+    }
+    Ok(())
+}
+
+/// The short way: the loader's list, and a C library that was prepared. Tells whether it is musl; `None` if the long way is to be gone.
+fn map_prepared(auxiliary: &Auxiliary) -> Result<Option<bool>, Aside> {
+    let Some(program) = loaded::Program::of(auxiliary) else { return Ok(None) };
+    let nothing = Library { base: 0, path: &[] };
+    let (mut own, mut c_library, mut count, mut sanitizer) = (nothing, nothing, 0, false);
+    let whole = program.each(|library| {
+        sanitizer |= libraries::is_sanitizer(library.name());
+        if libraries::is_wanted(library.name()) {
+            (c_library, count) = (*library, count + 1);
+        }
+        if (own.base..=start as *const () as usize).contains(&library.base) {
+            own = *library;
+        }
+    });
+    if sanitizer || program.has_early_constructors {
+        return Err(Aside::Sanitizer);
+    }
+    if !whole || count != 1 {
+        return Ok(None);
+    }
+    let is_musl = libraries::is_musl(c_library.name());
+    // musl calls itself by another name than its file's, which is that of the loader.
+    let file = if is_musl { program.interpreter } else { c_library.path };
+    Ok(map_prepared_library(&own, &c_library, file).map(|()| is_musl))
+}
+
+fn map_prepared_library(own: &Library<'_>, c_library: &Library<'_>, file: &[u8]) -> Option<()> {
+    // SAFETY: a library begins with a page of headers.
+    let head = unsafe { core::slice::from_raw_parts(c_library.base as *const u8, patch::PAGE_BYTES) };
+    let parts = [Part { address: 0, bytes: head, executable: false }];
+    let image = Image { parts: &parts };
+    let directory = own.path.get(..own.path.len() - own.name().len())?;
+    (image.is_library() && directory.starts_with(b"/") && file.starts_with(b"/")).then_some(())?;
+    let mut path = Path::default();
+    path.put(file);
+    path.put(&[0]);
+    let status = sys::status_at(path.bytes()?)?;
+    let stamp = Stamp { size_bytes: status.size_bytes, mtime_s: status.mtime_s, mtime_ns: status.mtime_ns };
+    let mut path = Path::default();
+    path.put(directory);
+    known::write_name(&image, prepared::SUFFIX, |bytes| path.put(bytes))?;
+    let prepared =
+        Prepared::open(path.bytes()?, &image, stamp).filter(|prepared| is_good(prepared.summary()))?;
+    // SAFETY: there is one thread, this one, and it is not in the library's code but for the loader's frames that called us,
+    // whose return addresses lie behind calls, never inside of replaced instructions.
+    unsafe { prepared.map(c_library.base, entry::address()) }.then_some(())?;
+    trace::found(prepared.summary());
+    Some(())
+}
+
+/// The long way: the mappings, and changes to the code in them. Tells whether the C library is musl.
+fn patch_found(auxiliary: &Auxiliary) -> Result<bool, Aside> {
+    let mut found = Found { program_headers: auxiliary.headers, ..Found::default() };
     if !maps::each(|mapping| found.see(mapping)) {
         return Err(Aside::NoProc);
     }
@@ -56,11 +119,12 @@ fn run() -> Result<(), Aside> {
         return Err(Aside::Sanitizer);
     }
     found.redirect()?;
-    if let Some(setting) = &mut setting {
-        setting.set_opens(!found.is_musl());
-        operations::begin(*setting);
-    }
-    Ok(())
+    Ok(found.is_musl())
+}
+
+/// Whether this is a C library as it was built.
+fn is_good(summary: &scan::Summary) -> bool {
+    summary.leaving == 0 && summary.instructions >= INSTRUCTIONS_MIN && summary.sites > 0
 }
 
 fn now_ns() -> u64 {
@@ -68,126 +132,6 @@ fn now_ns() -> u64 {
     // SAFETY: the kernel writes two words.
     unsafe { sys::call(CLOCK_GETTIME, [1, time.as_mut_ptr() as usize, 0, 0, 0, 0]) };
     time[0] * 1_000_000_000 + time[1]
-}
-
-/// Values of the auxiliary vector, 0 for what it has not; `None` if it cannot be read.
-fn auxiliary(wanted: [usize; 2]) -> Option<[usize; 2]> {
-    let descriptor = sys::open(b"/proc/self/auxv\0", 0, 0);
-    if descriptor < 0 {
-        return None;
-    }
-    let mut bytes = [0; 1024];
-    let got = sys::read(descriptor as i32, &mut bytes);
-    sys::close(descriptor as i32);
-    let bytes = bytes.get(..usize::try_from(got).ok()?)?;
-    let word = |bytes: &[u8]| bytes.try_into().map_or(0, usize::from_le_bytes);
-    Some(wanted.map(|wanted| {
-        let pair = bytes.chunks_exact(16).find(|pair| word(&pair[..8]) == wanted);
-        pair.map_or(0, |pair| word(&pair[8..]))
-    }))
-}
-
-/// Reads our variables.
-fn environment() -> Result<Variables, Aside> {
-    let descriptor = sys::open(b"/proc/self/environ\0", 0, 0);
-    if descriptor < 0 {
-        return Err(Aside::NoProc);
-    }
-    let mut variables = Variables::default();
-    let mut buffer = [0; 4096];
-    let mut seen_bytes = 0;
-    loop {
-        let got = sys::read(descriptor as i32, &mut buffer);
-        if got <= 0 || seen_bytes > ENVIRONMENT_BYTES_MAX {
-            break;
-        }
-        seen_bytes += got as usize;
-        buffer[..got as usize].iter().for_each(|byte| variables.feed(*byte));
-    }
-    sys::close(descriptor as i32);
-    variables.feed(0);
-    if variables.trace {
-        trace::enable(variables.file.get(..variables.file_length));
-    }
-    Ok(variables)
-}
-
-/// Where containers have their service's socket.
-const CHANNEL: &[u8] = b"/run/.polytropo/channel.sock";
-const NAME: &[u8] = b"POLYTROPO_";
-const VARIABLE_BYTES: usize = 512;
-
-/// Picks our variables out of all, a byte at a time; longer values than fit are none.
-struct Variables {
-    current: [u8; VARIABLE_BYTES],
-    length: usize,
-    trace: bool,
-    off: bool,
-    file: [u8; VARIABLE_BYTES],
-    file_length: usize,
-    channel: [u8; VARIABLE_BYTES],
-    channel_length: usize,
-    mount: [u8; VARIABLE_BYTES],
-    mount_length: usize,
-}
-
-impl Default for Variables {
-    fn default() -> Self {
-        let zeros = [0; VARIABLE_BYTES];
-        Self {
-            current: zeros,
-            length: 0,
-            trace: false,
-            off: false,
-            file: zeros,
-            file_length: 0,
-            channel: zeros,
-            channel_length: 0,
-            mount: zeros,
-            mount_length: 0,
-        }
-    }
-}
-
-impl Variables {
-    fn setting(&self) -> Option<Setting> {
-        let channel = &self.channel[..self.channel_length];
-        let channel = if channel.is_empty() { CHANNEL } else { channel };
-        Setting::new(channel, &self.mount[..self.mount_length])
-    }
-
-    fn feed(&mut self, byte: u8) {
-        if byte == 0 {
-            self.end();
-            self.length = 0;
-            return;
-        }
-        if let Some(place) = self.current.get_mut(self.length) {
-            *place = byte;
-        }
-        // What is not ours is not kept.
-        let foreign = NAME.get(self.length).is_some_and(|expected| *expected != byte);
-        self.length = if foreign { VARIABLE_BYTES + 1 } else { self.length.saturating_add(1) };
-    }
-
-    fn end(&mut self) {
-        let Some(variable) = self.current.get(..self.length) else { return };
-        let Some(variable) = variable.strip_prefix(NAME) else { return };
-        if let Some(value) = variable.strip_prefix(b"TRACE=") {
-            self.trace = value == b"1";
-        } else if let Some(value) = variable.strip_prefix(b"PRELOAD=") {
-            self.off = value == b"off";
-        } else if let Some(value) = variable.strip_prefix(b"TRACE_FILE=") {
-            self.file[..value.len()].copy_from_slice(value);
-            self.file_length = value.len();
-        } else if let Some(value) = variable.strip_prefix(b"CHANNEL=") {
-            self.channel[..value.len()].copy_from_slice(value);
-            self.channel_length = value.len();
-        } else if let Some(value) = variable.strip_prefix(b"MOUNT=") {
-            self.mount[..value.len()].copy_from_slice(value);
-            self.mount_length = value.len();
-        }
-    }
 }
 
 fn has_shadow_stack() -> bool {
@@ -235,19 +179,11 @@ impl Directory {
 
     /// Reads the file of known sites of a library.
     fn read_known(&self, image: &Image<'_>, buffer: &mut [u8]) -> Option<usize> {
-        let mut path = [0; DIRECTORY_BYTES + 128];
-        let mut length = 0;
-        let mut put = |bytes: &[u8]| {
-            if let Some(place) = path.get_mut(length..length + bytes.len()) {
-                place.copy_from_slice(bytes);
-            }
-            length += bytes.len();
-        };
+        let mut path = Path::default();
         (self.length > 0).then_some(())?;
-        put(&self.bytes[..self.length]);
-        known::write_name(image, &mut put)?;
-        let path = path.get(..length)?;
-        let descriptor = sys::open(path, 0, 0);
+        path.put(&self.bytes[..self.length]);
+        known::write_name(image, known::SUFFIX, |bytes| path.put(bytes))?;
+        let descriptor = sys::open(path.bytes()?, 0, 0);
         if descriptor < 0 {
             return None;
         }
@@ -257,16 +193,42 @@ impl Directory {
     }
 }
 
+/// A path that is being put together; of one that is too long there is nothing.
+struct Path {
+    bytes: [u8; PATH_BYTES],
+    length: usize,
+}
+const PATH_BYTES: usize = 512;
+
+impl Default for Path {
+    fn default() -> Self {
+        Self { bytes: [0; PATH_BYTES], length: 0 }
+    }
+}
+
+impl Path {
+    fn put(&mut self, bytes: &[u8]) {
+        if let Some(place) = self.bytes.get_mut(self.length..self.length + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
+        self.length += bytes.len();
+    }
+
+    fn bytes(&self) -> Option<&[u8]> {
+        self.bytes.get(..self.length)
+    }
+}
+
 /// What the mappings show.
 #[derive(Default)]
 struct Found {
     /// An address in the program's first mapping.
     program_headers: usize,
-    program: Library,
+    program: Mapped,
     sanitizer: bool,
     /// Where our own library lies.
     directory: Directory,
-    libraries: [Library; LIBRARIES_MAX],
+    libraries: [Mapped; LIBRARIES_MAX],
     count: usize,
     /// The range of the library seen last, while its mappings go on.
     open: bool,
@@ -274,34 +236,13 @@ struct Found {
 
 /// A library's mappings: the first, and the readable ones.
 #[derive(Clone, Copy, Default)]
-struct Library {
+struct Mapped {
     base: usize,
     end: usize,
     parts: [(usize, usize, bool); PARTS_MAX],
     part_count: usize,
     path_hash: u64,
     is_musl: bool,
-}
-
-fn is_wanted(name: &[u8]) -> bool {
-    // glibc's loader opens, maps and closes libraries: nothing is gained there, and patching it costs 40 us at each start.
-    const PREFIXES: [&[u8]; 4] = [b"libc.so", b"libc-2.", b"libpthread.so", b"libpthread-2."];
-    name.starts_with(b"ld-musl-") || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-}
-
-fn is_sanitizer(mapping: &Mapping<'_>) -> bool {
-    // The last two are the libraries by which valgrind and rr come into programs: both run or rewrite the C library's code themselves.
-    const RUNTIMES: [&[u8]; 7] = [
-        b"libasan.so",
-        b"libtsan.so",
-        b"libmsan.so",
-        b"liblsan.so",
-        b"libclang_rt.",
-        b"vgpreload_core",
-        b"librrpreload.so",
-    ];
-    mapping.end - mapping.start >= SHADOW_BYTES_MIN
-        || RUNTIMES.iter().any(|name| mapping.name().starts_with(name))
 }
 
 fn hash(path: &[u8]) -> u64 {
@@ -311,13 +252,14 @@ fn hash(path: &[u8]) -> u64 {
 
 impl Found {
     fn see(&mut self, mapping: &Mapping<'_>) {
-        self.sanitizer |= is_sanitizer(mapping);
+        self.sanitizer |=
+            mapping.end - mapping.start >= SHADOW_BYTES_MIN || libraries::is_sanitizer(mapping.name());
         if (mapping.start..mapping.end).contains(&(start as *const () as usize)) {
             self.directory.set(mapping);
         }
         let path_hash = hash(mapping.path);
         if (mapping.start..mapping.end).contains(&self.program_headers) {
-            self.program = Library { base: mapping.start, path_hash, ..Library::default() };
+            self.program = Mapped { base: mapping.start, path_hash, ..Mapped::default() };
         }
         if self.program.base != 0 && self.program.path_hash == path_hash {
             self.program.add(mapping);
@@ -329,16 +271,14 @@ impl Found {
             library.add(mapping);
             return;
         }
-        self.open = is_wanted(mapping.name());
+        self.open = libraries::is_wanted(mapping.name());
         if self.open {
             let Some(library) = self.libraries.get_mut(self.count) else {
                 self.open = false;
                 return;
             };
-            let is_musl = !mapping.name().starts_with(b"libc.so.6")
-                && !mapping.name().starts_with(b"libc-2.")
-                && !mapping.name().starts_with(b"libpthread");
-            *library = Library { base: mapping.start, path_hash, is_musl, ..Library::default() };
+            let is_musl = libraries::is_musl(mapping.name());
+            *library = Mapped { base: mapping.start, path_hash, is_musl, ..Mapped::default() };
             library.add(mapping);
             self.count += 1;
         }
@@ -362,7 +302,7 @@ impl Found {
     }
 }
 
-impl Library {
+impl Mapped {
     fn add(&mut self, mapping: &Mapping<'_>) {
         self.end = mapping.end;
         if mapping.readable
@@ -425,7 +365,7 @@ impl Library {
                 scan::scan(image, scratch, sites).ok_or(Aside::NoLibrary)?
             }
         };
-        if summary.leaving > 0 || summary.instructions < INSTRUCTIONS_MIN || summary.sites == 0 {
+        if !is_good(&summary) {
             return Err(Aside::AlreadyRewritten);
         }
         let sites = &sites[..summary.sites as usize];

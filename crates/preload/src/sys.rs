@@ -150,6 +150,39 @@ pub fn read(descriptor: i32, buffer: &mut [u8]) -> isize {
     }
 }
 
+/// Reads words at a place in a file: how many bytes, or a negated errno.
+pub fn read_at(descriptor: i32, words: &mut [u64], at: usize) -> isize {
+    let arguments = [descriptor as usize, words.as_mut_ptr() as usize, size_of_val(words), at, 0, 0];
+    // SAFETY: the kernel writes into the words, within their length; any bits are numbers.
+    unsafe { call(nr::PREAD64, arguments) }
+}
+
+/// How many bytes of the auxiliary vector came; `None` before Linux 6.4.
+pub fn auxiliary_vector(words: &mut [u64]) -> Option<usize> {
+    const PR_GET_AUXV: usize = 0x4155_5856;
+    let bytes = size_of_val(words);
+    // SAFETY: the kernel writes into the words, within their length.
+    let got = unsafe { call(nr::PRCTL, [PR_GET_AUXV, words.as_mut_ptr() as usize, bytes, 0, 0, 0]) };
+    // It tells how many there are, which may be more.
+    usize::try_from(got).ok().map(|got| got.min(bytes))
+}
+
+/// Where an open file ends.
+pub fn size_of(descriptor: i32) -> Option<usize> {
+    const SEEK_END: usize = 2;
+    // SAFETY: concerns no memory.
+    let end = unsafe { call(nr::LSEEK, [descriptor as usize, 0, SEEK_END, 0, 0, 0]) };
+    usize::try_from(end).ok()
+}
+
+/// Ends the process.
+pub fn exit(status: usize) -> ! {
+    loop {
+        // SAFETY: concerns no memory that anybody will use.
+        unsafe { call(nr::EXIT_GROUP, [status, 0, 0, 0, 0, 0]) };
+    }
+}
+
 /// Writes all of it, or as much as the kernel takes.
 pub fn write_all(descriptor: i32, mut bytes: &[u8]) {
     while !bytes.is_empty() {
@@ -193,6 +226,17 @@ pub fn map(address: usize, length: usize) -> Option<usize> {
         return None;
     }
     Some(got)
+}
+
+/// A file's pages at an address, in the place of what is there. False if the kernel refuses.
+///
+/// # Safety
+/// What is in the range is replaced by what is in the file.
+pub unsafe fn map_file(address: usize, length: usize, rights: usize, descriptor: i32, at: usize) -> bool {
+    const MAP_FIXED: usize = 0x10;
+    let arguments = [address, length, rights, MAP_PRIVATE | MAP_FIXED, descriptor as usize, at];
+    // SAFETY: as the caller promised.
+    unsafe { call(nr::MMAP, arguments) == address as isize }
 }
 
 /// # Safety

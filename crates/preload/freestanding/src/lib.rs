@@ -3,13 +3,14 @@
 
 use core::panic::PanicInfo;
 
-extern "C" fn initialize() {
-    polytropo_preload::start();
+/// glibc calls constructors with main's arguments, musl with none.
+extern "C" fn initialize(count: usize, arguments: usize, environment: usize) {
+    polytropo_preload::start(polytropo_preload::Registers([count, arguments, environment]));
 }
 
 #[used]
 #[unsafe(link_section = ".init_array")]
-static INITIALIZE: extern "C" fn() = initialize;
+static INITIALIZE: extern "C" fn(usize, usize, usize) = initialize;
 
 /// Nothing here panics; a defect that does stops the program where it is, for a debugger to see.
 #[panic_handler]

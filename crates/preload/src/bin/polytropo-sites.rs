@@ -1,11 +1,13 @@
 //! `polytropo-sites DIRECTORY LIBRARY...`: scans C libraries once, so that the programs that use them need not.
 
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 
 use polytropo_preload::elf::{Image, Part};
 use polytropo_preload::known;
+use polytropo_preload::prepared::{self, Stamp};
 use polytropo_preload::scan::{SITES_MAX, Site, scan, scratch_bytes};
 
 /// C libraries have a few megabytes; what is larger is none.
@@ -33,14 +35,17 @@ fn invalid(what: &str) -> io::Error {
 }
 
 fn record(directory: &Path, library: &Path) -> io::Result<()> {
-    let file = std::fs::read(library)?;
+    let mut opened = std::fs::File::open(library)?;
+    let mut file = Vec::new();
+    Read::by_ref(&mut opened).take(LIBRARY_BYTES_MAX as u64 + 1).read_to_end(&mut file)?;
+    let metadata = opened.metadata()?;
     let (memory, segments) = lay_out(&file).ok_or_else(|| invalid("is no ELF library"))?;
     let parts: Vec<_> = segments
         .iter()
-        .map(|(from, to, executable)| Part {
-            address: *from,
-            bytes: &memory[*from..*to],
-            executable: *executable,
+        .map(|segment| Part {
+            address: segment.address,
+            bytes: &memory[segment.address..segment.end],
+            executable: segment.executable,
         })
         .collect();
     let image = Image { parts: &parts };
@@ -49,23 +54,49 @@ fn record(directory: &Path, library: &Path) -> io::Result<()> {
     let mut scratch = vec![0; scratch_bytes(code.len())];
     let mut sites = vec![Site::default(); SITES_MAX];
     let summary = scan(&image, &mut scratch, &mut sites).ok_or_else(|| invalid("cannot be scanned"))?;
+    let sites = &sites[..summary.sites as usize];
+    let mut bytes = Vec::new();
+    known::write(&image, &summary, sites, |piece| bytes.extend_from_slice(piece))
+        .ok_or_else(|| invalid("cannot be described"))?;
+    put(directory, &name(&image, known::SUFFIX)?, &bytes)?;
+    let stamp = Stamp {
+        size_bytes: metadata.size(),
+        mtime_s: metadata.mtime(),
+        mtime_ns: metadata.mtime_nsec() as u64,
+    };
+    if stamp.size_bytes != file.len() as u64 {
+        return Err(invalid("changes"));
+    }
+    let code_at = segments.iter().find(|segment| segment.executable).map_or(0, |segment| segment.offset);
+    let mut bytes = file;
+    bytes.resize(prepared::file_bytes(bytes.len(), sites.len()), 0);
+    // Programs then change the code themselves.
+    prepared::write(&mut bytes, &image, code_at, stamp, &summary, sites)
+        .ok_or_else(|| invalid("cannot be prepared"))?;
+    put(directory, &name(&image, prepared::SUFFIX)?, &bytes)
+}
+
+fn name(image: &Image<'_>, suffix: &[u8]) -> io::Result<String> {
     let mut name = Vec::new();
-    known::write_name(&image, |bytes| name.extend_from_slice(bytes))
+    known::write_name(image, suffix, |bytes| name.extend_from_slice(bytes))
         .ok_or_else(|| invalid("has no build id"))?;
     name.pop();
-    let name = String::from_utf8(name).map_err(|_| invalid("has no build id"))?;
-    let mut bytes = Vec::new();
-    let written = known::write(&image, &summary, &sites[..summary.sites as usize], |piece| {
-        bytes.extend_from_slice(piece)
-    });
-    written.ok_or_else(|| invalid("cannot be described"))?;
+    String::from_utf8(name).map_err(|_| invalid("has no build id"))
+}
+
+/// Whole or not at all: programs may be reading what was there before.
+fn put(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let unfinished = directory.join(format!("{name}.{}", std::process::id()));
     std::fs::write(&unfinished, bytes)?;
     std::fs::rename(unfinished, directory.join(name))
 }
 
-/// From, to, and whether it is code.
-type Segment = (usize, usize, bool);
+struct Segment {
+    address: usize,
+    end: usize,
+    offset: usize,
+    executable: bool,
+}
 
 /// The segments at their addresses, as the loader maps them.
 fn lay_out(file: &[u8]) -> Option<(Vec<u8>, Vec<Segment>)> {
@@ -87,7 +118,7 @@ fn lay_out(file: &[u8]) -> Option<(Vec<u8>, Vec<Segment>)> {
         memory.resize(memory.len().max(end), 0);
         let bytes = file.get(offset..offset.checked_add(in_file)?)?;
         memory[address..address + in_file].copy_from_slice(bytes);
-        segments.push((address, end, file[header + 4] & 1 == 1));
+        segments.push(Segment { address, end, offset, executable: file[header + 4] & 1 == 1 });
     }
     Some((memory, segments))
 }
