@@ -18,7 +18,7 @@ from benchmarks.fuse.sides import (
     page_cache_bytes,
     resident_bytes,
 )
-from benchmarks.fuse.workloads import BIG, HUGE, HUGE_BYTES, MIB, Place, per_unit, probe
+from benchmarks.fuse.workloads import BIG, HUGE, HUGE_BYTES, MIB, SHARED, Place, per_unit, probe
 from polytropo.cgroups import Group, Limits
 
 EXT4 = "ext4"
@@ -87,13 +87,19 @@ def second_container(place: Place, side: Side, report: Report) -> None:
     if not place.cold:
         report.note_once("Caches cannot be dropped here: the rows of containers' memory are missing.")
         return
+    _second_container(place, side, report, "")
+    if isinstance(side, Polytropo):
+        _second_container(place, side.with_passthrough(True), report, SHARED)
+
+
+def _second_container(place: Place, side: Side, report: Report, how: str) -> None:
     drop_caches()
     with mounted(side, place.lowers, place.scratch, "first") as first:
         taken = [_taken(place, side, first)]
         with mounted(side, place.lowers, place.scratch, "second") as second:
             taken.append(_taken(place, side, second))
     for which, value in zip(("first", "second"), taken, strict=True):
-        report.add(f"memory for the {which} container of an image", side.name, value, "bytes")
+        report.add(f"memory for the {which} container of an image{how}", side.name, value, "bytes")
 
 
 def _taken(place: Place, side: Side, at: Path) -> int:

@@ -27,6 +27,8 @@ HUGE = "srv/huge"
 HUGE_BYTES = 1024 * MIB
 MANY = "srv/many"
 WRITE_BACK = ", with write-back"
+# `run --share-image`: passthrough in a root that can be written to.
+SHARED = ", image shared"
 MANY_FILES = 500
 
 
@@ -90,6 +92,11 @@ def lower_file(place: Place, side: Side, report: Report) -> None:
         report.add("sequential read hot, per MiB", side.name, per_unit(figure, MIB))
         figure = probe(place, "read-random", big, "--count", "100000")["read_random_calls"]
         report.add("random read 4 KiB hot", side.name, per_unit(figure))
+    if isinstance(side, Polytropo):
+        with mounted(side.with_passthrough(True), place.lowers, place.scratch) as at:
+            probe(place, "read-sequential", at / BIG)
+            figure = probe(place, "read-sequential", at / BIG, "--rounds", "8")["read_sequential_bytes"]
+            report.add(f"sequential read hot, per MiB{SHARED}", side.name, per_unit(figure, MIB))
 
 
 def read_only_image(place: Place, side: Side, report: Report) -> None:
@@ -256,6 +263,12 @@ def memory(place: Place, side: Side, report: Report) -> None:
 
 def runc_start(place: Place, side: Side, report: Report) -> None:
     """`true` in the same runc on this root."""
+    _runc_start(place, side, report, "")
+    if isinstance(side, Polytropo):
+        _runc_start(place, side.with_passthrough(True), report, SHARED)
+
+
+def _runc_start(place: Place, side: Side, report: Report, how: str) -> None:
     with mounted(side, place.lowers, place.scratch) as at:
         bundle = place.scratch / "bundle"
         bundle.mkdir()
@@ -278,7 +291,7 @@ def runc_start(place: Place, side: Side, report: Report) -> None:
             )
             command(*words)
             for _ in range(3):
-                report.add("runc run true", side.name, elapsed_ns(*words))
+                report.add(f"runc run true{how}", side.name, elapsed_ns(*words))
         finally:
             shutil.rmtree(bundle)
 

@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from polytropo import service
 from tests.conftest import Isolated
 from tests.containers.conftest import leftovers, shell
 
@@ -72,6 +75,25 @@ def test_read_only_root(box: Isolated) -> None:
         "x",
         "refused",
     ]
+
+
+@pytest.mark.parametrize("options", [(), ("--share-image",)], ids=["by itself", "shared"])
+def test_an_image_that_containers_share(box: Isolated, options: tuple[str, ...]) -> None:
+    """The kernel reads the program's file itself if it is told to, until the container changes it."""
+    box.polytropo("run", "-d", "--name", "here", *options, "box", "sleep", "1000")
+    client = service.reach(box.state, "default")
+    assert client is not None
+    with client:
+        (mount,) = client.mounts()
+        opened = client.call("open_files", mount=mount.mount)["open_files"]
+    assert {file["bytes"] for file in opened} == ({"passthrough"} if options else set())
+    script = (
+        "echo more >> /etc/greeting && cat /etc/greeting && cat /etc/passwd > /tmp/copy && wc -l < /tmp/copy"
+    )
+    assert box.polytropo("exec", "here", "sh", "-c", script).stdout.split() == ["hello", "more", "2"]
+    assert box.polytropo("run", "--rm", *options, "box", "cat", "/etc/greeting").stdout == "hello\n"
+    box.polytropo("rm", "--force", "here")
+    assert leftovers(box) == []
 
 
 def test_volumes_and_host_paths(box: Isolated) -> None:

@@ -39,6 +39,7 @@ _RUN = {
     "--hostname": ("hostname", ONE),
     "--network": ("network", ONE),
     "--read-only": ("read_only", FLAG),
+    "--share-image": ("share_image", FLAG),
     "--cidfile": ("cidfile", ONE),
     "--runtime": ("runtime", ONE),
     "--preload": ("preload", FLAG),

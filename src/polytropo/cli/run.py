@@ -32,6 +32,11 @@ from polytropo.cli.options import IMAGE, PATH, TENANT
     "--network", type=click.Choice(["host", "none"]), default="host", help="The host's network, or none."
 )
 @click.option("--read-only", is_flag=True, help="Its root cannot be written to.")
+@click.option(
+    "--share-image",
+    is_flag=True,
+    help="Keep the image's files in memory once for all containers; opening them takes longer.",
+)
 @click.option("--cidfile", type=PATH, help="Write its id there.")
 @click.option(
     "--preload/--no-preload",

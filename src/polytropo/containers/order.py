@@ -49,6 +49,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str | None = None
     network: Network = "host"
     read_only: bool = False
+    share_image: bool = False
+    """Have the kernel read the image's files itself also where the root can be written to."""
     terminal: bool = False
     stdin_open: bool = False
     remove_at_end: bool = False
@@ -64,8 +66,8 @@ def make_container(state: State, order: Order, image: "Image") -> Container:
     settings = image.config
     container_id = new_id()
     upper = Dir(files_of(state, container_id).upper, coherence="exclusive", ownership=host_ownership())
-    # A program that cannot write has no use for writes that are held back.
-    passthrough = True if order.read_only else None
+    # The service is then asked for each open, which pays where little is opened and much is read.
+    passthrough = True if order.read_only or order.share_image else None
     channel_writes = True if order.preload else None
     root = Stack(Union(image.dirs, upper=upper), passthrough, channel_writes=channel_writes).to_document()
     args = _args(order, settings)
