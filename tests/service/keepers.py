@@ -81,6 +81,13 @@ class Keeper:
         pid: int = self.do("status")[which]
         return pid
 
+    def kill_worker(self) -> int | None:
+        """Says which it was; None if it is dead already and there is no other yet."""
+        worker = self.do("status")["worker_pid"]
+        if worker is None or self.place.run("kill", "-KILL", str(worker), check=False).returncode != 0:
+            return None
+        return int(worker)
+
     def close(self) -> None:
         self._connection.close()
         self.process.kill()

@@ -80,6 +80,7 @@ const FILES: &[i64] = &[
     SYS_GETXATTRAT,
     SYS_LISTXATTRAT,
     SYS_REMOVEXATTRAT,
+    SYS_close_range,
     SYS_flock,
     SYS_fcntl,
     SYS_dup,

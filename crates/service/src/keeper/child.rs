@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::keeping::Keeping;
@@ -29,6 +30,8 @@ const LOG_PERIOD: Duration = Duration::from_secs(10);
 const SENTENCE_MAX_CHARS: usize = 500;
 const LOG_LINE_MAX_BYTES: u64 = 4096;
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a process takes between closing its descriptors and its end.
+const LAST_STEPS: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Hears of doors and of the worker's end. Called on threads of the child's own.
@@ -93,10 +96,12 @@ impl Child {
                 Ok((mut child, pidfd)) => {
                     let (owner, ended) = sync_channel::<Arc<Child>>(1);
                     let _ = tell.send(Ok((child.id(), pidfd, child.stderr.take(), owner)));
-                    let status = child.wait();
-                    if let Ok(child) = ended.recv() {
-                        child.ended(&status, &*watcher);
+                    if let Ok(worker) = ended.recv() {
+                        let status = worker.wait_over(&mut child);
+                        worker.ended(&status, &*watcher);
                     }
+                    // There is nothing more to be learnt of it.
+                    let _ = child.wait();
                 }
                 Err(error) => {
                     let _ = tell.send(Err(error));
@@ -156,9 +161,9 @@ impl Child {
     }
 
     fn next_report(&self) -> Result<Report, String> {
-        let timeout = rustix::time::Timespec { tv_sec: START_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
-        let mut polled = [rustix::event::PollFd::new(&self.link, rustix::event::PollFlags::IN)];
-        let ready = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&timeout)));
+        let timeout = Timespec { tv_sec: START_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
+        let mut polled = [PollFd::new(&self.link, PollFlags::IN)];
+        let ready = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&timeout)));
         if ready.map_err(describe)? == 0 {
             return Err(describe(Errno::TIMEDOUT));
         }
@@ -173,9 +178,12 @@ impl Child {
         let child = self.clone();
         *self.hears.0.lock() = true;
         let spawned = std::thread::Builder::new().name("worker-link".into()).spawn(move || {
+            let mut reset = false;
             loop {
                 let sound = match child.link.receive::<Report>() {
                     Ok(None) => break,
+                    // It died before it read all; what it said before is still to be heard.
+                    Err(Errno::CONNRESET) if !std::mem::replace(&mut reset, true) => continue,
                     Ok(Some((Report::Holds { door, key }, descriptors))) => {
                         child.keeping.keep(door, key, descriptors)
                     }
@@ -232,9 +240,24 @@ impl Child {
         request <= self.last_request.load(SeqCst)
     }
 
-    fn ended(self: &Arc<Self>, status: &std::io::Result<std::process::ExitStatus>, watcher: &dyn Watcher) {
+    /// Waits until the worker does nothing any more. Threads whose notices wait in the kernel, for what the next worker answers, may be left of it; they
+    /// have no more open than a device (`doors/fuse/parted`), so the link ends without them.
+    fn wait_over(&self, process: &mut std::process::Child) -> std::io::Result<Option<ExitStatus>> {
+        let mut polled =
+            [PollFd::new(&self.pidfd, PollFlags::IN), PollFd::new(&self.link, PollFlags::empty())];
+        rustix::io::retry_on_intr(|| poll(&mut polled, None))?;
+        if polled[0].revents().is_empty() {
+            // One that only closed the link ends now, too.
+            self.kill();
+            rustix::io::retry_on_intr(|| poll(&mut polled[..1], Some(&LAST_STEPS)))?;
+        }
+        process.try_wait()
+    }
+
+    fn ended(self: &Arc<Self>, status: &std::io::Result<Option<ExitStatus>>, watcher: &dyn Watcher) {
         match status {
-            Ok(status) => warn!("worker {} ended: {status}", self.pid),
+            Ok(None) => warn!("worker {} ended, but for a notice that waits in the kernel", self.pid),
+            Ok(Some(status)) => warn!("worker {} ended: {status}", self.pid),
             Err(error) => error!("worker {} cannot be waited for: {error}", self.pid),
         }
         // What it sent before it died is heard first.
@@ -495,6 +518,12 @@ mod tests {
 
     /// A process that stands for a worker, and its end of the link.
     fn impostor() -> (std::process::Child, Arc<Child>, Link) {
+        let (process, child, theirs) = unheard();
+        child.listen(Arc::new(Nobody)).unwrap();
+        (process, child, theirs)
+    }
+
+    fn unheard() -> (std::process::Child, Arc<Child>, Link) {
         let process = Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = rustix::process::Pid::from_child(&process);
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
@@ -514,7 +543,6 @@ mod tests {
             alive: AtomicBool::new(true),
             hears: Default::default(),
         });
-        child.listen(Arc::new(Nobody)).unwrap();
         (process, child, theirs)
     }
 
@@ -535,6 +563,33 @@ mod tests {
             breach(&link);
             assert!(!process.wait().unwrap().success());
         }
+    }
+
+    /// Counts doors that ended.
+    #[derive(Default)]
+    struct Counts(AtomicU64);
+
+    impl Watcher for Counts {
+        fn door_ended(&self, _worker: &Child, _door: u64) -> bool {
+            self.0.fetch_add(1, SeqCst);
+            true
+        }
+        fn worker_ended(&self, _: &Arc<Child>) {}
+    }
+
+    #[test]
+    fn what_a_worker_said_before_it_died_is_heard_though_it_read_not_all() {
+        let counts = Arc::new(Counts::default());
+        let (mut process, child, link) = unheard();
+        for door in 0..20 {
+            link.send(&Report::Ended { door, problem: None }, &[]).unwrap();
+        }
+        child.link.send(&Task::Roots {}, &[]).unwrap();
+        drop(link);
+        child.listen(counts.clone()).unwrap();
+        process.wait().unwrap();
+        child.hears.1.wait_while(&mut child.hears.0.lock(), |hears| *hears);
+        assert_eq!(counts.0.load(SeqCst), 20);
     }
 
     #[test]

@@ -189,14 +189,28 @@ pub enum Detach {
     WhenUnused,
     /// At once; programs that use it keep it.
     Lazily,
+    /// At once, and what programs still want of it fails.
+    ForGood,
 }
 
 pub fn unmount(place: &Path, how: Detach) -> rustix::io::Result<()> {
     let lazy = match how {
         Detach::WhenUnused => UnmountFlags::empty(),
         Detach::Lazily => UnmountFlags::DETACH,
+        Detach::ForGood => UnmountFlags::DETACH | UnmountFlags::FORCE,
     };
     rustix::mount::unmount(place, lazy | UnmountFlags::NOFOLLOW)
+}
+
+/// Ends the connection of the FUSE mount at `place`, which stays mounted.
+pub fn abort(place: &Path) -> rustix::io::Result<()> {
+    // While it is open it cannot be unmounted; the kernel aborts the connection before it finds that out.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let _used = rustix::fs::open(place, flags, Mode::empty())?;
+    match rustix::mount::unmount(place, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::BUSY) => Ok(()),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// One line of this process's mount table.

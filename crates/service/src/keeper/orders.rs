@@ -138,7 +138,7 @@ impl Keeper {
         self.stopped.store(true, SeqCst);
         let _turn = self.ordering.lock();
         for mount in self.table.lock().mounts.values().rev() {
-            if let Err(errno) = self.unmount_if_on_top(mount, Detach::Lazily) {
+            if let Err(errno) = self.unmount_if_on_top(mount, Detach::ForGood) {
                 warn!("{} stays mounted: {errno}", mount.mountpoint.display());
             }
         }
@@ -163,6 +163,15 @@ impl Keeper {
     }
 
     fn unmount_if_on_top(&self, mount: &Mount, how: Detach) -> rustix::io::Result<()> {
+        self.if_on_top(mount, |place| mounting::unmount(place, how))
+    }
+
+    /// Does something with a mount where it is now, unless it is gone.
+    pub(super) fn if_on_top(
+        &self,
+        mount: &Mount,
+        act: impl FnOnce(&Path) -> rustix::io::Result<()>,
+    ) -> rustix::io::Result<()> {
         let lines = table::kernel_table().ok_or(Errno::IO)?;
         let number = mount.identity.mount_id;
         let Some(line) = lines.iter().find(|line| line.mount_id == number && line.ours) else {
@@ -174,7 +183,7 @@ impl Keeper {
             return Err(Errno::BUSY);
         }
         // Another service's mount may have got the number of ours, which somebody unmounted.
-        if mounting::is_at(&mount.identity, &place)? { mounting::unmount(&place, how) } else { Ok(()) }
+        if mounting::is_at(&mount.identity, &place)? { act(&place) } else { Ok(()) }
     }
 
     /// Takes a mount out of the table; with `wait`, until its door has ended if it was the door's last.
@@ -315,7 +324,7 @@ impl Keeper {
         let mounts: Vec<_> = self.table.lock().mounts.iter().rev().map(|(n, m)| (*n, m.clone())).collect();
         for (number, mount) in mounts {
             let dead = self.table.lock().is_dead(&mount);
-            let how = if force || dead { Detach::Lazily } else { Detach::WhenUnused };
+            let how = if force || dead { Detach::ForGood } else { Detach::WhenUnused };
             match self.unmount_if_on_top(&mount, how) {
                 Ok(()) => self.unmounted(number, &mount, !force && !dead),
                 Err(errno) if force => warn!("{} stays mounted: {errno}", mount.mountpoint.display()),

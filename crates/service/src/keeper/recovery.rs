@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use log::{error, info, warn};
 
 use super::child::Child;
+use super::mounting;
 use super::mounts::sealed_copy;
 use super::orders::Keeper;
 use super::roots::Root;
@@ -119,12 +120,19 @@ impl Keeper {
         Ok(worker)
     }
 
-    /// Programs get errors from now on: the kernel ends the connection with its last device.
+    /// Programs get errors from now on.
     fn give_up(&self, id: u64, why: &str) {
-        let mut table = self.table.lock();
-        if let Some(door) = table.doors.get_mut(&id) {
+        let place = {
+            let mut table = self.table.lock();
+            let Some(door) = table.doors.get_mut(&id) else { return };
             error!("door {id} is dead: {why}");
             door.kept = None;
+            table.mounts.values().find(|mount| mount.door == id).cloned()
+        };
+        // The kernel ends the connection with its last device, which a notice of the dead worker may still hold.
+        let Some(mount) = place else { return };
+        if let Err(errno) = self.if_on_top(&mount, mounting::abort) {
+            warn!("door {id}: its connection is not ended by force: {errno}");
         }
     }
 

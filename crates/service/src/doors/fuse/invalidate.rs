@@ -16,6 +16,7 @@ use zerocopy::IntoBytes;
 
 use super::abi::{InvalEntryOut, InvalInodeOut, notify};
 use super::device::Device;
+use super::parted;
 use super::session::Session;
 
 /// Names that may wait; beyond it all names are taken back at once.
@@ -118,15 +119,19 @@ impl Observer for Listener {
 /// The thread that sends.
 pub struct Notifier {
     queue: Arc<Queue>,
-    thread: Option<JoinHandle<()>>,
+    /// Gives back what must not be dropped there.
+    thread: Option<JoinHandle<Sender>>,
 }
 
 impl Notifier {
-    pub fn start(session: Arc<Session>, device: Device) -> io::Result<Self> {
+    pub fn start(session: Arc<Session>, device: &Device) -> io::Result<Self> {
         let queue = Arc::new(Queue::default());
-        let sender = Sender { session: session.clone(), device, queue: queue.clone() };
+        let sender = Sender { session: session.clone(), queue: queue.clone() };
         let name = format!("fuse{}.notify", session.door.0);
-        let thread = std::thread::Builder::new().name(name).spawn(move || sender.run())?;
+        let thread = parted::spawn(name, device, move |device| {
+            sender.run(device);
+            sender
+        })?;
         let outdated = Arc::downgrade(&queue);
         // Set once: a session has one notifier.
         let _ = session.outdated.set(Box::new(move |node| {
@@ -160,12 +165,11 @@ impl Notifier {
 
 struct Sender {
     session: Arc<Session>,
-    device: Device,
     queue: Arc<Queue>,
 }
 
 impl Sender {
-    fn run(self) {
+    fn run(&self, device: &Device) {
         loop {
             let batch = {
                 let mut pending = self.queue.pending.lock();
@@ -179,47 +183,47 @@ impl Sender {
                 let next = Pending { taken, sent: pending.sent, ..Pending::default() };
                 std::mem::replace(&mut *pending, next)
             };
-            self.send(batch);
+            self.send(device, batch);
             self.queue.pending.lock().sent += 1;
             self.queue.sent.notify_all();
         }
     }
 
-    fn send(&self, batch: Pending) {
+    fn send(&self, device: &Device, batch: Pending) {
         if batch.all_names {
-            self.forget_all_names();
+            self.forget_all_names(device);
         }
         let numbers = &self.session.numbers;
         for (parent, name) in &batch.names {
             let name = name.as_bytes();
             let parent = numbers.of_node(NodeId(*parent));
             let out = InvalEntryOut { parent, namelen: name.len() as u32, flags: 0 };
-            self.notify(notify::INVAL_ENTRY, &[out.as_bytes(), name, b"\0"]);
+            self.notify(device, notify::INVAL_ENTRY, &[out.as_bytes(), name, b"\0"]);
         }
         for (node, changed) in &batch.inodes {
             let first = numbers.of_node(NodeId(*node));
-            self.forget_inode(first, changed);
+            self.forget_inode(device, first, changed);
             let second = self.session.number_of(NodeId(*node));
             if second != first {
-                self.forget_inode(second, changed);
+                self.forget_inode(device, second, changed);
             }
         }
     }
 
     /// The attributes, and pages with any of these bytes.
-    fn forget_inode(&self, number: u64, changed: &Range<u64>) {
+    fn forget_inode(&self, device: &Device, number: u64, changed: &Range<u64>) {
         let out = match (i64::try_from(changed.start), i64::try_from(changed.end)) {
             (Ok(off), Ok(end)) if end > off => InvalInodeOut { ino: number, off, len: end - off },
             // No bytes at all.
             (Ok(_), Ok(_)) => InvalInodeOut { ino: number, off: -1, len: 0 },
             (start, _) => InvalInodeOut { ino: number, off: start.unwrap_or_default(), len: 0 },
         };
-        self.notify(notify::INVAL_INODE, &[out.as_bytes()]);
+        self.notify(device, notify::INVAL_INODE, &[out.as_bytes()]);
     }
 
-    fn forget_all_names(&self) {
+    fn forget_all_names(&self, device: &Device) {
         if self.session.minor() >= notify::INC_EPOCH_MINOR {
-            self.notify(notify::INC_EPOCH, &[]);
+            self.notify(device, notify::INC_EPOCH, &[]);
         } else {
             log::warn!(
                 "FUSE door {}: more than {NAMES_MAX} names changed at once; this kernel (FUSE before 7.44) sees some of \
@@ -229,8 +233,8 @@ impl Sender {
         }
     }
 
-    fn notify(&self, code: i32, parts: &[&[u8]]) {
-        match self.device.notify(code, parts) {
+    fn notify(&self, device: &Device, code: i32, parts: &[&[u8]]) {
+        match device.notify(code, parts) {
             // Not cached, or the connection is gone.
             Ok(()) | Err(Errno::NOENT | Errno::NODEV | Errno::NOTCONN | Errno::NOTDIR) => {}
             Err(errno) => {

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use super::device::Device;
+use super::parted::Flusher;
 use super::uring::Return;
 use super::worker::Worker;
 
@@ -32,10 +33,16 @@ pub struct Late {
 
 impl Late {
     /// `make` gives the thread its belongings.
-    pub fn start(name: String, make: impl FnOnce() -> io::Result<Worker>) -> io::Result<Self> {
+    pub fn start(
+        door: String,
+        device: &Device,
+        make: impl FnOnce() -> io::Result<Worker>,
+    ) -> io::Result<Self> {
         let worker = make()?;
+        let flusher = Flusher::start(format!("{door}.flush"), device)?;
         let (messages, waiting) = channel();
-        let thread = std::thread::Builder::new().name(name).spawn(move || run(worker, &waiting))?;
+        let run = move || run(worker, &flusher, &waiting);
+        let thread = std::thread::Builder::new().name(format!("{door}.late")).spawn(run)?;
         Ok(Self { messages, thread: Some(thread) })
     }
 
@@ -55,8 +62,8 @@ impl Late {
     }
 }
 
-fn run(mut worker: Worker, waiting: &Receiver<Option<Question>>) {
+fn run(mut worker: Worker, flusher: &Flusher, waiting: &Receiver<Option<Question>>) {
     while let Ok(Some(question)) = waiting.recv() {
-        worker.answer_late(question);
+        worker.answer_late(question, flusher);
     }
 }

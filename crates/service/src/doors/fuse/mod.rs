@@ -19,6 +19,7 @@ mod once;
 mod open_directories;
 mod open_files;
 mod opens;
+mod parted;
 mod recover;
 mod registrar;
 mod renewed;
@@ -186,7 +187,7 @@ impl FuseDoor {
         let crew = Arc::new(Crew::new(count, WATCH_INTERVAL));
         let threads = Threads { stop: stop.clone(), crew: crew.clone(), handles: Vec::new() };
         let counters = Arc::<AllCounters>::default();
-        let late = Late::start(format!("fuse{}.late", door.0), || {
+        let late = Late::start(format!("fuse{}", door.0), &device, || {
             let answerer = Answerer::new(session.clone(), counters.of_new_thread());
             Worker::new(answerer, device.clone(), (crew.clone(), count), stop.clone(), None, gate.clone())
         })?;
@@ -194,7 +195,7 @@ impl FuseDoor {
         let started = FuseDoor {
             counters,
             late: Mutex::new(late),
-            notifier: Mutex::new(Notifier::start(session.clone(), device.clone())?),
+            notifier: Mutex::new(Notifier::start(session.clone(), &device)?),
             threads: Mutex::new(threads),
             rings: Mutex::new(None),
             live: Arc::new(Live::default()),

@@ -10,12 +10,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use polytropo_libservices::Errno;
-use zerocopy::IntoBytes;
 
-use super::abi::{InvalInodeOut, OutHeader, notify, opcode};
+use super::abi::{OutHeader, opcode};
 use super::answerer::{Answered, Answerer};
 use super::device::{Device, MessageBuffer, PAYLOAD_BYTES_MAX, Pages, Received};
 use super::late::{Question, Way};
+use super::parted::Flusher;
 use super::request::Request;
 use super::uring::Gate;
 use crate::doors::crew::{Advice, Crew, Load};
@@ -169,16 +169,11 @@ impl Worker {
     }
 
     /// Answers a message that another thread received, once the kernel has written the file's pages back.
-    pub fn answer_late(&mut self, Question { way, message }: Question) {
+    pub fn answer_late(&mut self, Question { way, message }: Question, flusher: &Flusher) {
         let began = Instant::now();
         let Some(request) = Request::parse(&message) else { return };
         let unique = request.header.unique;
-        let everything = InvalInodeOut { ino: request.header.nodeid, off: 0, len: 0 };
-        let written_back = match self.device.notify(notify::INVAL_INODE, &[everything.as_bytes()]) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(errno),
-        };
-        match (way, written_back) {
+        match (way, flusher.flush(request.header.nodeid)) {
             (Way::Device(device), Ok(())) => {
                 self.device = device;
                 self.message.put(&message);
