@@ -78,7 +78,7 @@ def desk(request: pytest.FixtureRequest, isolated: Isolated) -> Iterator[Desk]:
     yield from desk_named(isolated, str(request.param))
 
 
-@pytest.fixture(params=["dir-root", "union-ordinary", "private-dir-root"])
+@pytest.fixture(params=["dir-root", "union-ordinary", "private-dir-ordinary"])
 def other_desk(request: pytest.FixtureRequest, isolated: Isolated) -> Iterator[Desk]:
     """The other half of kinds and users."""
     yield from desk_named(isolated, str(request.param))

@@ -194,7 +194,7 @@ def test_programs_find_nothing_wrong(isolated: Isolated, kind: str) -> None:
         print(f"{kills} kills\n{keeper.log.read_text()[-50_000:]}")
     rounds = {program.name: program.rounds() for program in started}
     print(rounds)
-    assert kills > DURATION_S / 5 and min(rounds.values()) > 1
+    assert kills > DURATION_S / 5 and min(rounds.values()) > 0
     assert keeper.mounts()[0]["dead"] is False
     keeper.do("unmount", mountpoint=str(mnt))
     keeper.close()
