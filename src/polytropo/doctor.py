@@ -303,7 +303,7 @@ def _mounts(name: str, home: Path, fix: bool) -> Iterator[Finding]:
     silent = [path for path, answer in states.items() if answer is None]
     dead = [path for path, answer in states.items() if answer in (errno.ENOTCONN, errno.ECONNABORTED)]
     for path in silent:
-        advice = "end its service with `polytropo tenant stop --force`"
+        advice = "end its service with `polytropo tenant stop --force`; if it has none, use `umount --force`"
         yield _finding(name, "lacking", f"the mount at {path} does not answer", advice)
     if dead and fix:
         for path in dead:

@@ -67,11 +67,15 @@ for mode in ("WAL", "DELETE"):
 while time.monotonic() < end:
     for mode in ("WAL", "DELETE"):
         database = sqlite3.connect(mode, isolation_level=None, timeout=60)
-        for number in range(30):
-            database.execute("BEGIN IMMEDIATE")
-            for half in (1, 2):
-                database.execute("INSERT INTO orders (half, text) VALUES (?, ?)", (half, "x" * (number * 37)))
-            database.execute("COMMIT")
+        try:
+            for number in range(30):
+                database.execute("BEGIN IMMEDIATE")
+                for half in (1, 2):
+                    row = (half, "x" * 37 * number)
+                    database.execute("INSERT INTO orders (half, text) VALUES (?, ?)", row)
+                database.execute("COMMIT")
+        except sqlite3.Error as error:
+            sys.exit(f"{mode}, after {rounds} rounds and {number}: {error.sqlite_errorname}")
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         for half in (1, 2):
             count = "SELECT count(*) FROM orders WHERE half=?"

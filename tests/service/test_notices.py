@@ -23,8 +23,8 @@ print("done", flush=True)
 DELAY_MS = 3000
 
 
-def killed_while_it_writes_back(keeper: Keeper, data: Path) -> "subprocess.Popen[str]":
-    """A program whose question waits for a notice, whose worker is dead."""
+def waiting(keeper: Keeper, data: Path) -> "tuple[subprocess.Popen[str], str]":
+    """A program whose question waits for a notice, and the worker that gave it."""
     mnt = keeper.place.directory / "mnt"
     mnt.mkdir()
     stack = directory_stack(data, coherence="exclusive")
@@ -40,8 +40,7 @@ def killed_while_it_writes_back(keeper: Keeper, data: Path) -> "subprocess.Popen
     assert program.stdout is not None and program.stdout.readline() == "ready\n"
     worker = keeper.inner_pid("worker_pid")
     wait_until(lambda: "D" in states(keeper.place, worker, ".flush"), "a notice waits in the kernel")
-    assert keeper.kill_worker() == worker
-    return program
+    return program, str(worker)
 
 
 def states(place: Isolated, pid: int, thread: str) -> Sequence[str]:
@@ -53,7 +52,8 @@ def states(place: Isolated, pid: int, thread: str) -> Sequence[str]:
 
 def test_another_takes_over_all_the_same(isolated: Isolated, data: Path) -> None:
     keeper = Keeper(isolated)
-    program = killed_while_it_writes_back(keeper, data)
+    program, worker = waiting(keeper, data)
+    isolated.run("kill", "-KILL", worker)
     out, _ = program.communicate(timeout=30)
     assert (program.returncode, out) == (0, "done\n"), keeper.log.read_text()
     assert "but for a notice" in keeper.log.read_text()
@@ -62,17 +62,26 @@ def test_another_takes_over_all_the_same(isolated: Isolated, data: Path) -> None
     keeper.close()
 
 
-@pytest.mark.parametrize("end", ["no restarts", "stop", "signal"])
+@pytest.mark.parametrize("end", ["no restarts", "stop", "signal", "killed"])
 def test_programs_get_errors_where_nobody_takes_over(isolated: Isolated, data: Path, end: str) -> None:
     keeper = Keeper(isolated, arguments=["--restarts=0"] if end == "no restarts" else ["--restarts=1000"])
-    program = killed_while_it_writes_back(keeper, data)
+    mnt = isolated.directory / "mnt"
+    program, worker = waiting(keeper, data)
+    keeper_pid = str(keeper.inner_pid("keeper_pid"))
+    if end == "killed":
+        isolated.run("kill", "-STOP", keeper_pid)
+        isolated.run("kill", "-KILL", worker, keeper_pid)
+        # Nobody is left who could do it.
+        isolated.run("umount", "--force", "--lazy", mnt)
+    else:
+        isolated.run("kill", "-KILL", worker)
     if end == "stop":
         keeper.do("stop", force=True)
     elif end == "signal":
-        isolated.run("kill", "-TERM", str(keeper.inner_pid("keeper_pid")))
+        isolated.run("kill", "-TERM", keeper_pid)
     out, _ = program.communicate(timeout=30)
     assert program.returncode == 1 and re.search(r"Error: \[Errno (5|103|107)\]", out), out
     if end == "no restarts":
         assert keeper.mounts()[0]["dead"] is True
-        keeper.do("unmount", mountpoint=str(isolated.directory / "mnt"))
+        keeper.do("unmount", mountpoint=str(mnt))
     keeper.close()
