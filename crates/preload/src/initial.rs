@@ -88,6 +88,7 @@ pub struct Variables {
     length: usize,
     pub trace: bool,
     pub off: bool,
+    patient: bool,
     file: [u8; VARIABLE_BYTES],
     file_length: usize,
     channel: [u8; VARIABLE_BYTES],
@@ -104,6 +105,7 @@ impl Default for Variables {
             length: 0,
             trace: false,
             off: false,
+            patient: false,
             file: zeros,
             file_length: 0,
             channel: zeros,
@@ -118,7 +120,9 @@ impl Variables {
     pub fn setting(&self) -> Option<Setting> {
         let channel = &self.channel[..self.channel_length];
         let channel = if channel.is_empty() { CHANNEL } else { channel };
-        Setting::new(channel, &self.mount[..self.mount_length])
+        let mut setting = Setting::new(channel, &self.mount[..self.mount_length])?;
+        setting.set_patient(self.patient);
+        Some(setting)
     }
 
     /// From the array of pointers to them, all of which lie before `end`. `None` if something is not as the kernel leaves it.
@@ -183,6 +187,7 @@ impl Variables {
             self.trace = value == b"1";
         } else if let Some(value) = variable.strip_prefix(b"PRELOAD=") {
             self.off = value == b"off";
+            self.patient = value == b"auto";
         } else if let Some(value) = variable.strip_prefix(b"TRACE_FILE=") {
             self.file[..value.len()].copy_from_slice(value);
             self.file_length = value.len();

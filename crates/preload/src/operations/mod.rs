@@ -9,6 +9,7 @@ mod placeholders;
 mod process;
 mod reading;
 mod table;
+mod worth;
 mod writing;
 
 pub use calls::answer;

@@ -11,6 +11,7 @@ use polytropo_client::{At, Attributes, Channel, Error, File, Listed, Result};
 
 use super::directories;
 use super::process::{self, LINK};
+use super::worth::{self, Event};
 use crate::hooks::Answer;
 use crate::sys::{self, AT_FDCWD, nr};
 use crate::trace::{self, Counter, Why};
@@ -25,8 +26,8 @@ const X_OK: usize = 1;
 const LEVELS_MAX: usize = 8;
 /// Tells marks of directories from those of paths.
 const LISTING: usize = 1 << 24;
-/// How many questions the opening of a directory counts for.
-const OPENED_DIRECTORY: u32 = 8;
+/// And those of files that were opened.
+pub const OPENED: usize = 1 << 25;
 /// Flags of open(2) with which a missing name is more, or something else, than a missing name: O_CREAT, O_NOFOLLOW, O_TMPFILE.
 const NOT_ONLY_OPENED: usize = 0o100 | 0o400_000 | 0o20_000_000;
 const ENOENT: i32 = 2;
@@ -44,9 +45,6 @@ static ENDED: AtomicBool = AtomicBool::new(false);
 /// Paths that were asked for, by their hashes; which others they share a place with does not matter.
 const ASKED_PLACES: usize = 4096;
 static ASKED: [AtomicU32; ASKED_PLACES] = [const { AtomicU32::new(0) }; ASKED_PLACES];
-/// Questions that came again before there is a channel for their sake: connecting takes as long as some hundred of them.
-const AGAIN_MIN: u32 = 64;
-static AGAIN: AtomicU32 = AtomicU32::new(0);
 
 /// The working directory, where relative paths begin: a file of the channel, or one of these.
 const CWD_UNKNOWN: u64 = 0;
@@ -88,11 +86,16 @@ pub fn read_path(address: usize) -> Option<&'static [u8]> {
 
 /// Whether a path was asked for before.
 #[cold]
-fn is_known(path: &[u8], kind: usize) -> bool {
+pub fn is_known(path: &[u8], kind: usize) -> bool {
     let hash =
         path.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
     let mark = (hash ^ kind as u32).wrapping_mul(0x9e37_79b1) | 1;
     ASKED[mark as usize >> 8 & (ASKED_PLACES - 1)].swap(mark, Relaxed) == mark
+}
+
+/// Whether a path may lead to the mount: where the working directory is is not known before there is a channel.
+pub fn maybe_ours(path: &[u8]) -> bool {
+    path.first() != Some(&b'/') || process::setting().inside(path).is_some()
 }
 
 /// Where a path begins for the service, and what is left of it. `None`: it is not ours.
@@ -222,9 +225,7 @@ pub fn list(directory: usize, path: usize, stays: bool) -> Option<Listed> {
     }
     let path = read_path(path)?;
     let Some(channel) = LINK.get() else {
-        // Each costs as much as many questions.
-        let before = AGAIN.fetch_add(OPENED_DIRECTORY, Relaxed);
-        if before < AGAIN_MIN && before + OPENED_DIRECTORY >= AGAIN_MIN {
+        if maybe_ours(path) && worth::count(Event::Directory) {
             let setting = process::setting();
             LINK.get_or_connect(|| setting.connect());
         }
@@ -317,7 +318,7 @@ fn answer<T>(
             }
         }
         None => {
-            if is_known(path, kind) && AGAIN.fetch_add(1, Relaxed) + 1 == AGAIN_MIN {
+            if maybe_ours(path) && is_known(path, kind) && worth::count(Event::Question) {
                 let setting = process::setting();
                 LINK.get_or_connect(|| setting.connect());
             }

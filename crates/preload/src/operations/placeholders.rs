@@ -7,6 +7,7 @@ use polytropo_client::{At, Attributes, Channel, Error, File};
 
 use super::process::{self, LINK};
 use super::table::{DESCRIPTORS_MAX, Entry, Kind, NO_PLACE, Table};
+use super::worth::{self, Event};
 use super::{kept, names, writing};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
@@ -26,9 +27,6 @@ const AT_NO_AUTOMOUNT: usize = 0x800;
 const F_GETFD: usize = 1;
 const FD_CLOEXEC: isize = 1;
 
-/// Opens below the mount before there is a channel for their sake.
-const OPENS_MIN: u32 = 16;
-static OPENS: AtomicU32 = AtomicU32::new(0);
 /// Opens in a row that the service left to the kernel; it is not asked any more after so many.
 const REFUSED_MAX: u32 = 64;
 static REFUSED: AtomicU32 = AtomicU32::new(0);
@@ -44,7 +42,6 @@ pub fn any() -> bool {
 /// In a forked child, which has none: they were made real before.
 pub fn forget_in_child() {
     COUNT.store(0, Release);
-    OPENS.store(0, Relaxed);
     kept::forget_in_child();
 }
 
@@ -173,10 +170,9 @@ fn place(table: &Table, used: kept::Use, descriptor: Result<usize, isize>) -> Op
 #[cold]
 pub fn count_open(asked: Asked, path: &[u8]) {
     let setting = process::setting();
-    let maybe_inside = path.first() != Some(&b'/') || setting.inside(path).is_some();
     if asked.directory as u32 == sys::AT_FDCWD as u32
-        && maybe_inside
-        && OPENS.fetch_add(1, Relaxed) == OPENS_MIN
+        && names::maybe_ours(path)
+        && worth::count(Event::Open { again: names::is_known(path, names::OPENED) })
     {
         LINK.get_or_connect(|| setting.connect());
     }

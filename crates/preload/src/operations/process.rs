@@ -24,6 +24,8 @@ pub struct Setting {
     root: u64,
     /// open(2) may be made here: its thread can be cancelled at any place, not at the C library's own instruction only.
     opens: bool,
+    /// A channel is made for those only who have lost by doing without.
+    patient: bool,
 }
 
 impl Setting {
@@ -36,6 +38,7 @@ impl Setting {
             device: 0,
             root: 0,
             opens: false,
+            patient: false,
         }
     }
 
@@ -84,6 +87,14 @@ impl Setting {
 
     pub fn opens(&self) -> bool {
         self.opens
+    }
+
+    pub fn set_patient(&mut self, patient: bool) {
+        self.patient = patient;
+    }
+
+    pub fn is_patient(&self) -> bool {
+        self.patient
     }
 
     pub fn connect(&self) -> Option<polytropo_client::Channel> {
@@ -184,6 +195,7 @@ fn begin_in_child(table: &Table) {
     super::names::forget();
     placeholders::forget_in_child();
     super::directories::forget();
+    super::worth::forget_in_child();
     BORROWED.iter().for_each(|thread| thread.store(0, Relaxed));
     BORROWED_COUNT.store(0, Relaxed);
     PROCESS.store(sys::process(), Relaxed);

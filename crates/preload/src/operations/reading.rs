@@ -5,6 +5,7 @@ use polytropo_client::{At, Error, File};
 use super::placeholders::{self, close_shared};
 use super::process::{self, LINK};
 use super::table::{AT_END, Entry, Held, Kind, Table};
+use super::worth::{self, Event};
 use super::writing;
 use crate::hooks::Answer;
 use crate::sys;
@@ -42,7 +43,7 @@ fn is_readable(kind: Kind) -> bool {
 fn read_shared(descriptor: usize, entry: &Entry, to: usize, count: usize, offset: u64) -> Option<usize> {
     let file = match entry.file() {
         Some(file) => file,
-        None if entry.count_read() == READS_MIN => open_shared(descriptor, entry)?,
+        None if pays(entry) => open_shared(descriptor, entry)?,
         None => return None,
     };
     let channel = LINK.get()?;
@@ -63,6 +64,12 @@ fn read_shared(descriptor: usize, entry: &Entry, to: usize, count: usize, offset
             None
         }
     }
+}
+
+/// Whether a file that the kernel has open is to be read here from now on.
+fn pays(entry: &Entry) -> bool {
+    // Before its own reads are counted: until then its file stays the kernel's.
+    (LINK.get().is_some() || worth::count(Event::Read)) && entry.count_read() == READS_MIN
 }
 
 /// Opens at the service what the descriptor is, and makes sure that it is the same.
