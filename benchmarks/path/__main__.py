@@ -1,9 +1,10 @@
 """`make bench-path`: files through shared memory beside the same through the kernel, in one run.
 
 Single calls (one thread and two), whole programs, and how many calls of theirs still reach the kernel. Sides:
-the client of a channel, unmodified programs with the preload library, our FUSE door, kernel overlayfs,
-fuse-overlayfs and ext4 itself, all on one ext4 filesystem in memory. Rounds alternate the sides and rotate
-their order; figures are medians. Needs root; works in namespaces of its own and leaves nothing behind.
+the client of a channel, unmodified programs with the preload library (asked for, or auto: by itself), our
+FUSE door, kernel overlayfs, fuse-overlayfs and ext4 itself, all on one ext4 filesystem in memory. Rounds
+alternate the sides and rotate their order; figures are medians. Needs root; works in namespaces of its own
+and leaves nothing behind.
 """
 
 import argparse

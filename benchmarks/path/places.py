@@ -19,6 +19,7 @@ TIMEOUT_S = 120.0
 CHANNEL = "channel"
 LAYER = "channel, image layer"
 PRELOADED = "preloaded"
+AUTO = "preloaded, auto"
 FUSE = "FUSE"
 EXT4 = "ext4"
 OVERLAY = "overlayfs"
@@ -122,8 +123,10 @@ def places_for_programs(scratch: Path, keeper: Keeper, lower: Path) -> list[Plac
         return keeper.mount({"kind": "union", "lowers": lowers, "upper": over}, scratch / name, **settings)
 
     by_library = union("programs-preloaded", channel_writes=True)
+    patient = union("programs-auto")
     return [
         Place(PRELOADED, by_library, keeper.variables(by_library)),
+        Place(AUTO, patient, {**keeper.variables(patient), "POLYTROPO_PRELOAD": "auto"}),
         Place(FUSE, union("programs-fuse")),
         Place(EXT4, plain),
         Place(OVERLAY, overlayfs(scratch, lower)),

@@ -52,12 +52,15 @@ class OnMount:
         self.mountpoint = mountpoint
         self.trace = isolated.directory / "trace"
 
-    def run(self, *command: str | Path, preload: bool = True) -> "subprocess.CompletedProcess[str]":
+    def run(
+        self, *command: str | Path, preload: bool | None = True, **more: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """With `preload` None no option says it."""
         self.trace.unlink(missing_ok=True)
-        way = "--preload" if preload else "--no-preload"
-        environment = {"POLYTROPO_TRACE": "1", "POLYTROPO_TRACE_FILE": str(self.trace)}
+        way = {True: ["--preload"], False: ["--no-preload"], None: []}[preload]
+        environment = {"POLYTROPO_TRACE": "1", "POLYTROPO_TRACE_FILE": str(self.trace), **more}
         return self.isolated.polytropo(
-            "on", way, self.mountpoint, "--", *command, check=False, environment=environment
+            "on", *way, self.mountpoint, "--", *command, check=False, environment=environment
         )
 
     def in_process(self) -> int:

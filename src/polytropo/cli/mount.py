@@ -69,12 +69,12 @@ def unmount(mountpoints: tuple[Path, ...], lazy: bool) -> None:
 @click.option("-w", "--workdir", type=PATH, metavar="DIRECTORY", help="Start here instead of at MOUNTPOINT.")
 @click.option(
     "--preload/--no-preload",
-    default=False,
+    default=None,
     help="Let it reach files through shared memory, without the kernel.",
 )
 @click.argument("mountpoint", type=MOUNTPOINT)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def on(workdir: Path | None, preload: bool, mountpoint: Path, command: tuple[str, ...]) -> NoReturn:
+def on(workdir: Path | None, preload: bool | None, mountpoint: Path, command: tuple[str, ...]) -> NoReturn:
     """Run a program of the host on a mounted stack; its status is returned.
 
     MOUNTPOINT, or a directory below it, is the program's working directory. What an ordinary user mounted
@@ -82,6 +82,7 @@ def on(workdir: Path | None, preload: bool, mountpoint: Path, command: tuple[str
 
     With --preload the program and what it starts reach files through shared memory where they can; left
     alone are static, Go and setuid programs, debuggers and tracers (the README lists them with reasons).
+    Without either option the variable POLYTROPO_PRELOAD decides: off, on, or auto.
 
     \b
     Example:
@@ -89,6 +90,7 @@ def on(workdir: Path | None, preload: bool, mountpoint: Path, command: tuple[str
       polytropo on /mnt/src -- make
     """
     from polytropo.host import is_rootless
+    from polytropo.preload_mode import VARIABLE, mode_of
     from polytropo.service import enter_command, find_mount_above
     from polytropo.state import State
 
@@ -99,8 +101,10 @@ def on(workdir: Path | None, preload: bool, mountpoint: Path, command: tuple[str
     if not words:
         raise click.MissingParameter(param_hint="'COMMAND...'", param_type="argument")
     directory = start if workdir is None else workdir.absolute()
-    if preload:
+    mode = mode_of(preload)
+    if mode != "off":
         _preload(state, tenant, start, words[0])
+        os.environ[VARIABLE] = mode
     if is_rootless():
         words = enter_command(state, tenant, directory, words)
     else:

@@ -24,7 +24,7 @@ def run(
     share_image: bool,
     cidfile: Path | None,
     runtime: str,
-    preload: bool,
+    preload: bool | None,
     image: str,
     command: tuple[str, ...],
 ) -> int:
@@ -32,6 +32,7 @@ def run(
     from polytropo.containers.foreground import run as run_container
     from polytropo.containers.order import Order
     from polytropo.containers.runtime import StartError
+    from polytropo.preload_mode import mode_of
     from polytropo.state import State
 
     order = Order(
@@ -53,7 +54,8 @@ def run(
         stdin_open=interactive,
         remove_at_end=remove,
         runtime=runtime,
-        preload=preload,
+        # By itself it would serve nothing: of a root that can be written to the kernel tells no opens.
+        preload=mode_of(preload) == "on",
     )
     try:
         return run_container(State.open(), order, detach=detach, cid_file=cidfile, tell=print)

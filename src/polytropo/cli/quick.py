@@ -46,8 +46,8 @@ _RUN = {
     "--no-preload": ("preload", OFF),
 }
 # For each command: its options, its name for the first word after them, defaults.
-TABLES: dict[str, tuple[Mapping[str, tuple[str, str]], str, Mapping[str, str]]] = {
-    "run": (_RUN, "image", {"network": "host", "runtime": "runc"}),
+TABLES: dict[str, tuple[Mapping[str, tuple[str, str]], str, Mapping[str, str | None]]] = {
+    "run": (_RUN, "image", {"network": "host", "runtime": "runc", "preload": None}),
     "exec": (_EITHER_WAY, "name", {}),
 }
 _PATHS = ("env_files", "cidfile")
@@ -76,7 +76,8 @@ def parse(arguments: list[str]) -> dict[str, Any] | None:
     table, first, defaults = TABLES[arguments[0]]
     values: dict[str, Any] = {}
     for name, kind in table.values():
-        values[name] = {FLAG: False, OFF: False, ONE: defaults.get(name), MANY: ()}[kind]
+        flag = defaults.get(name, False)
+        values[name] = {FLAG: flag, OFF: flag, ONE: defaults.get(name), MANY: ()}[kind]
     rest = arguments[1:]
     while rest and rest[0].startswith("-"):
         taken = _take_option(table, values, rest)

@@ -40,7 +40,7 @@ from polytropo.cli.options import IMAGE, PATH, TENANT
 @click.option("--cidfile", type=PATH, help="Write its id there.")
 @click.option(
     "--preload/--no-preload",
-    default=False,
+    default=None,
     help="Let its programs reach their files through shared memory, without the kernel.",
 )
 @click.option("--runtime", default="runc", help="The OCI runtime: runc or crun.")
