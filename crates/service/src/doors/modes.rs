@@ -32,6 +32,8 @@ pub struct Wish {
     pub access: Access,
     /// The bytes lie in a file that never changes and that can be given out.
     pub immutable: bool,
+    /// By the kernel, which runs it as a program.
+    pub executes: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +85,7 @@ pub enum Decision {
 pub struct Ticket {
     way: Way,
     writes: bool,
+    executes: bool,
     renewals: u32,
 }
 
@@ -103,6 +106,8 @@ pub struct Users {
     pub channel_writers: u32,
     /// Passthrough opens of kernel inodes that stood for the node before.
     pub left_behind: u32,
+    /// Those of all that are through FUSE by which the kernel runs it as a program.
+    pub executing: u32,
 }
 
 impl Users {
@@ -126,10 +131,12 @@ impl Users {
 
     /// The table of rules: all that is decided about modes is decided here.
     pub fn decide(&self, wish: Wish) -> Decision {
-        let Wish { door, access, immutable } = wish;
+        let Wish { door, access, immutable, executes: _ } = wish;
         let cached = self.cached + self.kernel > 0;
         match (door, access) {
             (Door::Channel, _) if self.kernel > 0 => Decision::ThroughKernel,
+            // Which says ETXTBSY.
+            (Door::Channel, _) if self.executing > 0 && access.writes() => Decision::ThroughKernel,
             (Door::Channel, _) => Decision::Open(Way::Window),
             // The kernel lets passthrough in only where its page cache is in no use.
             (Door::Fuse, Access::Read) if immutable && !cached && self.channel_writers == 0 => {
@@ -203,7 +210,8 @@ impl Modes {
                 Decision::Open(way) => {
                     let writes = wish.access.writes();
                     *inode.users.count(way, writes) += 1;
-                    Some(Ticket { way, writes, renewals: inode.renewals })
+                    inode.users.executing += u32::from(wish.executes);
+                    Some(Ticket { way, writes, executes: wish.executes, renewals: inode.renewals })
                 }
                 _ => None,
             };
@@ -226,7 +234,7 @@ impl Modes {
         let mut shard = self.shard(node).lock();
         let inode = shard.entry(node).or_default();
         inode.users.direct += 1;
-        Ticket { way: Way::Direct, writes, renewals: inode.renewals }
+        Ticket { way: Way::Direct, writes, executes: false, renewals: inode.renewals }
     }
 
     /// Another inode of the kernel stands for `node` from now on; passthrough opens of the old one are left behind.
@@ -245,6 +253,7 @@ impl Modes {
             way => inode.users.count(way, ticket.writes),
         };
         *count = count.saturating_sub(1);
+        inode.users.executing = inode.users.executing.saturating_sub(u32::from(ticket.executes));
         if inode.users == Users::default() {
             shard.remove(&node);
         }
@@ -267,11 +276,11 @@ mod tests {
     const NODE: NodeId = NodeId(7);
 
     fn fuse(access: Access, immutable: bool) -> Wish {
-        Wish { door: Door::Fuse, access, immutable }
+        Wish { door: Door::Fuse, access, immutable, executes: false }
     }
 
     fn channel(access: Access) -> Wish {
-        Wish { door: Door::Channel, access, immutable: false }
+        Wish { door: Door::Channel, access, immutable: false, executes: false }
     }
 
     /// What the kernel allows on one of its inodes: `fs/fuse/iomode.c`.
@@ -289,7 +298,12 @@ mod tests {
             for access in [Access::Read, Access::WriteOnly, Access::ReadWrite] {
                 // What is opened for writing does not lie in an immutable file any more.
                 let choices = if access.writes() { &[false][..] } else { &[false, true] };
-                all.extend(choices.iter().map(|&immutable| Wish { door, access, immutable }));
+                all.extend(choices.iter().map(|&immutable| Wish {
+                    door,
+                    access,
+                    immutable,
+                    executes: false,
+                }));
             }
         }
         all
@@ -359,6 +373,7 @@ mod tests {
             (modes.open(NODE, last).0, modes.users(NODE).mode())
         };
         let image = fuse(Read, true);
+        let runs = Wish { executes: true, ..fuse(Read, false) };
         let cases: &[(&[Wish], Wish, Decision, Mode)] = &[
             (&[], image, Open(Way::Passthrough), Mode::Immutable),
             (&[image], image, Open(Way::Passthrough), Mode::Immutable),
@@ -376,6 +391,8 @@ mod tests {
             (&[channel(ReadWrite)], fuse(Read, false), Open(Way::Direct), Mode::Window),
             (&[channel(ReadWrite)], image, Open(Way::Direct), Mode::Window),
             (&[channel(Read)], fuse(Read, false), Open(Way::Cached), Mode::Window),
+            (&[runs], channel(Read), Open(Way::Window), Mode::Window),
+            (&[runs], channel(ReadWrite), ThroughKernel, Mode::Window),
         ];
         for (before, last, decision, mode) in cases {
             assert_eq!(open(before, *last), (*decision, Some(*mode)), "{before:?} {last:?}");
@@ -395,6 +412,18 @@ mod tests {
         modes.release(NODE, writer);
         assert_eq!(modes.users(NODE).mode(), None);
         assert!(modes.shards.iter().all(|shard| shard.lock().is_empty()));
+    }
+
+    #[test]
+    fn a_program_that_ended_may_be_written() {
+        let modes = Modes::default();
+        let runs = Wish { executes: true, ..fuse(Access::Read, false) };
+        let running = modes.open(NODE, runs).1.unwrap();
+        let reads = modes.open(NODE, fuse(Access::Read, false)).1.unwrap();
+        modes.release(NODE, running);
+        assert_eq!(modes.open(NODE, channel(Access::WriteOnly)).0, Decision::Open(Way::Window));
+        modes.release(NODE, reads);
+        assert_eq!(modes.users(NODE).executing, 0);
     }
 
     #[test]

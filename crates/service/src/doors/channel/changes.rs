@@ -80,6 +80,10 @@ impl Work<'_> {
         }
         permissions::check(&*self.door.stack, self.caller(), node.node(), &attr, WRITE)?;
         self.door.may_serve(node.node())?;
+        if self.door.modes.users(node.node()).executing > 0 {
+            // Which says ETXTBSY.
+            return Err(Failure::Kernel);
+        }
         self.set_size(node.node(), None, self.word(2))
     }
 

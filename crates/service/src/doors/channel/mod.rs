@@ -210,7 +210,7 @@ impl Shared {
             permissions::WRITE => Access::WriteOnly,
             _ => Access::ReadWrite,
         };
-        let wish = Wish { door: Door::Channel, access, immutable: self.immutable };
+        let wish = Wish { door: Door::Channel, access, immutable: self.immutable, executes: false };
         match self.modes.open(node, wish) {
             (Decision::Open(_), Some(ticket)) => Ok(ticket),
             _ => Err(Failure::Kernel),

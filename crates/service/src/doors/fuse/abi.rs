@@ -224,6 +224,8 @@ pub const FSYNC_FDATASYNC: u32 = 1 << 0;
 pub const WRITE_CACHE: u32 = 1 << 0;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
+/// Among the flags of open(2): execve(2) opens it, and keeps it open while the program runs (the kernel's FMODE_EXEC).
+pub const OPENED_TO_EXECUTE: u32 = 0x20;
 
 macro_rules! wire_in {
     ($(#[$doc:meta])* $name:ident { $($(#[$note:meta])* $field:ident: $type:ty),* $(,)? }) => {

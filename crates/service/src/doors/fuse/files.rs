@@ -49,13 +49,19 @@ impl Operation<'_> {
     }
 
     /// What the kernel is told of an open file of `node`. `None`: the node has a new number (see [`Opens::grant`]).
-    fn grant(&self, node: NodeId, opened: &Opened, flags: OpenFlags, replaced: bool) -> Option<abi::OpenOut> {
+    fn grant(
+        &self,
+        (node, opened): (NodeId, &Opened),
+        flags: OpenFlags,
+        (replaced, executes): (bool, bool),
+    ) -> Option<abi::OpenOut> {
         let keep_cache = self.agreed.exclusive();
         let mut opener = self.opener();
         if node != self.node {
             opener.kernel_node = self.number_of(node);
         }
-        let opening = Opening { stack: self.stack(), node, opened, flags, replaced, opener, keep_cache };
+        let opening =
+            Opening { stack: self.stack(), node, opened, flags, replaced, executes, opener, keep_cache };
         let granted = self.session.opens.grant(&opening);
         if granted.is_none() {
             self.session.tell_outdated(node);
@@ -111,7 +117,8 @@ impl Operation<'_> {
             Ok((self.stack().open(&self.caller, self.node, flags)?, flags))
         })?;
         reply.held.push(Held::File(self.node, opened.handle));
-        let out = self.grant(self.node, &opened, flags, replaced).ok_or_else(stale)?;
+        let executes = asked.flags & abi::OPENED_TO_EXECUTE != 0;
+        let out = self.grant((self.node, &opened), flags, (replaced, executes)).ok_or_else(stale)?;
         reply.put(&out)
     }
 
@@ -136,7 +143,7 @@ impl Operation<'_> {
         }
         reply.held.push(Held::File(entry.node, opened.handle));
         // A file that stood there already may have to be shown by another inode of the kernel, which this answer names.
-        let grant = || self.grant(entry.node, &opened, flags, false);
+        let grant = || self.grant((entry.node, &opened), flags, (false, false));
         let Some(out) = grant().or_else(grant) else {
             self.stack().forget(entry.node, 1);
             return Err(stale());

@@ -67,6 +67,8 @@ pub struct Opening<'a> {
     pub flags: OpenFlags,
     /// Through an inode of the kernel that another one has replaced, since there is no name to find that by.
     pub replaced: bool,
+    /// The kernel is about to run it.
+    pub executes: bool,
     pub opener: Opener,
     /// The kernel may keep what it has cached.
     pub keep_cache: bool,
@@ -93,7 +95,7 @@ impl Opens {
         }
         let access = access(flags);
         let id = if access == Access::Read { self.bind(opening) } else { None };
-        let wish = Wish { door: Door::Fuse, access, immutable: id.is_some() };
+        let wish = Wish { door: Door::Fuse, access, immutable: id.is_some(), executes: opening.executes };
         let (decision, ticket) = self.modes.open(node, wish);
         let bound = matches!(decision, Decision::Open(Way::Passthrough));
         if id.is_some() && !bound {
@@ -171,7 +173,8 @@ impl Opens {
     /// A program had this open when the worker died that listed it; the kernel goes on with it as it did.
     pub fn adopt(&self, node: NodeId, handle: HandleId, flags: OpenFlags, listed: Listed) {
         let access = access(flags);
-        let (_, ticket) = self.modes.open(node, Wish { door: Door::Fuse, access, immutable: false });
+        let wish = Wish { door: Door::Fuse, access, immutable: false, executes: false };
+        let (_, ticket) = self.modes.open(node, wish);
         // There are no passthrough opens that would stand in the way.
         let ticket = ticket.unwrap_or_else(|| self.modes.open_apart(node, access.writes()));
         let granted = Granted { ticket, bound: false, _listed: Some(listed) };
