@@ -1,5 +1,6 @@
 """What the tests share: a machine of their own inside the machine, gone when the test ends."""
 
+import contextlib
 import json
 import os
 import platform
@@ -119,8 +120,9 @@ class Isolated:
             group.remove()
 
 
-@pytest.fixture
-def isolated() -> Iterator[Isolated]:
+@contextlib.contextmanager
+def machine() -> Iterator[Isolated]:
+    """An isolated place of which nothing is left afterwards."""
     if os.geteuid() != 0:
         pytest.skip("needs root for a private mount namespace")
     # Not in pytest's own directory: that is closed to the users that programs in containers run as, and each
@@ -135,6 +137,12 @@ def isolated() -> Iterator[Isolated]:
             place.close()
     finally:
         remove_tree(directory)
+
+
+@pytest.fixture
+def isolated() -> Iterator[Isolated]:
+    with machine() as place:
+        yield place
 
 
 @pytest.fixture(scope="session")

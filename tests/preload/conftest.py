@@ -17,13 +17,15 @@ Compile = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def compile_program(tmp_path_factory: pytest.TempPathFactory) -> Compile:
-    """Compiles one of the C programs beside this file."""
+    """Compiles one of the C programs beside this file, or another one."""
     directory = tmp_path_factory.mktemp("programs")
+    directory.chmod(0o755)
 
-    def compiled(name: str, *flags: str, compiler: str = "gcc") -> Path:
+    def compiled(name: str | Path, *flags: str, compiler: str = "gcc") -> Path:
+        source = name if isinstance(name, Path) else PROGRAMS / f"{name}.c"
         if shutil.which(compiler) is None:
             pytest.skip(f"{compiler} is not installed")
-        program = directory / "-".join([compiler, name, *(flag.strip("-") for flag in flags)])
+        program = directory / "-".join([compiler, source.stem, *(flag.strip("-") for flag in flags)])
         if not program.exists():
             command: list[str | Path] = [
                 compiler,
@@ -32,7 +34,7 @@ def compile_program(tmp_path_factory: pytest.TempPathFactory) -> Compile:
                 "-pthread",
                 "-o",
                 program,
-                PROGRAMS / f"{name}.c",
+                source,
                 *flags,
             ]
             subprocess.run(command, check=True, timeout=TIMEOUT_S)

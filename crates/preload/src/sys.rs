@@ -50,6 +50,7 @@ pub mod nr {
     pub const FCHDIR: usize = 81;
     pub const READLINK: usize = 89;
     pub const SETUID: usize = 105;
+    pub const GETEUID: usize = 107;
     pub const SETGID: usize = 106;
     pub const SETREUID: usize = 113;
     pub const SETREGID: usize = 114;
@@ -85,7 +86,12 @@ pub mod nr {
     pub const SECCOMP: usize = 317;
     pub const EXECVEAT: usize = 322;
     pub const STATX: usize = 332;
+    pub const IO_SETUP: usize = 206;
+    pub const PERF_EVENT_OPEN: usize = 298;
+    pub const BPF: usize = 321;
     pub const IO_URING_SETUP: usize = 425;
+    pub const FSCONFIG: usize = 431;
+    pub const PIDFD_GETFD: usize = 438;
     pub const MOVE_MOUNT: usize = 429;
     pub const CLONE3: usize = 435;
     pub const CLOSE_RANGE: usize = 436;

@@ -138,6 +138,15 @@ const LOOKED_AT: &[&str] = &[
     "umask",
     "setrlimit",
     "prlimit64",
+    "pwritev2",
+    "io_setup",
+    "perf_event_open",
+    "bpf",
+    "fsconfig",
+    "pidfd_getfd",
+    "finit_module",
+    "kexec_file_load",
+    "quotactl_fd",
 ];
 
 /// What the trampolines look at: 0 for calls that are passed on unseen.
@@ -550,7 +559,7 @@ pub const ROWS: &[Row] = &[
     row(435, "clone3", Handled, &[], "the child shares open files"),
     row(436, "close_range", Handled, &[], "ends descriptors of ours"),
     row(437, "openat2", Handled, &[0], "opens our files"),
-    row(438, "pidfd_getfd", UpgradeFirst, &[], "takes a descriptor of another process"),
+    row(438, "pidfd_getfd", UpgradeFirst, &[], "the other process may be this one"),
     row(439, "faccessat2", Handled, &[0], "looks up names of ours"),
     row(440, "process_madvise", Passed, &[], "memory only"),
     row(441, "epoll_pwait2", Passed, &[], "never on regular files"),

@@ -34,3 +34,25 @@ fn rows_are_ordered_and_consistent() {
         assert!(!passed || row.descriptors.is_empty(), "{} names descriptors", row.name);
     }
 }
+
+/// The kernel would refuse a descriptor that only names a file.
+#[test]
+fn what_needs_an_open_file_is_looked_at() {
+    const BY_NAME_ALONE: [&str; 7] = [
+        "fstatfs",
+        "name_to_handle_at",
+        "open_tree",
+        "open_tree_attr",
+        "fspick",
+        "mount_setattr",
+        "landlock_add_rule",
+    ];
+    for row in ROWS.iter().filter(|row| row.disposition == Disposition::UpgradeFirst) {
+        let looked_at = SEEN[usize::from(row.number)] != 0;
+        assert_ne!(looked_at, BY_NAME_ALONE.contains(&row.name), "{}", row.name);
+    }
+    for name in ["read", "pwritev2", "io_setup", "io_uring_setup", "fcntl", "close", "execveat"] {
+        let row = ROWS.iter().find(|row| row.name == name).expect("a row");
+        assert_ne!(SEEN[usize::from(row.number)], 0, "{name}");
+    }
+}

@@ -3,7 +3,7 @@
 use super::placeholders::{self, Asked};
 use super::process::{self, LINK, table};
 use super::table::{Kind, Table};
-use super::{directories, kept, names, reading, writing};
+use super::{directories, elsewhere, kept, names, reading, writing};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::trace::{self, Why};
@@ -20,6 +20,8 @@ const O_ACCMODE_ETC: usize = 3 | 0o100 | 0o1000 | 0o200_000 | 0o10_000_000 | 0o4
 const AT_EMPTY_PATH: usize = 0x1000;
 const CLOSE_RANGE_UNSHARE: usize = 2;
 const F_NOTIFY: usize = 1026;
+const F_SETLK: usize = 6;
+const F_SETLKW: usize = 7;
 const ENOENT: isize = -2;
 const EBADF: isize = -9;
 const EBUSY: isize = -16;
@@ -101,9 +103,18 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
             kept::give_up_all();
             reach_changes()
         }
-        nr::IO_URING_SETUP | nr::UNSHARE => {
+        nr::IO_URING_SETUP | nr::IO_SETUP | nr::UNSHARE => {
             process::turn_off();
             Answer::Pass(Why::Unseen)
+        }
+        nr::IOCTL => elsewhere::control(table, arguments),
+        nr::BPF | nr::PERF_EVENT_OPEN | nr::PIDFD_GETFD | nr::FSCONFIG => {
+            elsewhere::make_all_real(table);
+            about_descriptor(table, number, arguments)
+        }
+        nr::FCNTL if matches!(arguments[1], F_SETLK | F_SETLKW) => {
+            elsewhere::note_lock(arguments[0]);
+            about_descriptor(table, number, arguments)
         }
         _ => about_descriptor(table, number, arguments),
     }
@@ -225,6 +236,7 @@ fn close(table: &Table, arguments: &[usize; 6]) -> Answer {
     if placeholders::settled(entry) == Kind::Own {
         return Answer::Done(EBADF);
     }
+    elsewhere::before_end(descriptor, entry);
     let ended = placeholders::end(entry);
     directories::closed(descriptor);
     // SAFETY: the program's own call.
@@ -250,6 +262,7 @@ fn replace(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
     if placeholders::settled(entry) == Kind::Own {
         kept::forget_descriptor(to);
     }
+    elsewhere::before_end(to, entry);
     let locked = placeholders::lock(entry);
     entry.release(to);
     directories::make_real(to);
@@ -285,6 +298,7 @@ fn close_range(table: &Table, arguments: &[usize; 6]) -> Answer {
         for descriptor in first..=last.min(super::table::DESCRIPTORS_MAX as u32) {
             if let Some(entry) = table.entry(descriptor as usize) {
                 placeholders::settled(entry);
+                elsewhere::before_end(descriptor as usize, entry);
                 let _ = placeholders::end(entry);
                 directories::closed(descriptor as usize);
             }

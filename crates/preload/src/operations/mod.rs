@@ -2,6 +2,7 @@
 
 mod calls;
 mod directories;
+mod elsewhere;
 mod kept;
 mod link;
 mod names;

@@ -14,6 +14,7 @@ use crate::sys::{self, nr};
 use crate::trace::{self, Counter, Why};
 
 const O_ACCMODE: usize = 3;
+const O_RDWR: usize = 2;
 const O_EXCL: usize = 0o200;
 const O_TRUNC: usize = 0o1000;
 /// Flags of open(2) that are the service's business; those of placeholders beside them.
@@ -43,6 +44,10 @@ const UNKNOWN: u32 = 0;
 const NO_LIMIT: u32 = 1;
 const LIMITED: u32 = 2;
 static LIMIT: AtomicU32 = AtomicU32::new(UNKNOWN);
+/// Whether modes do not bind this process. It has no placeholders after it changed its ids.
+static OVERRIDES: AtomicU32 = AtomicU32::new(UNKNOWN);
+const YES: u32 = 1;
+const NO: u32 = 2;
 /// One more than the process's umask; 0 while it is unknown.
 static UMASK: AtomicU32 = AtomicU32::new(0);
 static CHANGES_OF_UMASK: AtomicU64 = AtomicU64::new(0);
@@ -64,6 +69,9 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
         return None;
     }
     let umask = if asked.flags & sys::O_CREAT == 0 { 0 } else { umask()? };
+    if asked.flags & sys::O_CREAT != 0 && !may_open_again(access, mode & !(umask as usize)) {
+        return None;
+    }
     // Who has it open for reading keeps it from being written without waiting.
     if let Some(Ok(word)) = channel.open_known(at, rest, 0) {
         kept::give_up(word);
@@ -98,6 +106,20 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
         (opened.file.to_number(), NO_PLACE, asked.flags & STATUS_FLAGS),
     );
     Some(Answer::Asked(descriptor as isize))
+}
+
+/// A file that is made with a mode that forbids what it is open for (`cp` of a read-only file) could not be opened by the kernel later.
+fn may_open_again(access: usize, mode: usize) -> bool {
+    let rights = if access == O_RDWR { 0o600 } else { 0o200 };
+    if mode & rights == rights {
+        return true;
+    }
+    if OVERRIDES.load(Acquire) == UNKNOWN {
+        // SAFETY: concerns no memory.
+        let root = unsafe { sys::call(nr::GETEUID, [0; 6]) } == 0;
+        OVERRIDES.store(if root { YES } else { NO }, Release);
+    }
+    OVERRIDES.load(Acquire) == YES
 }
 
 /// A descriptor that only names the file that the service has just opened, or made.

@@ -1,0 +1,83 @@
+//! Descriptors that calls name where the table does not say, and ends of descriptors that mean more than an end.
+
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{Acquire, Release};
+
+use super::table::{Entry, Kind, Table};
+use super::{calls, directories, placeholders, process};
+use crate::hooks::Answer;
+use crate::sys::{self, nr};
+
+const FIOCLEX: usize = 0x5451;
+const FIONCLEX: usize = 0x5450;
+/// Requests of terminals and of all files, and of sockets: they name no other descriptor.
+const TYPE_OF_TERMINALS: usize = 0x54;
+const TYPE_OF_SOCKETS: usize = 0x89;
+const F_SETFD: usize = 2;
+const FD_CLOEXEC: usize = 1;
+
+/// ioctl(2): many name a second descriptor, as a number or somewhere in a structure.
+pub fn control(table: &Table, arguments: &[usize; 6]) -> Answer {
+    let [descriptor, request, ..] = *arguments;
+    let request = request as u32 as usize;
+    if matches!(request, FIOCLEX | FIONCLEX) && is_placeholder(table, descriptor) {
+        let flags = if request == FIOCLEX { FD_CLOEXEC } else { 0 };
+        // SAFETY: concerns no memory.
+        return Answer::Asked(unsafe { sys::call(nr::FCNTL, [descriptor, F_SETFD, flags, 0, 0, 0]) });
+    }
+    if !matches!(request >> 8 & 0xff, TYPE_OF_TERMINALS | TYPE_OF_SOCKETS) {
+        make_all_real(table);
+    }
+    calls::about_descriptor(table, nr::IOCTL, arguments)
+}
+
+/// A call may name any descriptor in a structure.
+pub fn make_all_real(table: &Table) {
+    placeholders::upgrade_all(table, false);
+    directories::upgrade_all(false);
+}
+
+fn is_placeholder(table: &Table, descriptor: usize) -> bool {
+    placeholders::any()
+        && table.entry(descriptor).is_some_and(|entry| placeholders::settled(entry) == Kind::Placeholder)
+}
+
+/// Files of ours of which this process has, or had, record locks. They all end with any descriptor of the file, but the kernel knows nothing of
+/// placeholders. A child has no locks; that it looks at these is no harm.
+static LOCKED: [AtomicU64; 16] = [const { AtomicU64::new(0) }; 16];
+/// In the last place: more than there is room for.
+const MANY: u64 = u64::MAX;
+
+/// fcntl(2): a record lock is about to be taken.
+#[cold]
+pub fn note_lock(descriptor: usize) {
+    let ours = sys::status(descriptor).filter(|status| status.device == process::setting().device());
+    let Some(inode) = ours.map(|status| status.inode) else { return };
+    let (last, others) = LOCKED.split_last().expect("there are some");
+    for place in others {
+        match place.compare_exchange(0, inode, Release, Acquire) {
+            Ok(_) => return,
+            Err(there) if there == inode => return,
+            Err(_) => {}
+        }
+    }
+    last.store(MANY, Release);
+}
+
+/// A descriptor is about to end: a placeholder whose end takes record locks away is made real first.
+#[inline]
+pub fn before_end(descriptor: usize, entry: &Entry) {
+    if LOCKED[0].load(Acquire) != 0 && entry.kind() == Kind::Placeholder {
+        end_with_locks(descriptor, entry);
+    }
+}
+
+#[cold]
+fn end_with_locks(descriptor: usize, entry: &Entry) {
+    let Some(status) = sys::status(descriptor) else { return };
+    let locked =
+        LOCKED.iter().map(|place| place.load(Acquire)).any(|place| place == status.inode || place == MANY);
+    if locked {
+        placeholders::upgrade(descriptor, entry);
+    }
+}
