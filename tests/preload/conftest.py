@@ -25,7 +25,9 @@ def compile_program(tmp_path_factory: pytest.TempPathFactory) -> Compile:
         source = name if isinstance(name, Path) else PROGRAMS / f"{name}.c"
         if shutil.which(compiler) is None:
             pytest.skip(f"{compiler} is not installed")
-        program = directory / "-".join([compiler, source.stem, *(flag.strip("-") for flag in flags)])
+        program = directory / "-".join(
+            [compiler, source.parent.name, source.stem, *(flag.strip("-") for flag in flags)]
+        )
         if not program.exists():
             command: list[str | Path] = [
                 compiler,

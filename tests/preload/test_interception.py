@@ -159,6 +159,27 @@ def test_a_sanitized_program_is_left_alone(preloaded: Preloaded, compile_program
     assert any("stepped aside: a sanitizer" in line for line in preloaded.report())
 
 
+def test_what_makes_its_own_calls_is_left_alone(preloaded: Preloaded, tmp_path: Path) -> None:
+    """liburing asks for rings without the C library; an empty library has its name, which tells."""
+    (tmp_path / "own.c").write_text("int ring;\n")
+    (tmp_path / "main.c").write_text("extern int ring; int main(void) { return ring; }\n")
+    library, program = tmp_path / "liburing.so.2", tmp_path / "program"
+    build: list[str | Path] = [
+        "gcc",
+        "-shared",
+        "-fPIC",
+        "-Wl,-soname,liburing.so.2",
+        "-o",
+        library,
+        tmp_path / "own.c",
+    ]
+    subprocess.run(build, check=True, timeout=60)
+    subprocess.run(["gcc", "-o", program, tmp_path / "main.c", library], check=True, timeout=60)
+    done = preloaded.run(program, environment=preloaded.environment(LD_LIBRARY_PATH=str(tmp_path)))
+    assert done.returncode == 0, done
+    assert any("stepped aside: a library makes system calls itself" in line for line in preloaded.report())
+
+
 def test_it_can_be_turned_off(preloaded: Preloaded) -> None:
     done = preloaded.run("/bin/true", environment=preloaded.environment(POLYTROPO_PRELOAD="off"))
     assert done.returncode == 0

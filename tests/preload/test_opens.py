@@ -11,6 +11,8 @@ from tests.preload.conftest import Compile
 from tests.preload.test_names import mount
 from tests.preload.test_shared_reads import OnMount
 
+# One that ordinary users may run.
+PYTHON = "/usr/bin/python3.11"
 KINDS = ["exclusive, writes", "union, writes", "shared"]
 
 
@@ -198,6 +200,57 @@ def test_who_watches_is_told(isolated: Isolated, library: Path, how: str) -> Non
     plain = place.run(sys.executable, "-c", program, preload=False)
     done = place.run(sys.executable, "-c", program)
     assert plain.stdout.strip() and (done.stdout, done.stderr) == (plain.stdout, plain.stderr)
+
+
+LOST = """
+import os, subprocess
+def attempt(function, *arguments):
+    try:
+        return function(*arguments)
+    except OSError as error:
+        return error.strerror
+with open("own", "w") as made:
+    made.write("own bytes")
+for _ in range(80):
+    os.close(os.open("own", os.O_RDONLY))
+reads, writes = os.open("own", os.O_RDONLY), os.open("own", os.O_RDWR)
+reads = os.open("own", os.O_RDONLY)
+os.write(writes, b"O")
+os.chmod("own", 0)
+print(os.read(reads, 3), attempt(os.dup, reads), attempt(os.dup2, writes, 9))
+print(attempt(os.posix_fallocate, writes, 0, 99), attempt(os.copy_file_range, reads, writes, 3))
+print(os.read(reads, 3), os.write(writes, b"W"), attempt(os.fstat, reads) is not None)
+os.chmod("own", 0o600)
+print(os.read(os.dup(reads), 3), os.lseek(os.dup(writes), 0, os.SEEK_CUR))
+print(subprocess.run(["cat"], stdin=writes, capture_output=True).stdout)
+"""
+
+
+def test_rights_that_were_lost_are_missed_only_where_the_kernel_has_to_open(
+    isolated: Isolated, library: Path
+) -> None:
+    """Reading and writing go on; what takes an open file of the kernel's is EACCES while they are missing."""
+    place = OnMount(isolated, mount(isolated, "exclusive, writes"))
+    (isolated.directory / "names").chmod(0o777)
+    variables = place.run("env").stdout
+    socket = Path(re.findall("POLYTROPO_CHANNEL=(.*)", variables)[0])
+    for directory in socket.parents:
+        if directory.is_relative_to(isolated.directory):
+            directory.chmod(directory.stat().st_mode | 0o011)
+    trace = isolated.directory / "trace"
+    user = ("setpriv", "--reuid=1", "--regid=1", "--clear-groups")
+    done = place.run(
+        "sh", "-c", f'touch {trace}; chmod 666 {trace}; exec "$@"', "sh", *user, PYTHON, "-c", LOST
+    )
+    denied = "Permission denied"
+    assert done.stdout.splitlines() == [
+        f"b'Own' {denied} {denied}",
+        f"{denied} {denied}",
+        "b' by' 1 True",
+        "b'tes' 2",
+        "b'n bytes'",
+    ], done
+    assert done.returncode == 0
 
 
 def test_who_gives_up_rights_can_load_the_library(isolated: Isolated, library: Path) -> None:

@@ -1,5 +1,7 @@
 //! Which libraries matter, by their names.
 
+use crate::trace::Aside;
+
 /// Whether its calls are to be redirected.
 pub fn is_wanted(name: &[u8]) -> bool {
     // glibc's loader opens, maps and closes libraries: nothing is gained there, and patching it costs 40 us at each start.
@@ -12,8 +14,17 @@ pub fn is_musl(name: &[u8]) -> bool {
     !name.starts_with(b"libc.so.6") && !name.starts_with(b"libc-2.") && !name.starts_with(b"libpthread")
 }
 
+/// Why nothing is redirected where it is loaded.
+pub fn objection(name: &[u8]) -> Option<Aside> {
+    if name.starts_with(b"liburing.so") {
+        // It asks for rings, and names descriptors in them, without the C library.
+        return Some(Aside::OwnCalls);
+    }
+    is_sanitizer(name).then_some(Aside::Sanitizer)
+}
+
 /// Whether it rewrites programs, or runs them on a processor of its own.
-pub fn is_sanitizer(name: &[u8]) -> bool {
+fn is_sanitizer(name: &[u8]) -> bool {
     // The last two are the libraries by which valgrind and rr come into programs.
     const RUNTIMES: [&[u8]; 7] = [
         b"libasan.so",

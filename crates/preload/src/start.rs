@@ -63,9 +63,9 @@ fn run(registers: Registers) -> Result<(), Aside> {
 fn map_prepared(auxiliary: &Auxiliary) -> Result<Option<bool>, Aside> {
     let Some(program) = loaded::Program::of(auxiliary) else { return Ok(None) };
     let nothing = Library { base: 0, path: &[] };
-    let (mut own, mut c_library, mut count, mut sanitizer) = (nothing, nothing, 0, false);
+    let (mut own, mut c_library, mut count, mut objection) = (nothing, nothing, 0, None);
     let whole = program.each(|library| {
-        sanitizer |= libraries::is_sanitizer(library.name());
+        objection = objection.or_else(|| libraries::objection(library.name()));
         if libraries::is_wanted(library.name()) {
             (c_library, count) = (*library, count + 1);
         }
@@ -73,8 +73,11 @@ fn map_prepared(auxiliary: &Auxiliary) -> Result<Option<bool>, Aside> {
             own = *library;
         }
     });
-    if sanitizer || program.has_early_constructors {
+    if program.has_early_constructors {
         return Err(Aside::Sanitizer);
+    }
+    if let Some(why) = objection {
+        return Err(why);
     }
     if !whole || count != 1 {
         return Ok(None);
@@ -115,7 +118,10 @@ fn patch_found(auxiliary: &Auxiliary) -> Result<bool, Aside> {
     if !maps::each(|mapping| found.see(mapping)) {
         return Err(Aside::NoProc);
     }
-    if found.sanitizer || found.program.with_image(|image| image.has_early_constructors()) {
+    if let Some(why) = found.objection {
+        return Err(why);
+    }
+    if found.program.with_image(|image| image.has_early_constructors()) {
         return Err(Aside::Sanitizer);
     }
     found.redirect()?;
@@ -232,7 +238,7 @@ struct Found {
     /// An address in the program's first mapping.
     program_headers: usize,
     program: Mapped,
-    sanitizer: bool,
+    objection: Option<Aside>,
     /// Where our own library lies.
     directory: Directory,
     libraries: [Mapped; LIBRARIES_MAX],
@@ -259,8 +265,9 @@ fn hash(path: &[u8]) -> u64 {
 
 impl Found {
     fn see(&mut self, mapping: &Mapping<'_>) {
-        self.sanitizer |=
-            mapping.end - mapping.start >= SHADOW_BYTES_MIN || libraries::is_sanitizer(mapping.name());
+        let shadow = mapping.end - mapping.start >= SHADOW_BYTES_MIN;
+        let objection = if shadow { Some(Aside::Sanitizer) } else { libraries::objection(mapping.name()) };
+        self.objection = self.objection.or(objection);
         if (mapping.start..mapping.end).contains(&(start as *const () as usize)) {
             self.directory.set(mapping);
         }

@@ -67,9 +67,10 @@ pub enum Aside {
     NotWritable,
     TurnedOff,
     NoService,
+    OwnCalls,
 }
 
-const ASIDES: [(Aside, &[u8]); 11] = [
+const ASIDES: [(Aside, &[u8]); 12] = [
     (Aside::NoProc, b"/proc cannot be read"),
     (Aside::Secure, b"the program runs with rights that its caller does not have"),
     (Aside::Sanitizer, b"a sanitizer, valgrind or rr is at work"),
@@ -81,6 +82,7 @@ const ASIDES: [(Aside, &[u8]); 11] = [
     (Aside::NotWritable, b"the C library's code cannot be written"),
     (Aside::TurnedOff, b"POLYTROPO_PRELOAD=off"),
     (Aside::NoService, b"no service to go to"),
+    (Aside::OwnCalls, b"a library makes system calls itself (liburing)"),
 ];
 
 const WHY_COUNT: usize = WHYS.len();

@@ -10,8 +10,9 @@ extern char **environ;
 static void run(const char *what, const posix_spawn_file_actions_t *actions, const char *script) {
     char *words[] = {"sh", "-c", (char *)script, NULL};
     pid_t child;
-    tell(what, posix_spawn(&child, "/bin/sh", actions, NULL, words, environ));
+    int spawned = posix_spawn(&child, "/bin/sh", actions, NULL, words, environ);
     wait_for(child);
+    tell(what, spawned);
 }
 
 static int in_clone(void *file) {

@@ -133,6 +133,9 @@ fn watches(number: usize, arguments: &[usize; 6]) -> bool {
 /// A call about descriptors that is no operation of its own.
 #[inline]
 pub fn about_descriptor(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
+    if let Some(answer) = elsewhere::refuse_own(table, number, arguments) {
+        return answer;
+    }
     if let Some(answer) = placeholders::answer(table, number, arguments) {
         return answer;
     }
@@ -252,7 +255,7 @@ fn replace(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
     }
     if let Some(entry) = table.entry(from) {
         if !placeholders::upgrade(from, entry) {
-            return Answer::Done(EBADF);
+            return Answer::Done(placeholders::refusal());
         }
         entry.release(from);
     }
@@ -320,6 +323,7 @@ fn close_range(table: &Table, arguments: &[usize; 6]) -> Answer {
         result = unsafe { sys::call(nr::CLOSE_RANGE, [from as usize, last as usize, 0, 0, 0, 0]) };
     }
     forget();
+    own.into_iter().filter(|own| *own != i32::MAX).for_each(|own| table.keep_own(own as usize));
     Answer::Asked(result)
 }
 

@@ -8,6 +8,7 @@ use super::{calls, directories, placeholders, process};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 
+const EBADF: isize = -9;
 const FIOCLEX: usize = 0x5451;
 const FIONCLEX: usize = 0x5450;
 /// Requests of terminals and of all files, and of sockets: they name no other descriptor.
@@ -29,6 +30,14 @@ pub fn control(table: &Table, arguments: &[usize; 6]) -> Answer {
         make_all_real(table);
     }
     calls::about_descriptor(table, nr::IOCTL, arguments)
+}
+
+/// Descriptors of the library's own are none of the program's, which finds their numbers where it looks at all (/proc/self/fd).
+#[inline]
+pub fn refuse_own(table: &Table, number: usize, arguments: &[usize; 6]) -> Option<Answer> {
+    let names_one = crate::table::DESCRIPTORS.get(number).is_some_and(|named| named & 1 != 0);
+    let own = names_one && table.entry(arguments[0]).is_some_and(|entry| entry.kind() == Kind::Own);
+    own.then_some(Answer::Done(EBADF))
 }
 
 /// A call may name any descriptor in a structure.

@@ -7,6 +7,8 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
 use polytropo_client::Channel;
 
+use super::process;
+
 const NONE: u32 = 0;
 const CONNECTING: u32 = 1;
 const READY: u32 = 2;
@@ -50,7 +52,13 @@ impl Link {
         // SAFETY: this thread alone is CONNECTING.
         unsafe { (*self.channel.get()).write(channel) };
         self.state.store(READY, Release);
-        self.get()
+        let channel = self.get()?;
+        if let Some(table) = process::known_table() {
+            for descriptor in channel.descriptors() {
+                table.keep_own(descriptor as usize);
+            }
+        }
+        Some(channel)
     }
 
     /// No use any more: everything goes to the kernel. The memory stays, since other threads may be in it.

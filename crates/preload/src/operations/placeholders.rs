@@ -1,7 +1,7 @@
 //! Descriptors of ours that the kernel has not opened: made by open(2) of what is known, made real by whatever the kernel has to do.
 
-use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicI32, AtomicU32};
 
 use polytropo_client::{At, Attributes, Channel, Error, File};
 
@@ -18,6 +18,7 @@ const O_LARGEFILE: usize = 0o100_000;
 const O_NOCTTY: usize = 0o400;
 /// Flags with which a placeholder is an open file like any other.
 pub const FLAGS: usize = sys::O_CLOEXEC | O_LARGEFILE | O_NOCTTY;
+const EACCES: isize = -13;
 const ENOTTY: isize = -25;
 const EMFILE: isize = -24;
 const F_GETFL: usize = 3;
@@ -263,6 +264,11 @@ pub fn upgrade(descriptor: usize, entry: &Entry) -> bool {
         return settled(entry) != Kind::Placeholder;
     }
     let writes = entry.flags() & O_ACCMODE != 0;
+    if writes && !may_open_for_real(descriptor, entry.flags() as usize) {
+        // Before the service's file is given up, which goes on being written.
+        entry.exchange_kind(generation, Kind::Upgrading, Kind::Placeholder);
+        return false;
+    }
     // What was written without waiting comes first, and whoever writes through the kernel is to be the only one.
     let settled = if writes { settle(entry) } else { true };
     let opened = open_for_real(descriptor, entry.flags() as usize);
@@ -296,6 +302,34 @@ fn settle(entry: &Entry) -> bool {
 }
 
 const O_ACCMODE: u32 = 3;
+/// The errno with which the kernel refused last to open what a placeholder stands for, or 0.
+static REFUSAL: AtomicI32 = AtomicI32::new(0);
+
+/// The answer to a call that needs an upgrade that failed: EACCES after rights were lost, as a network filesystem says, or EMFILE.
+pub fn refusal() -> isize {
+    match REFUSAL.load(Relaxed) as isize {
+        0 => EIO,
+        errno => errno,
+    }
+}
+
+/// Whether this process still has the rights to open what a placeholder stands for.
+fn may_open_for_real(descriptor: usize, flags: usize) -> bool {
+    const AT_EACCESS: usize = 0x200;
+    let wanted = match flags as u32 & O_ACCMODE {
+        0 => 4,
+        1 => 2,
+        _ => 6,
+    };
+    let arguments = [descriptor, c"".as_ptr() as usize, wanted, AT_EMPTY_PATH | AT_EACCESS, 0, 0];
+    // SAFETY: the kernel reads an empty path.
+    let refused = unsafe { sys::call(nr::FACCESSAT2, arguments) };
+    if refused == EACCES {
+        REFUSAL.store(EACCES as i32, Relaxed);
+    }
+    // Before Linux 5.8 there is no such call.
+    refused != EACCES
+}
 
 #[cold]
 fn open_for_real(descriptor: usize, flags: usize) -> bool {
@@ -307,6 +341,7 @@ fn open_for_real(descriptor: usize, flags: usize) -> bool {
         opened = sys::open(path.bytes(), flags, 0);
     }
     if opened < 0 {
+        REFUSAL.store(opened as i32, Relaxed);
         return false;
     }
     // SAFETY: concerns no memory.
@@ -408,7 +443,7 @@ pub fn make_real(table: &Table, number: usize, arguments: &[usize; 6]) -> Option
             && let Some(entry) = table.entry(*descriptor)
             && !upgrade(*descriptor, entry)
         {
-            return Some(Answer::Done(EIO));
+            return Some(Answer::Done(refusal()));
         }
     }
     None

@@ -97,7 +97,11 @@ fn open_shared(descriptor: usize, entry: &Entry) -> Option<u64> {
 
 /// A read that the kernel has to do: of a file that it has open.
 fn pass(descriptor: usize, entry: &Entry) -> core::result::Result<(), Answer> {
-    if placeholders::upgrade(descriptor, entry) { Ok(()) } else { Err(Answer::Done(EIO)) }
+    if entry.kind() == Kind::Own {
+        // None of the program's.
+        return Err(writing::UNREADABLE);
+    }
+    if placeholders::upgrade(descriptor, entry) { Ok(()) } else { Err(Answer::Done(placeholders::refusal())) }
 }
 
 /// pread(2).
@@ -163,7 +167,6 @@ pub fn read(table: &Table, arguments: &[usize; 6]) -> Answer {
 const SEEK_SET: usize = 0;
 const SEEK_CUR: usize = 1;
 const SEEK_END: usize = 2;
-const EIO: isize = -5;
 const EINVAL: isize = -22;
 /// Offsets above are the kernel's business.
 const OFFSET_MAX: i64 = 1 << 47;
@@ -195,7 +198,7 @@ pub fn seek(table: &Table, arguments: &[usize; 6]) -> Answer {
                 None => break,
             },
             SEEK_END if let Some(end) = end_of(entry) => end.saturating_add(by as i64),
-            _ if !placeholders::upgrade(descriptor, entry) => return Answer::Done(EIO),
+            _ if !placeholders::upgrade(descriptor, entry) => return Answer::Done(placeholders::refusal()),
             // The end, data and holes do not depend on the offset; the kernel's own may move, nobody looks at it.
             // SAFETY: concerns no memory.
             _ => unsafe { sys::call(sys::nr::LSEEK, [descriptor, by, whence, 0, 0, 0]) as i64 },

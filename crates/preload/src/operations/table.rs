@@ -231,6 +231,14 @@ impl Table {
         }
     }
 
+    /// The library has made this descriptor for itself.
+    pub fn keep_own(&self, descriptor: usize) {
+        if let Some(entry) = self.entry(descriptor) {
+            entry.clear();
+            entry.set_kind(entry.generation(), Kind::Own);
+        }
+    }
+
     /// All that may be held.
     pub fn known(&self) -> impl Iterator<Item = (usize, &Entry)> {
         let highest = self.highest.load(Acquire).min(DESCRIPTORS_MAX);

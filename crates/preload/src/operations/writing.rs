@@ -255,7 +255,7 @@ fn told(descriptor: usize, entry: &Entry, result: Result<usize>) -> Answer {
             if placeholders::upgrade(descriptor, entry) {
                 Answer::Pass(Why::NotShared)
             } else {
-                Answer::Done(EIO)
+                Answer::Done(placeholders::refusal())
             }
         }
     }
@@ -314,7 +314,7 @@ pub fn write(table: &Table, arguments: &[usize; 6]) -> Answer {
             entry.release(descriptor);
             Answer::Pass(Why::NotHeld)
         } else {
-            Answer::Done(EIO)
+            Answer::Done(placeholders::refusal())
         };
     };
     let done = write_at(channel, entry, file, (from, count), offset);
