@@ -1,6 +1,7 @@
 """Images at work: a large lower that is changed and committed, and Debian that installs packages."""
 
 import os
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -98,7 +99,9 @@ def _difference(expected: str, looks: dict[str, str], same: dict[str, bool]) -> 
 
 
 @pytest.mark.timeout(400)
-def test_debian_installs_packages(isolated: Isolated) -> None:
+@pytest.mark.parametrize("way", ["--no-preload", "--preload"])
+def test_debian_installs_packages(isolated: Isolated, way: str) -> None:
+    """Also with all programs of the container preloaded: apt, dpkg, perl, shells, those of other users."""
     try:
         urllib.request.urlopen(_MIRROR, timeout=10).close()
     except (urllib.error.URLError, TimeoutError) as error:
@@ -107,11 +110,15 @@ def test_debian_installs_packages(isolated: Isolated) -> None:
     isolated.polytropo("image", "bootstrap", "debian", environment={"XDG_CACHE_HOME": cache}, timeout_s=300)
     script = "apt-get update && apt-get install -y --no-install-recommends hello && dpkg --verify"
     script += " && cp /usr/bin/id /usr/local/bin/setuid-id && chmod 4755 /usr/local/bin/setuid-id && hello"
-    done = isolated.polytropo("run", "--name", "apt", "debian", "sh", "-c", script, timeout_s=200)
+    done = isolated.polytropo(
+        "run", way, "-e", "POLYTROPO_TRACE=1", "--name", "apt", "debian", "sh", "-c", script, timeout_s=200
+    )
     assert done.stdout.rstrip().endswith("Hello, world!")
+    if way == "--preload":
+        assert sum(map(int, re.findall(r"in the process (\d+)", done.stderr))) > 500, done.stderr
     isolated.polytropo("commit", "apt", "hello")
-    assert isolated.polytropo("run", "--rm", "hello", "hello").stdout == "Hello, world!\n"
-    asked = ("run", "--rm", "-u", "nobody", "hello", "sh", "-c", "id -u; setuid-id -u")
+    assert isolated.polytropo("run", way, "--rm", "hello", "hello").stdout == "Hello, world!\n"
+    asked = ("run", way, "--rm", "-u", "nobody", "hello", "sh", "-c", "id -u; setuid-id -u")
     assert isolated.polytropo(*asked).stdout.split() == ["65534", "0"]
-    listing = isolated.polytropo("run", "--rm", "hello", "cat", "/var/lib/dpkg/status").stdout
+    listing = isolated.polytropo("run", way, "--rm", "hello", "cat", "/var/lib/dpkg/status").stdout
     assert "Package: hello\n" in listing

@@ -200,15 +200,16 @@ fn open(table: &Table, number: usize, arguments: &[usize; 6], (flags, mode): (us
         }
         return Answer::Asked(opened);
     }
-    if !process::setting().opens() {
-        return Answer::Pass(Why::NotHeld);
-    }
     if flags & O_ACCMODE_ETC != 0 {
         let opened = writing::open(table, Asked { directory, path, flags }, mode);
         return opened.unwrap_or(Answer::Pass(Why::NotHeld));
     }
     if let Some(answer) = placeholders::open(table, Asked { directory, path, flags }) {
         return answer;
+    }
+    if !process::setting().opens() {
+        // It may wait, for the other end of a FIFO.
+        return Answer::Pass(Why::NotHeld);
     }
     // SAFETY: the program's own call.
     let opened = unsafe { sys::call(number, *arguments) };

@@ -22,7 +22,7 @@ pub struct Setting {
     /// `st_dev` of the mount, and its root's inode.
     device: u64,
     root: u64,
-    /// open(2) may be made here: its thread can be cancelled at any place, not at the C library's own instruction only.
+    /// What the kernel opens may be opened from here: its thread can be cancelled at any place, not at the C library's own instruction only.
     opens: bool,
     /// A channel is made for those only who have lost by doing without.
     patient: bool,
