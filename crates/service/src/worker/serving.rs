@@ -29,6 +29,16 @@ use crate::windows::Store;
 /// The keeper refuses longer ones.
 const DOCUMENT_MAX_BYTES: usize = 4 << 20;
 
+/// What an hour of load has a service hold beside windows: its threads' buffers, names, tables.
+const BESIDE_WINDOWS_BYTES: u64 = 16 << 20;
+/// But no more than this part of a cache.
+const BESIDE_WINDOWS_SHARE: u64 = 16;
+
+/// The ceiling is one for all that a service holds.
+fn for_windows(cache_bytes: u64) -> u64 {
+    cache_bytes - BESIDE_WINDOWS_BYTES.min(cache_bytes / BESIDE_WINDOWS_SHARE)
+}
+
 /// The doors that are open, by the keeper's numbers.
 pub struct Doors {
     link: Arc<Link>,
@@ -140,8 +150,9 @@ impl Doors {
         let cache_bytes = given.cache_bytes;
         // One for all doors, which come with the same directory.
         let windows = own.try_clone().map_err(|error| format!("a descriptor cannot be had: {error}"))?;
-        let store =
-            self.store.get_or_insert_with(|| Store::new(Some(own).filter(|_| cache_bytes > 0), cache_bytes));
+        let store = self.store.get_or_insert_with(|| {
+            Store::new(Some(own).filter(|_| cache_bytes > 0), for_windows(cache_bytes))
+        });
         let store = store.clone();
         let channel_writes = given.channel_writes;
         let state = match given.incarnation {
