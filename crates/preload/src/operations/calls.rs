@@ -89,8 +89,6 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
         | nr::SETFSUID
         | nr::SETFSGID
         | nr::CAPSET
-        | nr::PRCTL
-        | nr::SECCOMP
         | nr::LANDLOCK_RESTRICT_SELF
         | nr::CHROOT
         | nr::PIVOT_ROOT
@@ -103,7 +101,8 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
             kept::give_up_all();
             reach_changes()
         }
-        nr::IO_URING_SETUP | nr::IO_SETUP | nr::UNSHARE => {
+        // A filter may kill for calls that the program does not make itself.
+        nr::PRCTL | nr::SECCOMP | nr::IO_URING_SETUP | nr::IO_SETUP | nr::UNSHARE => {
             process::turn_off();
             Answer::Pass(Why::Unseen)
         }
