@@ -13,12 +13,20 @@ use crate::sys::{Errno, Mapping};
 const MAP_WORDS: usize = 2;
 /// Small files that may be carried at once.
 const CHUNKS: usize = MAP_WORDS * 64;
-const CHUNKS_AT: usize = (FILES_MAX * size_of::<FileState>()).next_multiple_of(4096);
+/// Files that are open here alone: their bytes came along.
+const LOCAL_MAX: usize = CHUNKS;
+const CHUNKS_AT: usize = ((FILES_MAX + LOCAL_MAX) * size_of::<FileState>()).next_multiple_of(4096);
+const _: () = assert!(FILES_MAX + LOCAL_MAX <= 1 << 16);
 
 pub struct Arena {
     memory: Mapping,
     chunks: [AtomicU64; MAP_WORDS],
+    /// Files that were ever open here alone.
+    local: AtomicU64,
 }
+
+/// In the number of a file that is open here alone.
+pub const LOCAL: u64 = 1 << 63;
 
 /// The number of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,16 +46,22 @@ impl Chunk {
 impl Arena {
     pub fn new() -> Result<Self, Errno> {
         let memory = Mapping::anonymous(CHUNKS_AT + CHUNKS * CARRIED_BYTES_MAX)?;
-        Ok(Self { memory, chunks: [const { AtomicU64::new(0) }; MAP_WORDS] })
+        Ok(Self { memory, chunks: [const { AtomicU64::new(0) }; MAP_WORDS], local: AtomicU64::new(0) })
     }
 
     /// The place of the file whose number in the channel's table is `index`.
     pub fn file(&self, index: usize) -> Option<&FileState> {
-        if index >= FILES_MAX {
+        if index >= FILES_MAX + LOCAL_MAX {
             return None;
         }
-        // SAFETY: the table begins at the mapping's base, zeroed, and holds FILES_MAX places; they are made of atomics.
+        // SAFETY: the table begins at the mapping's base, zeroed, and holds that many places; they are made of atomics.
         Some(unsafe { self.memory.base().cast::<FileState>().add(index).as_ref() })
+    }
+
+    /// A number for the file that is open here alone, and whose bytes lie in that chunk.
+    pub fn local_number(&self, chunk: Chunk) -> u64 {
+        let times = self.local.fetch_add(1, Relaxed) & ((1 << 47) - 1);
+        LOCAL | times << 16 | (FILES_MAX + chunk.0 as usize) as u64
     }
 
     pub fn take_chunk(&self) -> Option<Chunk> {

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 use polytropo_wire::epochs::TAG_WORDS;
 use polytropo_wire::message::{ATTRIBUTE_WORDS, Attributes, Operation, opened_flags};
 
-use crate::arena::Chunk;
+use crate::arena::{Chunk, LOCAL};
 use crate::channel::Channel;
 use crate::windows::Window;
 use crate::{EBADF, Error, Result};
@@ -31,6 +31,11 @@ impl File {
 
     fn index(self) -> usize {
         (self.0 & 0xffff) as usize
+    }
+
+    /// The service has no such open file: its bytes came along, and do while nothing changes.
+    pub(crate) fn is_local(self) -> bool {
+        self.0 & LOCAL != 0
     }
 }
 
@@ -129,6 +134,11 @@ impl Channel {
         }
     }
 
+    /// The inode of an open file.
+    pub fn inode_of(&self, file: File) -> Option<u64> {
+        Some(self.enter(file).ok()?.attributes().ino)
+    }
+
     /// Closes a file. Threads that read it right now finish first.
     pub fn close(&self, file: File) -> Result<()> {
         let entered = self.enter(file)?;
@@ -218,8 +228,12 @@ impl Drop for InUse<'_> {
         }
         state.unmap();
         let number = state.number.load(Relaxed);
+        // The last thing for a file that is open here alone: whoever takes the chunk takes the place.
         if let Some(chunk) = Chunk::from_word(state.chunk.swap(0, AcqRel)) {
             self.channel.arena.give_chunk(chunk);
+        }
+        if File(number).is_local() {
+            return;
         }
         // A service that is gone has closed it.
         let _ = self.channel.claim().and_then(|claim| claim.post(Operation::Close, &[number]));

@@ -8,9 +8,11 @@ use polytropo_wire::message::{
     opened_flags, window,
 };
 
+use crate::arena::Chunk;
 use crate::channel::{Channel, Claim, Reply, result_of};
 use crate::copies::Situation;
 use crate::files::{Arrived, File, InUse};
+use crate::lookups::Asked;
 use crate::windows::{Found, Window};
 use crate::{EINVAL, ENAMETOOLONG, EPROTO, Error, Result};
 
@@ -20,13 +22,19 @@ pub enum At {
     Root,
     /// An open file of this channel; a directory unless the path is empty.
     File(File),
+    /// The directory with this inode. The service knows no such beginning: for what is kept here alone.
+    Inode(u64),
 }
+
+/// In the words of beginnings that are inodes, so that they are no file's number.
+const INODE: u64 = 1 << 63;
 
 impl At {
     pub(crate) fn word(self) -> u64 {
         match self {
             Self::Root => 0,
             Self::File(file) => file.0,
+            Self::Inode(inode) => inode | INODE,
         }
     }
 }
@@ -74,15 +82,80 @@ impl Channel {
         if let Some(known) = asked.as_ref().and_then(|asked| self.recall(asked, at, &mut [])) {
             result_of(known.outcome)?;
         }
+        let words = [flags.into(), mode.into(), umask.into(), 0];
+        let (claim, reply) = self.ask_to_open(at, path, words, asked.as_ref())?;
+        self.take_opened(&claim, &reply)
+    }
+
+    /// openat(2) for reading. Of a small file its bytes come along, and the service has nothing open: what they are is known while
+    /// nothing changes, and afterwards each use is answered `Error::Kernel`.
+    pub fn open_to_read(&self, at: At, path: &[u8], flags: u32) -> Result<Opened> {
+        let asked = self.asked_by_open(at, path, flags);
+        if let Some(known) = asked.as_ref().and_then(|asked| self.recall(asked, at, &mut [])) {
+            result_of(known.outcome)?;
+        }
+        let chunk = self.arena.take_chunk();
+        let words = [flags.into(), 0, 0, u64::from(chunk.is_some())];
+        let (claim, reply) = match self.ask_to_open(at, path, words, asked.as_ref()) {
+            Ok(asked) => asked,
+            Err(error) => {
+                chunk.inspect(|chunk| self.arena.give_chunk(*chunk));
+                return Err(error);
+            }
+        };
+        match chunk {
+            Some(chunk) if reply.words[opened::FILE] == 0 => {
+                self.take_carried(&claim, &reply, chunk).inspect_err(|_| self.arena.give_chunk(chunk))
+            }
+            Some(chunk) => {
+                self.arena.give_chunk(chunk);
+                self.take_opened(&claim, &reply)
+            }
+            None => self.take_opened(&claim, &reply),
+        }
+    }
+
+    /// `words` behind the path: flags, mode, umask, whether the bytes will do.
+    fn ask_to_open(
+        &self,
+        at: At,
+        path: &[u8],
+        words: [u64; 4],
+        asked: Option<&Asked>,
+    ) -> Result<(Claim<'_>, Reply)> {
         let claim = self.claim()?;
         let path_bytes = put_path(&claim, 0, path)?;
-        let words = [at.word(), path_bytes, flags.into(), mode.into(), umask.into()];
-        let reply = claim.ask_whole(Operation::Open, &words)?;
+        let [flags, mode, umask, carry] = words;
+        let reply = claim.ask_whole(Operation::Open, &[at.word(), path_bytes, flags, mode, umask, carry])?;
         if reply.outcome != 0 {
-            self.keep(asked.as_ref(), &reply, &[]);
+            self.keep(asked, &reply, &[]);
         }
         result_of(reply.outcome)?;
-        self.take_opened(&claim, &reply)
+        Ok((claim, reply))
+    }
+
+    /// A file that is open here alone.
+    fn take_carried(&self, claim: &Claim<'_>, reply: &Reply, chunk: Chunk) -> Result<Opened> {
+        let (flags, bytes) = (reply.words[opened::FLAGS], reply.words[opened::CARRIED_BYTES]);
+        if flags & opened_flags::CARRIED == 0 || bytes > CARRIED_BYTES_MAX as u64 {
+            return Err(Error::Errno(EPROTO));
+        }
+        if flags & (opened_flags::TAGGED | opened_flags::IMMUTABLE) == 0 {
+            // It changed meanwhile.
+            return Err(Error::Kernel);
+        }
+        let mut tag = [0; TAG_WORDS];
+        if flags & opened_flags::TAGGED != 0 {
+            claim.take_words(OPENED_TAG_AT, &mut tag);
+        }
+        // SAFETY: a chunk holds that many bytes and is ours alone now.
+        unsafe { claim.take_raw(self.arena.chunk(chunk).as_ptr(), bytes as usize) }?;
+        let file = File(self.arena.local_number(chunk));
+        let attributes = reply.attributes(opened::ATTRIBUTES)?;
+        let flags = flags & !(opened_flags::WINDOW | opened_flags::POSTS);
+        let carried = Some((chunk, bytes));
+        self.remember(file, Arrived { flags, carried, attributes: attributes.to_words(), tag })?;
+        Ok(Opened { file, attributes })
     }
 
     fn take_opened(&self, claim: &Claim<'_>, reply: &Reply) -> Result<Opened> {
@@ -125,6 +198,9 @@ impl Channel {
         if used.flags() & opened_flags::IMMUTABLE != 0 || used.is_as_opened() {
             return Ok(attributes);
         }
+        if file.is_local() {
+            return Err(Error::Kernel);
+        }
         self.claim()?.ask(Operation::FileStatus, &[file.0])?.attributes(0)
     }
 
@@ -156,6 +232,9 @@ impl Channel {
                 self.counters.local_reads.fetch_add(1, Relaxed);
                 return Ok(part);
             }
+        }
+        if file.is_local() {
+            return Err(Error::Kernel);
         }
         // A program sees what it wrote.
         self.settle(&used)?;

@@ -53,7 +53,7 @@ impl Channel {
         // A file that was closed answers nothing.
         let _used = match at {
             At::File(file) => Some(self.enter(file).ok()?),
-            At::Root => None,
+            At::Root | At::Inode(_) => None,
         };
         let answer = lookups.recall(asked, target)?;
         self.counters.local_answers.fetch_add(1, Relaxed);

@@ -50,7 +50,7 @@ macro_rules! operations {
 operations! {
     /// Does nothing; the round trip alone.
     Ping = 0,
-    /// at, path bytes, flags of open(2), mode, umask -> [`opened`]
+    /// at, path bytes, flags of open(2), mode, umask, 1 if the bytes will do -> [`opened`]
     Open = 1,
     /// file
     Close = 2,
@@ -122,6 +122,7 @@ operations! {
 
 /// Words of the reply to `Open`; the attributes follow from [`opened::ATTRIBUTES`] on.
 pub mod opened {
+    /// 0: there is no open file, since the bytes came along, and they will do while the tag holds.
     pub const FILE: usize = 0;
     /// Bits of [`super::opened_flags`].
     pub const FLAGS: usize = 1;

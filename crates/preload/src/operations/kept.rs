@@ -34,7 +34,7 @@ struct Place {
     state: AtomicU64,
     /// The client's number.
     file: AtomicU64,
-    /// -1: none, so no placeholder can be made any more.
+    /// -1: none, so that the kernel has to name the file for each placeholder.
     descriptor: AtomicI32,
 }
 
@@ -96,9 +96,8 @@ impl Place {
     }
 }
 
-/// A use of the file that `word` stands for, and a placeholder for it, or the errno with which the kernel refuses one. None if it is not kept any
-/// more.
-pub fn open(word: u64, close_on_exec: bool) -> Option<(Use, Result<usize, isize>)> {
+/// A use of the file that `word` stands for. None if it is not kept any more.
+pub fn enter(word: u64) -> Option<Use> {
     let index = (word & 0xffff) as usize;
     let place = KEPT.get(index)?;
     let mut state = place.state.load(Acquire);
@@ -115,25 +114,38 @@ pub fn open(word: u64, close_on_exec: bool) -> Option<(Use, Result<usize, isize>
     if state & USERS == 0 && state & CACHED != 0 {
         IDLE.fetch_sub(1, AcqRel);
     }
-    let used = Use { index: index as u32, file: place.file.load(Acquire) };
-    let Some(kept) = place.descriptor() else {
-        release(used.index);
-        return None;
-    };
+    Some(Use { index: index as u32, file: place.file.load(Acquire) })
+}
+
+/// A placeholder that is a copy of the kept descriptor, or the errno with which the kernel refuses one. None if there is no such descriptor.
+pub fn copy(used: &Use, close_on_exec: bool) -> Option<Result<usize, isize>> {
+    let place = KEPT.get(used.index as usize)?;
+    let kept = place.descriptor()?;
     let how = if close_on_exec { F_DUPFD_CLOEXEC } else { F_DUPFD };
     // SAFETY: concerns no memory.
     let copied = unsafe { sys::call(nr::FCNTL, [kept, how, 0, 0, 0, 0]) };
     if copied < 0 {
-        release(used.index);
-        return Some((used, Err(copied)));
+        return Some(Err(copied));
     }
     if place.descriptor() != Some(kept) {
         // The program took that number for something else meanwhile.
         sys::close(copied as i32);
-        release(used.index);
         return None;
     }
-    Some((used, Ok(copied as usize)))
+    Some(Ok(copied as usize))
+}
+
+/// Keeps a copy of a descriptor that names the file: it was opened more than once.
+#[cold]
+pub fn keep_descriptor(used: &Use, named: usize) {
+    let Some(place) = KEPT.get(used.index as usize) else { return };
+    if place.descriptor().is_some() || place.state.load(Acquire) & CACHED == 0 {
+        return;
+    }
+    let Some(moved) = move_up(named) else { return };
+    if place.descriptor.compare_exchange(-1, moved as i32, AcqRel, Relaxed).is_err() {
+        sys::close(moved as i32);
+    }
 }
 
 /// A user goes.
@@ -162,8 +174,8 @@ fn give_up_one() {
     }
 }
 
-/// Keeps an open file together with a descriptor that names it, which is moved out of the way. Its word, or None if there is no room for it.
-pub fn keep(file: u64, descriptor: usize, size_bytes: u64) -> Option<u64> {
+/// Keeps an open file. Its word, or None if there is no room for it. One use of it is the caller's.
+pub fn keep(file: u64, size_bytes: u64) -> Option<u64> {
     for _ in 0..2 {
         for _ in 0..PLACES {
             let index = HAND.fetch_add(1, Relaxed) as usize % PLACES;
@@ -174,14 +186,8 @@ pub fn keep(file: u64, descriptor: usize, size_bytes: u64) -> Option<u64> {
             if state & TAKEN != 0 || place.state.compare_exchange(state, taken, AcqRel, Relaxed).is_err() {
                 continue;
             }
-            let moved = move_up(descriptor);
             place.file.store(file, Release);
-            place.descriptor.store(moved.map_or(-1, |moved| moved as i32), Release);
-            if moved.is_none() {
-                place.file.store(0, Release);
-                release(index as u32);
-                return None;
-            }
+            place.descriptor.store(-1, Release);
             if size_bytes <= IDLE_BYTES_MAX {
                 place.state.fetch_or(CACHED, AcqRel);
             }

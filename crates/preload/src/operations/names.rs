@@ -171,6 +171,27 @@ fn find_inode(channel: &Channel, found: u64, inside: Option<&[u8]>, inode: u64, 
     }
 }
 
+/// `place` for a file that is opened, also where the path begins at an open directory: then only what is kept knows the beginning.
+#[inline]
+pub fn place_open<'a>(channel: &Channel, directory: usize, path: &'a [u8]) -> Option<(At, &'a [u8])> {
+    if path.first() == Some(&b'/') || directory as u32 == AT_FDCWD as u32 {
+        return place(channel, directory, path);
+    }
+    Some((At::Inode(directories::inode(channel, directory)?), path))
+}
+
+/// How the service is to be asked for what `place_open` placed. `buffer` takes the path where it begins at an open directory.
+#[cold]
+pub fn place_asked<'a>(
+    channel: &Channel,
+    (at, path): (At, &'a [u8]),
+    buffer: &'a mut [u8; polytropo_client::PATH_BYTES_MAX],
+) -> Option<(At, &'a [u8])> {
+    let At::Inode(inode) = at else { return Some((at, path)) };
+    let bytes = channel.path_below(inode, path, buffer)?;
+    Some((At::Root, &buffer[..bytes]))
+}
+
 /// The directory where a path begins, as listings know it, and what is left of the path.
 #[inline]
 fn beginning<'a>(channel: &Channel, directory: usize, path: &'a [u8]) -> Option<(u64, &'a [u8])> {

@@ -16,8 +16,13 @@ use crate::trace::{self, Counter};
 
 const O_LARGEFILE: usize = 0o100_000;
 const O_NOCTTY: usize = 0o400;
+/// Means nothing for regular files.
+pub const O_NONBLOCK: usize = 0o4000;
+const O_NOFOLLOW: usize = 0o400_000;
 /// Flags with which a placeholder is an open file like any other.
-pub const FLAGS: usize = sys::O_CLOEXEC | O_LARGEFILE | O_NOCTTY;
+pub const FLAGS: usize = sys::O_CLOEXEC | O_LARGEFILE | O_NOCTTY | O_NONBLOCK;
+/// The same, opened for reading.
+const FLAGS_TO_READ: usize = FLAGS | O_NOFOLLOW;
 const EACCES: isize = -13;
 const ENOTTY: isize = -25;
 const EMFILE: isize = -24;
@@ -121,36 +126,40 @@ pub struct Asked {
 /// open(2) for reading; None if the kernel has to do it.
 #[inline]
 pub fn open(table: &Table, asked: Asked) -> Option<Answer> {
-    if asked.flags & !FLAGS != 0 || names::has_ended() {
+    if asked.flags & !FLAGS_TO_READ != 0 || names::has_ended() {
         return None;
     }
     let path = names::read_path(asked.path)?;
     let Some(channel) = LINK.get() else {
-        count_open(asked, path);
+        count_open(path);
         return None;
     };
-    let (at, rest) = names::place(channel, asked.directory, path)?;
-    let word = match channel.open_known(at, rest, 0) {
+    let (at, rest) = names::place_open(channel, asked.directory, path)?;
+    let flags = (asked.flags & O_NOFOLLOW) as u32;
+    let word = match channel.open_known(at, rest, flags) {
         Some(known) => known.ok()?,
         None => 0,
     };
-    let close_on_exec = asked.flags & sys::O_CLOEXEC != 0;
     if word != 0
-        && let Some((used, descriptor)) = kept::open(word, close_on_exec)
+        && let Some(used) = kept::enter(word)
     {
-        return place(table, used, descriptor);
+        let close_on_exec = asked.flags & sys::O_CLOEXEC != 0;
+        let copied = kept::copy(&used, close_on_exec).unwrap_or_else(|| {
+            let named = name(channel, asked, used.file);
+            named.inspect(|named| kept::keep_descriptor(&used, *named))
+        });
+        return place(table, used, copied, asked.flags);
     }
-    let word = open_and_keep(channel, asked, at, rest)?;
-    let placed = kept::open(word, close_on_exec);
-    kept::release(kept::index_of(word));
-    let (used, descriptor) = placed?;
-    place(table, used, descriptor)
+    let (used, named) = open_and_keep(channel, asked, at, rest)?;
+    place(table, used, Ok(named), asked.flags)
 }
 
-fn place(table: &Table, used: kept::Use, descriptor: Result<usize, isize>) -> Option<Answer> {
+/// Makes a descriptor that names the file the placeholder of its use; an errno of which is no answer yet.
+fn place(table: &Table, used: kept::Use, descriptor: Result<usize, isize>, flags: usize) -> Option<Answer> {
     let descriptor = match descriptor {
         Ok(descriptor) => descriptor,
         Err(errno) => {
+            kept::release(used.index);
             if errno == EMFILE {
                 // Some of the numbers that are taken are ours.
                 kept::give_up_all();
@@ -163,30 +172,33 @@ fn place(table: &Table, used: kept::Use, descriptor: Result<usize, isize>) -> Op
         kept::release(used.index);
         return None;
     };
-    set(table, descriptor, entry, (used.file, used.index, 0));
+    set(table, descriptor, entry, (used.file, used.index, flags & (O_NONBLOCK | O_NOFOLLOW)));
     Some(Answer::Asked(descriptor as isize))
 }
 
 /// Programs that open but few files do without a channel.
 #[cold]
-pub fn count_open(asked: Asked, path: &[u8]) {
+pub fn count_open(path: &[u8]) {
     let setting = process::setting();
-    if asked.directory as u32 == sys::AT_FDCWD as u32
-        && names::maybe_ours(path)
+    if names::maybe_ours(path)
         && worth::count(Event::Open { again: names::is_known(path, names::OPENED) })
     {
         LINK.get_or_connect(|| setting.connect());
     }
 }
 
-/// Opens a file at the service, names it to the kernel as well, and keeps both. One use of it is the caller's.
+/// Opens a file at the service, names it to the kernel as well, and keeps the first, since most are opened once. The use of it and the
+/// name are the caller's.
 #[cold]
-fn open_and_keep(channel: &Channel, asked: Asked, at: At, path: &[u8]) -> Option<u64> {
+fn open_and_keep(channel: &Channel, asked: Asked, key: At, rest: &[u8]) -> Option<(kept::Use, usize)> {
     if !channel.keeps_answers() || REFUSED.load(Relaxed) >= REFUSED_MAX {
         return None;
     }
+    let flags = (asked.flags & O_NOFOLLOW) as u32;
+    let mut buffer = [0; polytropo_client::PATH_BYTES_MAX];
+    let (at, path) = names::place_asked(channel, (key, rest), &mut buffer)?;
     trace::count(Counter::Request);
-    let opened = match channel.open(at, path, 0, 0, 0) {
+    let opened = match channel.open_to_read(at, path, flags) {
         Ok(opened) => opened,
         Err(error) => {
             match error {
@@ -199,37 +211,44 @@ fn open_and_keep(channel: &Channel, asked: Asked, at: At, path: &[u8]) -> Option
     };
     let (file, found) = (opened.file, &opened.attributes);
     let word = if found.mode & 0o170_000 == 0o100_000 {
-        keep_named(asked, file, found.ino, found.size_bytes)
+        kept::keep(file.to_number(), found.size_bytes)
     } else {
-        channel.keep_open(at, path, 0, file, None);
-        let _ = channel.close(file);
-        return None;
+        channel.keep_open(key, rest, flags, file, None);
+        None
     };
     let Some(word) = word else {
         let _ = channel.close(file);
         return None;
     };
-    if channel.keep_open(at, path, 0, file, Some(word)) {
+    let named = name(channel, asked, file.to_number()).ok();
+    // If it has changed meanwhile, or answers cannot be kept, perhaps the kernel's walk came to something else.
+    if let Some(named) = named
+        && channel.keep_open(key, rest, flags, file, Some(word))
+    {
         REFUSED.store(0, Relaxed);
-        return Some(word);
+        return Some((kept::Use { index: kept::index_of(word), file: file.to_number() }, named));
     }
-    // It has changed meanwhile, or answers cannot be kept: perhaps the kernel's walk came to something else.
     REFUSED.fetch_add(1, Relaxed);
+    named.inspect(|named| sys::close(*named as i32));
     kept::discard(word);
     None
 }
 
-/// Has the kernel name the file, too, and makes sure that it is the same.
-fn keep_named(asked: Asked, file: File, inode: u64, size_bytes: u64) -> Option<u64> {
-    let flags = sys::O_PATH | sys::O_CLOEXEC;
+/// Has the kernel name a file that the service knows, and makes sure that it is the same; 0 in place of an errno if it is not.
+#[cold]
+fn name(channel: &Channel, asked: Asked, file: u64) -> Result<usize, isize> {
+    let flags = sys::O_PATH | asked.flags & (sys::O_CLOEXEC | O_NOFOLLOW);
     // SAFETY: the program's own path.
     let named = unsafe { sys::call(nr::OPENAT, [asked.directory, asked.path, flags, 0, 0, 0]) };
-    let named = usize::try_from(named).ok()?;
+    let named = usize::try_from(named).map_err(|_| named)?;
+    let inode = channel.inode_of(File::from_number(file));
     let same = sys::status(named)
-        .is_some_and(|seen| seen.device == process::setting().device() && seen.inode == inode);
-    let word = if same { kept::keep(file.to_number(), named, size_bytes) } else { None };
+        .is_some_and(|seen| seen.device == process::setting().device() && Some(seen.inode) == inode);
+    if same {
+        return Ok(named);
+    }
     sys::close(named as i32);
-    word
+    Err(0)
 }
 
 /// Attempts, of 100 us each, to see another thread's upgrade through. A handler that came in between it does without.
@@ -271,7 +290,7 @@ pub fn upgrade(descriptor: usize, entry: &Entry) -> bool {
     }
     // What was written without waiting comes first, and whoever writes through the kernel is to be the only one.
     let settled = if writes { settle(entry) } else { true };
-    let opened = open_for_real(descriptor, entry.flags() as usize);
+    let opened = open_for_real(descriptor, entry.flags() as usize & !O_NOFOLLOW);
     let now = match (opened, writes) {
         (false, _) => Kind::Placeholder,
         // The offset is held as before; the kernel's is the file's beginning.

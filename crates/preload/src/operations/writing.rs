@@ -20,7 +20,7 @@ const O_TRUNC: usize = 0o1000;
 /// Flags of open(2) that are the service's business; those of placeholders beside them.
 const FLAGS: usize = O_ACCMODE | sys::O_CREAT | O_EXCL | O_TRUNC | sys::O_APPEND;
 /// What fcntl(2) tells of them.
-const STATUS_FLAGS: usize = O_ACCMODE | sys::O_APPEND;
+const STATUS_FLAGS: usize = O_ACCMODE | sys::O_APPEND | placeholders::O_NONBLOCK;
 const EBADF: isize = -9;
 const EIO: isize = -5;
 const EINVAL: isize = -22;
@@ -61,7 +61,7 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
     }
     let path = names::read_path(asked.path)?;
     let Some(channel) = LINK.get().filter(|channel| channel.keeps_answers()) else {
-        placeholders::count_open(asked, path);
+        placeholders::count_open(path);
         return None;
     };
     let (at, rest) = names::place(channel, asked.directory, path)?;

@@ -154,8 +154,7 @@ impl Work<'_> {
 
     /// Opens something that is there, if it is: that it is not may be kept.
     fn opens_only(&self) -> Result<bool, Failure> {
-        Ok(self.word32(2)? as i32 & (libc::O_CREAT | libc::O_NOFOLLOW | libc::O_TMPFILE) & !libc::O_DIRECTORY
-            == 0)
+        Ok(self.word32(2)? as i32 & (libc::O_CREAT | libc::O_TMPFILE) & !libc::O_DIRECTORY == 0)
     }
 
     pub(super) fn word(&self, at: usize) -> u64 {
@@ -346,8 +345,15 @@ impl Work<'_> {
         }
         self.put_attributes(opened::ATTRIBUTES, &attr);
         self.reply[opened::FLAGS] = flags;
-        self.reply[opened::FILE] = self.client.insert(file)?;
+        let carried = flags & opened_flags::CARRIED != 0;
+        self.reply[opened::FILE] =
+            if carried && self.will_do_with_bytes() { 0 } else { self.client.insert(file)? };
         Ok(())
+    }
+
+    /// The program needs no open file if it gets the bytes: it asks the kernel for what comes after a change.
+    fn will_do_with_bytes(&self) -> bool {
+        self.word(5) == 1
     }
 
     /// Whether the program hears of every change of the file's bytes by the tag that it gets.
