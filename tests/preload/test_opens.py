@@ -164,7 +164,8 @@ with open("many/7", "w") as file:
     file.write("another")
 print(look(7), os.path.getsize("many/7"))
 os.symlink("7", "moved/link")
-for name, way in (("link", flags), ("link", os.O_RDONLY), ("none", flags), (".", flags), ("../many/7", flags)):
+ways = (("link", flags), ("link", os.O_RDONLY), ("none", flags), (".", flags), ("../many/7", flags))
+for name, way in ways:
     try:
         print(os.read(os.open(name, way, dir_fd=directory), 20))
     except OSError as error:
@@ -178,7 +179,7 @@ print(os.read(opened, 20), os.read(copy, 20), os.fstat(opened).st_nlink)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_opens_from_a_directory_take_one_request(isolated: Isolated, library: Path, kind: str) -> None:
-    """Small files come with the answer to open; opened again they need nobody. Names are those that the directory has now."""
+    """Small files come with the answer to open; opened again they need nobody. Names are today's."""
     place = OnMount(isolated, mount(isolated, kind))
     python = Path(sys.executable).resolve()
     plain = place.run(python, "-c", FROM_A_DIRECTORY, preload=False)

@@ -60,6 +60,13 @@ impl Channel {
         self.claim()?.ask(Operation::Truncate, &[file.0, size_bytes]).map(drop)
     }
 
+    /// fallocate(2).
+    pub fn allocate(&self, file: File, mode: u32, offset: u64, bytes: u64) -> Result<()> {
+        let used = self.enter(file)?;
+        self.settle(&used)?;
+        self.claim()?.ask(Operation::Allocate, &[file.0, mode.into(), offset, bytes]).map(drop)
+    }
+
     /// fsync(2), or fdatasync(2).
     pub fn fsync(&self, file: File, data_only: bool) -> Result<()> {
         let used = self.enter(file)?;

@@ -48,6 +48,11 @@ pub mod nr {
     pub const GETCWD: usize = 79;
     pub const CHDIR: usize = 80;
     pub const FCHDIR: usize = 81;
+    pub const FCHMOD: usize = 91;
+    pub const FCHOWN: usize = 93;
+    pub const SYNC_FILE_RANGE: usize = 277;
+    pub const UTIMENSAT: usize = 280;
+    pub const FALLOCATE: usize = 285;
     pub const READLINK: usize = 89;
     pub const SETUID: usize = 105;
     pub const GETEUID: usize = 107;

@@ -15,6 +15,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#ifndef FALLOC_FL_ZERO_RANGE /* musl has none */
+#define FALLOC_FL_ZERO_RANGE 0x10
+#endif
+
 static void tell(const char *what, long result) {
     printf("%s: %ld %s\n", what, result, result < 0 ? strerror(errno) : "");
     fflush(stdout);
@@ -198,6 +202,53 @@ static void of_sharing(void) {
     tell("copied", system("cp stream copied && cmp stream copied && mv copied moved && rm moved"));
 }
 
+static void of_space_and_attributes(void) {
+    int file = made("space", O_RDWR | O_NOFOLLOW);
+    for (int i = 0; i < 20; i++) write(file, "0123456789", 10);
+    tell("keep size", fallocate(file, FALLOC_FL_KEEP_SIZE, 0, 100000));
+    write(file, "abc", 3);
+    show("space", "space");
+    tell("larger", fallocate(file, 0, 5000, 20000));
+    tell("hole", fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 100));
+    show("space", "space");
+    tell("zeros", fallocate(file, FALLOC_FL_ZERO_RANGE, 150, 10));
+    tell("no length", fallocate(file, 0, 0, 0));
+    tell("negative", fallocate(file, 0, -1, 5));
+    show("space", "space");
+    tell("sync", sync_file_range(file, 0, 0, 0));
+    tell("sync", sync_file_range(file, 0, 100, SYNC_FILE_RANGE_WRITE));
+    tell("sync", sync_file_range(file, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE));
+    tell("sync", sync_file_range(file, 0, 0, 64));
+    tell("sync", sync_file_range(file, -1, 0, 0));
+    tell("mode", fchmod(file, 0640));
+    tell("owner", fchown(file, -1, -1));
+    tell("owner", fchown(file, 0, 7));
+    struct timespec times[2] = {{1000, 5}, {2000, 7}};
+    tell("times", futimens(file, times));
+    times[0].tv_nsec = 2000000000;
+    tell("times", futimens(file, times));
+    write(file, "more", 4);
+    struct stat status;
+    tell("fstat", fstat(file, &status));
+    printf("%o %d %d %ld %ld\n", status.st_mode, status.st_uid, status.st_gid, status.st_atim.tv_sec,
+           (long)status.st_atim.tv_nsec);
+    tell("now", futimens(file, NULL));
+    tell("flags", fcntl(file, F_GETFL) & (O_ACCMODE | O_APPEND | O_NONBLOCK | O_NOFOLLOW));
+    show("space", "space");
+    close(file);
+    // Once more by a descriptor that the kernel has opened.
+    file = made("space", O_WRONLY);
+    tell("dup", dup(file) > 0);
+    tell("hole", fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 100, 100));
+    tell("mode", fchmod(file, 0600));
+    close(file);
+    symlink("space", "link");
+    tell("link", open("link", O_RDWR | O_NOFOLLOW));
+    tell("link", open("link", O_RDWR | O_CREAT | O_NOFOLLOW, 0600));
+    unlink("link");
+    show("space", "space");
+}
+
 static int together;
 static void *writer(void *mark) {
     char line[100];
@@ -249,6 +300,7 @@ int main(void) {
     for (int i = 0; i < 40; i++) close(open("often", O_RDONLY));
     of_one();
     of_appending();
+    of_space_and_attributes();
     of_threads();
     of_sharing();
     of_limits();

@@ -48,7 +48,14 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
         nr::WRITE => writing::write(table, arguments),
         nr::PWRITE64 => writing::pwrite(table, arguments),
         nr::WRITEV => writing::write_gathered(table, arguments),
-        nr::FTRUNCATE | nr::FSYNC | nr::FDATASYNC => writing::change(table, number, arguments),
+        nr::FTRUNCATE
+        | nr::FSYNC
+        | nr::FDATASYNC
+        | nr::FALLOCATE
+        | nr::SYNC_FILE_RANGE
+        | nr::FCHMOD
+        | nr::FCHOWN
+        | nr::UTIMENSAT => writing::change(table, number, arguments),
         nr::UMASK => writing::change_umask(arguments),
         nr::SETRLIMIT | nr::PRLIMIT64 => writing::change_limit(table, number, arguments),
         nr::OPEN => open(table, number, arguments, (arguments[1], arguments[2])),

@@ -18,7 +18,7 @@ const O_LARGEFILE: usize = 0o100_000;
 const O_NOCTTY: usize = 0o400;
 /// Means nothing for regular files.
 pub const O_NONBLOCK: usize = 0o4000;
-const O_NOFOLLOW: usize = 0o400_000;
+pub const O_NOFOLLOW: usize = 0o400_000;
 /// Flags with which a placeholder is an open file like any other.
 pub const FLAGS: usize = sys::O_CLOEXEC | O_LARGEFILE | O_NOCTTY | O_NONBLOCK;
 /// The same, opened for reading.
@@ -26,6 +26,8 @@ const FLAGS_TO_READ: usize = FLAGS | O_NOFOLLOW;
 const EACCES: isize = -13;
 const ENOTTY: isize = -25;
 const EMFILE: isize = -24;
+const EINVAL: isize = -22;
+const F_SET_RW_HINT: usize = 1036;
 const F_GETFL: usize = 3;
 pub const TCGETS: usize = 0x5401;
 const AT_EMPTY_PATH: usize = 0x1000;
@@ -408,6 +410,8 @@ pub fn answer(table: &Table, number: usize, arguments: &[usize; 6]) -> Option<An
         nr::FCNTL if arguments[1] == F_GETFL => {
             Some(Answer::Done(O_LARGEFILE as isize | entry.flags() as isize))
         }
+        // A hint that many kernels do not know.
+        nr::FCNTL if arguments[1] == F_SET_RW_HINT => Some(Answer::Done(EINVAL)),
         nr::IOCTL if arguments[1] == TCGETS => Some(Answer::Done(ENOTTY)),
         nr::FADVISE64 => Some(Answer::Done(0)),
         _ => None,

@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use polytropo_client::{Channel, Error, File, Result};
+use polytropo_client::{At, Channel, Error, File, Result, Time};
 
 use super::placeholders::{self, Asked};
 use super::process::{self, LINK};
@@ -18,9 +18,9 @@ const O_RDWR: usize = 2;
 const O_EXCL: usize = 0o200;
 const O_TRUNC: usize = 0o1000;
 /// Flags of open(2) that are the service's business; those of placeholders beside them.
-const FLAGS: usize = O_ACCMODE | sys::O_CREAT | O_EXCL | O_TRUNC | sys::O_APPEND;
+const FLAGS: usize = O_ACCMODE | sys::O_CREAT | O_EXCL | O_TRUNC | sys::O_APPEND | placeholders::O_NOFOLLOW;
 /// What fcntl(2) tells of them.
-const STATUS_FLAGS: usize = O_ACCMODE | sys::O_APPEND | placeholders::O_NONBLOCK;
+const STATUS_FLAGS: usize = O_ACCMODE | sys::O_APPEND | placeholders::O_NONBLOCK | placeholders::O_NOFOLLOW;
 const EBADF: isize = -9;
 const EIO: isize = -5;
 const EINVAL: isize = -22;
@@ -124,7 +124,7 @@ fn may_open_again(access: usize, mode: usize) -> bool {
 
 /// A descriptor that only names the file that the service has just opened, or made.
 fn name(asked: Asked, inode: u64) -> core::result::Result<usize, isize> {
-    let flags = sys::O_PATH | (asked.flags & sys::O_CLOEXEC);
+    let flags = sys::O_PATH | (asked.flags & (sys::O_CLOEXEC | placeholders::O_NOFOLLOW));
     // SAFETY: the program's own path.
     let mut named = unsafe { sys::call(nr::OPENAT, [asked.directory, asked.path, flags, 0, 0, 0]) };
     if named == EMFILE {
@@ -370,18 +370,66 @@ pub fn write_gathered(table: &Table, arguments: &[usize; 6]) -> Answer {
     write(table, &[descriptor, bytes.as_ptr() as usize, filled, 0, 0, 0])
 }
 
-/// ftruncate(2), fsync(2), fdatasync(2).
+/// ftruncate(2), fsync(2), fallocate(2), fchmod(2) and whatever else changes an open file, but for its bytes.
 pub fn change(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
     let [descriptor, size, ..] = *arguments;
-    let Some((entry, file, channel)) = writable(table, descriptor) else {
-        return super::calls::about_descriptor(table, number, arguments);
-    };
+    let pass = || super::calls::about_descriptor(table, number, arguments);
+    let Some((entry, file, channel)) = writable(table, descriptor) else { return pass() };
+    let it = At::File(file);
     let done = match number {
         nr::FTRUNCATE if size > isize::MAX as usize => return Answer::Done(EINVAL),
         nr::FTRUNCATE => channel.ftruncate(file, size as u64),
-        _ => channel.fsync(file, number == nr::FDATASYNC),
+        nr::FALLOCATE if (arguments[2] as i64) < 0 || (arguments[3] as i64) <= 0 => {
+            return Answer::Done(EINVAL);
+        }
+        nr::FALLOCATE => {
+            channel.allocate(file, arguments[1] as u32, arguments[2] as u64, arguments[3] as u64)
+        }
+        nr::SYNC_FILE_RANGE => return sync_range(descriptor, entry, channel, file, arguments),
+        nr::FCHMOD => channel.chmod(it, b"", arguments[1] as u32 & 0o7777, 0),
+        nr::FCHOWN => channel.chown(it, b"", arguments[1] as u32, arguments[2] as u32, 0),
+        // With a path, or with flags, it is about something else.
+        nr::UTIMENSAT if arguments[1] == 0 && arguments[3] == 0 => {
+            let [atime, mtime] = times(arguments[2]);
+            channel.change_times(it, b"", atime, mtime, 0)
+        }
+        nr::FSYNC | nr::FDATASYNC => channel.fsync(file, number == nr::FDATASYNC),
+        _ => return pass(),
     };
     told(descriptor, entry, done.map(|()| 0))
+}
+
+/// sync_file_range(2), which promises little: what the kernel would begin to write is with the service already.
+fn sync_range(
+    descriptor: usize,
+    entry: &Entry,
+    channel: &Channel,
+    file: File,
+    arguments: &[usize; 6],
+) -> Answer {
+    const WRITE: usize = 2;
+    const KNOWN: usize = 7;
+    let [_, offset, bytes, flags, ..] = *arguments;
+    let end = (offset as i64).checked_add(bytes as i64);
+    if flags as u32 as usize & !KNOWN != 0 || (offset as i64) < 0 || end.is_none_or(|end| end < offset as i64)
+    {
+        return Answer::Done(EINVAL);
+    }
+    match flags & KNOWN & !WRITE {
+        0 => Answer::Done(0),
+        _ => told(descriptor, entry, channel.fsync(file, true).map(|()| 0)),
+    }
+}
+
+/// The program's two times; now without them.
+fn times(address: usize) -> [Time; 2] {
+    const NOW: Time = Time { seconds: 0, nanoseconds: 0x3fff_ffff };
+    if address == 0 {
+        return [NOW; 2];
+    }
+    // SAFETY: the program's own structure, of four words.
+    let words = unsafe { (address as *const [i64; 4]).read_unaligned() };
+    [[words[0], words[1]], [words[2], words[3]]].map(|[seconds, nanoseconds]| Time { seconds, nanoseconds })
 }
 
 /// A read of what is open for writing only.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use polytropo_libservices::{
-    Attr, Caller, Errno, FsCapabilities, HandleId, NodeId, OpenFlags, SetAttr, SetTime, Timestamp,
+    Attr, Caller, Capabilities, Errno, FallocateMode, FsCapabilities, HandleId, NodeId, OpenFlags, SetAttr,
+    SetTime, Timestamp,
 };
 use polytropo_wire::channel::AREA_BYTES;
 
@@ -104,6 +105,24 @@ impl Work<'_> {
         stack.setattr(self.caller(), node, handle, changes)?;
         self.door.settle();
         Ok(())
+    }
+
+    /// fallocate(2), in the ways that FUSE knows, too; it says for itself what is wrong with others.
+    pub(super) fn allocate(&mut self) -> Done {
+        let known = FallocateMode::KEEP_SIZE | FallocateMode::PUNCH_HOLE | FallocateMode::ZERO_RANGE;
+        let mode = FallocateMode::from_bits(self.word32(1)?).filter(|mode| known.contains(*mode));
+        let can = self.door.stack.capabilities().contains(Capabilities::FALLOCATE);
+        let Some(mode) = mode.filter(|_| can) else { return Err(Failure::Kernel) };
+        let (file, handle) = self.writable(0)?;
+        told_late(&file)?;
+        let (offset, length) = (self.word(2), self.word(3));
+        let end = offset.checked_add(length).is_some_and(|end| i64::try_from(end).is_ok());
+        if !end || length == 0 {
+            return Err(Failure::Kernel);
+        }
+        let allocated = self.door.own.fallocate(self.caller(), file.node, handle, mode, offset, length);
+        self.door.settle();
+        Ok(allocated?)
     }
 
     pub(super) fn sync(&mut self) -> Done {

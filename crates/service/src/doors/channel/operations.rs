@@ -82,6 +82,7 @@ impl Work<'_> {
             Operation::Write => self.write(),
             Operation::Truncate => self.truncate(),
             Operation::Sync => self.sync(),
+            Operation::Allocate => self.allocate(),
             Operation::ReadDirectory => self.read_directory(),
             Operation::List => self.kept(Self::list),
             Operation::MakeDirectory => self.make_directory(),
