@@ -64,6 +64,30 @@ def test_directories_are_as_the_kernel_says(
         assert max(map(int, re.findall(r"in the process (\d+)", report))) > 300, report
 
 
+EXECUTABLE = """
+import os
+for name, mode in (("program", 0o755), ("text", 0o644)):
+    os.close(os.open(name, os.O_CREAT, mode))
+ways = (os.X_OK, os.X_OK | os.R_OK, os.R_OK)
+for _ in range(200):
+    found = [os.access(name, way) for name in ("program", "text", "none", ".") for way in ways]
+print(found)
+"""
+
+
+@pytest.mark.parametrize("flags", ["exec", "noexec"])
+def test_what_may_be_executed_depends_on_the_mount(isolated: Isolated, library: Path, flags: str) -> None:
+    mountpoint = mount(isolated, "exclusive, writes")
+    isolated.run("mount", "-o", f"remount,bind,{flags}", mountpoint)
+    place = OnMount(isolated, mountpoint)
+    plain = place.run(sys.executable, "-c", EXECUTABLE, preload=False)
+    done = place.run(sys.executable, "-c", EXECUTABLE)
+    assert (done.stdout, done.stderr) == (plain.stdout, plain.stderr) and "True" in done.stdout
+    assert ("[True, True, True, False" in done.stdout) == (flags == "exec")
+    report = place.trace.read_text()
+    assert place.in_process() > (2000 if flags == "exec" else 500), report
+
+
 @pytest.mark.parametrize("kind", ["exclusive, writes", "union, writes"])
 def test_what_is_mounted_inside_is_the_kernels(isolated: Isolated, library: Path, kind: str) -> None:
     """Names and listings where something else is mounted, by paths and by an open directory."""

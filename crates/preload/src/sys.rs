@@ -65,6 +65,7 @@ pub mod nr {
     pub const SETFSUID: usize = 122;
     pub const SETFSGID: usize = 123;
     pub const CAPSET: usize = 126;
+    pub const STATFS: usize = 137;
     pub const FSTATFS: usize = 138;
     pub const PIVOT_ROOT: usize = 155;
     pub const PRCTL: usize = 157;
@@ -328,6 +329,20 @@ pub fn status(descriptor: usize) -> Option<Status> {
     // SAFETY: the kernel writes the 144 bytes of its structure.
     let done = unsafe { call(nr::FSTAT, [descriptor, words.as_mut_ptr() as usize, 0, 0, 0, 0]) };
     (done == 0).then(|| Status::from_words(&words))
+}
+
+/// Nothing of a mount is executed; in the flags of statfs(2).
+pub const ST_NOEXEC: u64 = 8;
+
+/// Flags of the mount where a path, which ends with a zero byte, leads to.
+pub fn mount_flags(path: &[u8]) -> Option<u64> {
+    const ST_VALID: u64 = 0x20;
+    const FLAGS_AT: usize = 10;
+    debug_assert!(path.contains(&0));
+    let mut words = [0u64; 15];
+    // SAFETY: the path ends with a zero byte, and the kernel writes its structure, of that many words.
+    let done = unsafe { call(nr::STATFS, [path.as_ptr() as usize, words.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    (done == 0 && words[FLAGS_AT] & ST_VALID != 0).then_some(words[FLAGS_AT])
 }
 
 /// Of a path with a zero byte somewhere.

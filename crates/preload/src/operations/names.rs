@@ -67,6 +67,7 @@ pub fn has_ended() -> bool {
 
 /// In a forked child, which has another channel.
 pub fn forget() {
+    EXECUTES.store(MAYBE, Relaxed);
     CWD.store(CWD_UNKNOWN, Release);
     CWD_INODE.store(0, Release);
 }
@@ -501,6 +502,20 @@ fn status_words(found: &Attributes) -> [u64; 18] {
     ]
 }
 
+/// Whether files of the mount can be executed at all, or have to be asked of the kernel. Whoever changes that ends the channel.
+static EXECUTES: AtomicU32 = AtomicU32::new(MAYBE);
+const MAYBE: u32 = 0;
+const NEVER: u32 = 1;
+const ALWAYS: u32 = 2;
+
+fn executes() -> bool {
+    if EXECUTES.load(Relaxed) == MAYBE {
+        let plain = process::setting().mount_flags().is_some_and(|flags| flags & sys::ST_NOEXEC == 0);
+        EXECUTES.store(if plain { ALWAYS } else { NEVER }, Relaxed);
+    }
+    EXECUTES.load(Relaxed) == ALWAYS
+}
+
 /// access(2), faccessat(2), faccessat2(2). Whether something may be executed depends on the mount, too.
 pub fn access(number: usize, arguments: &[usize; 6]) -> Answer {
     let (directory, path, mode, flags) = match number {
@@ -509,7 +524,7 @@ pub fn access(number: usize, arguments: &[usize; 6]) -> Answer {
         _ => (arguments[0], arguments[1], arguments[2], arguments[3]),
     };
     // Of a program that is loaded here the real and the effective ids are the same.
-    if flags != 0 || mode & X_OK != 0 || mode > 7 {
+    if flags != 0 || mode > 7 || (mode & X_OK != 0 && !executes()) {
         return Answer::Pass(Why::NotOurs);
     }
     let mode = mode as u32;

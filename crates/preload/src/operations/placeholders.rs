@@ -182,9 +182,7 @@ fn place(table: &Table, used: kept::Use, descriptor: Result<usize, isize>, flags
 #[cold]
 pub fn count_open(path: &[u8]) {
     let setting = process::setting();
-    if names::maybe_ours(path)
-        && worth::count(Event::Open { again: names::is_known(path, names::OPENED) })
-    {
+    if names::maybe_ours(path) && worth::count(Event::Open { again: names::is_known(path, names::OPENED) }) {
         LINK.get_or_connect(|| setting.connect());
     }
 }

@@ -73,6 +73,11 @@ impl Setting {
             .filter(|rest| !rest.is_empty())
     }
 
+    /// Flags of the mount, as statfs(2) tells them.
+    pub fn mount_flags(&self) -> Option<u64> {
+        sys::mount_flags(&self.root_path())
+    }
+
     pub fn device(&self) -> u64 {
         self.device
     }
