@@ -149,9 +149,6 @@ class Chooser:
             (1, "unlock", [self.slot(), r.choice(("flock", "posix"))]),
         ]
         if self.closed:
-            # Bits that writing takes away are given back after it, which a killed worker may not come to.
-            choices = [choice for choice in choices if choice[1] != "chmod"]
-            choices.append((2, "chmod", [self.path(), r.choice((0o644, 0o600, 0o000))]))
             choices = [choice for choice in choices if choice[1] not in ON_OPEN_FILES]
         weights = [weight for weight, _, _ in choices]
         _, name, arguments = r.choices(choices, weights)[0]

@@ -30,6 +30,8 @@ use crate::{EAGAIN, EPROTO, Error, Result};
 const SPIN_TURNS: u32 = 2_000;
 /// The longest sleep before a look whether the service is still there.
 const NAP_NS: i64 = 100_000_000;
+/// How many naps a write that a dead service was at waits for somebody to finish it.
+const NAPS_AFTER_DEATH_MAX: u32 = 100;
 /// How often a thread tries to get a slot before it says so, in naps of a millisecond.
 const SLOT_NAPS_MAX: u32 = 10_000;
 
@@ -190,6 +192,7 @@ impl Channel {
         }
         post.waiters.store(1, Relaxed);
         fence(SeqCst);
+        let mut naps_after_death = 0;
         loop {
             let state = post.state.load(Acquire);
             // Another thread's may be free again by now.
@@ -201,9 +204,14 @@ impl Channel {
             if post.state.load(Acquire) == STATE_DONE {
                 return Ok(());
             }
-            // One that was taken will be done, unless the service died.
-            let ended = self.has_ended() && (!own || post.take_back());
-            if ended || sys::has_hung_up(&self.socket) {
+            // One that was taken will be done: if the service died, by whoever ends the channel then.
+            let ended = self.has_ended();
+            let dead = !ended && sys::has_hung_up(&self.socket);
+            if (ended || dead) && (!own || post.take_back()) {
+                return Err(Error::Gone);
+            }
+            naps_after_death += u32::from(dead);
+            if naps_after_death > NAPS_AFTER_DEATH_MAX {
                 return Err(Error::Gone);
             }
         }

@@ -14,6 +14,7 @@ pub mod name;
 mod notices;
 mod numbers;
 pub mod owners;
+pub mod privileges;
 pub mod stack;
 pub mod types;
 pub mod union;

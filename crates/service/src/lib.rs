@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod copies;
+pub mod custody;
 pub mod doors;
 pub mod enter;
 pub mod epochs;

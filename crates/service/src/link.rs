@@ -28,7 +28,7 @@ pub enum Task {
         first_number: u64,
     },
     /// Serve a stack at a FUSE device. Descriptors: the document, the directory of windows, the same as programs see it, the state
-    /// area, the memory of held writes, with `passthrough` the door's end of the socket for it, the devices; the directories come in `Roots` packets after it.
+    /// area, the memory of held writes, the door's end of the socket for channels, with `passthrough` the door's end of the socket for it, the devices; the directories come in `Roots` packets after it.
     Serve {
         request: u64,
         door: u64,
@@ -83,6 +83,8 @@ pub enum Report {
     Holds { door: u64, key: u64 },
     /// Nothing of it is held any more, nor will be.
     LetsGo { door: u64, key: u64 },
+    /// Channels and files that are written without waiting were told of on the sockets for that: to be read at once, or soon.
+    Look { now: bool },
     /// A door has ended: its last mount is gone, or it was aborted.
     Ended { door: u64, problem: Option<String> },
 }

@@ -71,7 +71,7 @@ struct KeeperArguments {
     /// By what bytes are copied between programs and the service.
     #[arg(long, value_enum, default_value_t)]
     copy_engine: copies::Choice,
-    /// How many workers a minute may take over from one that died; 0 for none.
+    /// How many workers a minute take over at once from one that died; later ones wait ever longer, 30 s at most. 0: none ever does.
     #[arg(long, default_value_t = 5)]
     restarts: usize,
     /// Where plans of `polytropo tune memcpy` lie.

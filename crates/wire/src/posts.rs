@@ -53,6 +53,12 @@ pub struct Post {
     pub bytes: AtomicU32,
     /// 0 or an error number.
     pub outcome: AtomicU32,
+    /// Where the bytes of a file open for appending go, and one more than the sequence number of the post that this is true of: said by the
+    /// service before it writes them.
+    pub place: AtomicU64,
+    pub place_of: AtomicU64,
+    /// One more than the sequence number of the post whose bytes are with the layers, though it is not told to be done yet.
+    pub applied_of: AtomicU64,
 }
 
 /// Offsets in the part.
@@ -112,6 +118,32 @@ impl Post {
         let taken =
             self.state.compare_exchange(STATE_PUBLISHED, STATE_TAKEN, Ordering::AcqRel, Ordering::Relaxed);
         taken.is_ok()
+    }
+
+    /// For the service, before it appends the bytes of a post that it has taken.
+    pub fn say_place(&self, offset: u64) {
+        self.place.store(offset, Ordering::Relaxed);
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        self.place_of.store(sequence.wrapping_add(1), Ordering::Release);
+    }
+
+    /// For the service, once the bytes of a post that it has taken are with the layers.
+    pub fn say_applied(&self) {
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        self.applied_of.store(sequence.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Whether the bytes of a post that was taken are with the layers. What was posted later may be there, too, so it must not be done again.
+    pub fn is_applied(&self) -> bool {
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        self.applied_of.load(Ordering::Acquire) == sequence.wrapping_add(1)
+    }
+
+    /// Where the bytes of a post that was taken go, if that was said.
+    pub fn place(&self) -> Option<u64> {
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        let said = self.place_of.load(Ordering::Acquire) == sequence.wrapping_add(1);
+        said.then(|| self.place.load(Ordering::Relaxed))
     }
 
     /// For the service. True if somebody is to be woken.

@@ -35,6 +35,9 @@ impl Memory {
             sequence: AtomicU64::new(0),
             bytes: word32(0),
             outcome: word32(0),
+            place: AtomicU64::new(0),
+            place_of: AtomicU64::new(0),
+            applied_of: AtomicU64::new(0),
         };
         Arc::new(Self {
             issued: AtomicU64::new(0),

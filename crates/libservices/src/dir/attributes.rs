@@ -8,6 +8,7 @@ use rustix::fs::{self, AtFlags, Gid, OFlags, Timespec, Timestamps, UTIME_NOW, UT
 use super::nodes::{Node, Privileges};
 use super::{Dir, sys};
 use crate::error::{Attempt, Errno, Result};
+use crate::privileges::{without, witnessed};
 use crate::types::*;
 
 impl Dir {
@@ -120,7 +121,7 @@ impl Dir {
     pub(super) fn drop_privileges(&self, node: &Node, fd: BorrowedFd<'_>) -> Result<()> {
         let attr = self.stat_fd(fd).attempt("look for privileges to drop")?.attr;
         if privileges(&attr) == Privileges::Present {
-            sys::chmod_fd(fd, without_privileges(attr.mode)).attempt("drop setuid and setgid bits")?;
+            sys::chmod_fd(fd, without(attr.mode)).attempt("drop setuid and setgid bits")?;
         }
         node.set_privileges(Privileges::Absent);
         Ok(())
@@ -150,16 +151,19 @@ impl Dir {
         let _bits = node.bits.write();
         let attr = self.stat_fd(fd).attempt("look for privileges to keep")?.attr;
         node.set_privileges(privileges(&attr));
-        let changed = change();
-        if privileges(&attr) == Privileges::Present {
-            self.give_privileges_back(fd, attr.mode & 0o7777)?;
+        if privileges(&attr) == Privileges::Absent {
+            return change();
         }
-        changed
+        witnessed(attr.mode & 0o7777, || {
+            let changed = change();
+            self.give_privileges_back(fd, attr.mode & 0o7777)?;
+            changed
+        })
     }
 
     fn give_privileges_back(&self, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
         let now = self.stat_fd(fd).attempt("look for dropped privileges")?.attr.mode & 0o7777;
-        if now != mode && now == without_privileges(mode) {
+        if now != mode && now == without(mode) {
             sys::chmod_fd(fd, mode).attempt("give setuid and setgid bits back")?;
         }
         Ok(())
@@ -184,13 +188,8 @@ pub(super) fn truncate(fd: impl AsFd, size_bytes: u64) -> Result<()> {
 
 /// Whether there are bits that a write by an ordinary user has to drop.
 fn privileges(attr: &Attr) -> Privileges {
-    let bits = without_privileges(attr.mode) != attr.mode & 0o7777;
+    let bits = without(attr.mode) != attr.mode & 0o7777;
     if attr.file_type() == libc::S_IFREG && bits { Privileges::Present } else { Privileges::Absent }
-}
-
-fn without_privileges(mode: u32) -> u32 {
-    let setgid = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
-    mode & 0o7777 & !(libc::S_ISUID | setgid)
 }
 
 fn timespec(time: Option<SetTime>) -> Timespec {

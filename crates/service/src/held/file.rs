@@ -24,6 +24,12 @@ pub struct HeldFile {
     pub(super) pages: Mutex<Pages>,
 }
 
+impl HeldFile {
+    pub fn appends(&self) -> bool {
+        self.appends
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Pages {
     /// By their number in the file.

@@ -21,5 +21,6 @@ pub use file::{HeldFile, LateError};
 pub use layer::HeldLayer;
 pub use layout::make;
 pub use recovery::{Recovered, fits, recover};
+pub(crate) use recovery::{read_all, write_all};
 pub use store::{Custodian, FILES_MAX, Held, Piece, Putting, Source};
 pub use writing::is_writing_back;

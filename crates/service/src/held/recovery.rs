@@ -71,7 +71,7 @@ pub fn recover(memory: &OwnedFd, files: &HashMap<u64, OwnedFd>) -> Result<Recove
     Ok(recovered)
 }
 
-fn read_all(from: impl AsFd, bytes: &mut [u8], offset: u64) -> Result<()> {
+pub(crate) fn read_all(from: impl AsFd, bytes: &mut [u8], offset: u64) -> Result<()> {
     let mut done = 0;
     while done < bytes.len() {
         let rest = &mut bytes[done..];
@@ -83,7 +83,7 @@ fn read_all(from: impl AsFd, bytes: &mut [u8], offset: u64) -> Result<()> {
     Ok(())
 }
 
-fn write_all(to: impl AsFd, bytes: &[u8], offset: u64) -> Result<()> {
+pub(crate) fn write_all(to: impl AsFd, bytes: &[u8], offset: u64) -> Result<()> {
     let mut done = 0;
     while done < bytes.len() {
         match rustix::io::retry_on_intr(|| rustix::io::pwrite(&to, &bytes[done..], offset + done as u64))? {

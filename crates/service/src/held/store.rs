@@ -338,17 +338,22 @@ impl<'a> Putting<'a> {
         Self { held, file, pages: file.pages.lock() }
     }
 
-    /// Holds bytes, as a write at `offset`, and tells `see` of each piece that is in place. They may change while they are copied.
-    ///
-    /// # Safety
-    /// `from.bytes` can be read for `from.count` bytes.
-    pub unsafe fn put(&mut self, offset: u64, from: Source, see: impl Fn(Piece)) -> Result<()> {
+    /// Where a write at `offset` goes.
+    pub fn place(&mut self, offset: u64) -> Result<u64> {
         let size = match self.pages.size_bytes {
             Some(size) => size,
             None => self.held.size_below(self.file)?,
         };
         self.pages.size_bytes = Some(size);
-        let begin = if self.file.appends { size } else { offset };
+        Ok(if self.file.appends { size } else { offset })
+    }
+
+    /// Holds bytes, as a write at `offset`, and tells `see` of each piece that is in place. They may change while they are copied.
+    ///
+    /// # Safety
+    /// `from.bytes` can be read for `from.count` bytes.
+    pub unsafe fn put(&mut self, offset: u64, from: Source, see: impl Fn(Piece)) -> Result<()> {
+        let begin = self.place(offset)?;
         let end = begin.checked_add(from.count as u64).filter(|end| i64::try_from(*end).is_ok());
         if end.is_none() {
             return Err(Error::new(Errno::FBIG, "write beyond the largest file"));

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{debug, info};
 use polytropo_libservices::FsCapabilities;
@@ -20,6 +20,7 @@ use polytropo_wire::hello::{HELLO_BYTES, Hello, Verdict, Welcome};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::{Errno, Result};
 
+use super::child::Child;
 use super::mounting;
 use super::orders::Keeper;
 use crate::control::Refusal;
@@ -31,6 +32,8 @@ const SOCKET: &str = "channel.sock";
 /// Programs that are looked at, at once.
 const ARRIVALS_MAX: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often somebody who waits for a worker looks.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 const MOUNT_TABLE_MAX_BYTES: u64 = 8 << 20;
 const MOUNTS_INSIDE_MAX: usize = 1024;
 const GROUPS_MAX: usize = 1024;
@@ -120,7 +123,7 @@ fn admit(keeper: &Keeper, socket: &OwnedFd) -> std::result::Result<(), Verdict> 
     drop(root);
     let table = peer.mount_table()?;
     let seen = look_for(&asked, &table.text)?;
-    let (door, worker) = keeper.door_of(asked.device).ok_or(Verdict::NotOurs)?;
+    let (door, worker) = serving(keeper, asked.device).ok_or(Verdict::NotOurs)?;
     // All that was read of the process was read of this one, which still is.
     peer.still_there()?;
     let newcomer = Newcomer {
@@ -140,6 +143,18 @@ fn admit(keeper: &Keeper, socket: &OwnedFd) -> std::result::Result<(), Verdict> 
         info!("a program gets no channel: {refusal}");
         Verdict::Failed
     })
+}
+
+/// The door of a mount and its worker; waits for the next one if that is dead.
+fn serving(keeper: &Keeper, device: (u32, u32)) -> Option<(u64, Arc<Child>)> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let found = keeper.door_of(device)?;
+        if found.1.is_alive() || Instant::now() >= until {
+            return Some(found);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// The hello, and the descriptor that came with it.

@@ -19,6 +19,7 @@ use super::keeping::Keeping;
 use super::passing::Mounts;
 use super::windows::{WindowPlace, WindowStore};
 use crate::control::{Refusal, describe};
+use crate::custody;
 use crate::doors::fuse::Transport;
 use crate::isolation::ids::Ids;
 use crate::link::{Link, Newcomer, PACKET_DESCRIPTORS_MAX, Report, Task};
@@ -32,6 +33,8 @@ const LOG_LINE_MAX_BYTES: u64 = 4096;
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a process takes between closing its descriptors and its end.
 const LAST_STEPS: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+/// Longer than a worker waits until it asks again.
+const LOOK_AFTER: Duration = Duration::from_millis(250);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Hears of doors and of the worker's end. Called on threads of the child's own.
@@ -179,13 +182,23 @@ impl Child {
         *self.hears.0.lock() = true;
         let spawned = std::thread::Builder::new().name("worker-link".into()).spawn(move || {
             let mut reset = false;
+            let mut look_at = None;
             loop {
+                if !child.look_when_due(&mut look_at) {
+                    error!("worker {} broke the protocol and is ended", child.pid);
+                    break;
+                }
                 let sound = match child.link.receive::<Report>() {
                     Ok(None) => break,
                     // It died before it read all; what it said before is still to be heard.
                     Err(Errno::CONNRESET) if !std::mem::replace(&mut reset, true) => continue,
                     Ok(Some((Report::Holds { door, key }, descriptors))) => {
                         child.keeping.keep(door, key, descriptors)
+                    }
+                    Ok(Some((Report::Look { now }, descriptors))) if descriptors.is_empty() => {
+                        let at = Instant::now() + if now { Duration::ZERO } else { LOOK_AFTER };
+                        look_at = Some(look_at.map_or(at, |due: Instant| due.min(at)));
+                        true
                     }
                     Ok(Some((report, descriptors))) if descriptors.is_empty() => {
                         child.heard(report, &*watcher)
@@ -207,6 +220,26 @@ impl Child {
         spawned.map(drop).map_err(|error| Refusal::new(format!("the worker cannot be heard: {error}")))
     }
 
+    /// Returns when the worker says something, and looks in between at what it told of channels if that is due. False if that makes no sense.
+    fn look_when_due(&self, due: &mut Option<Instant>) -> bool {
+        while let Some(at) = *due {
+            let left = at.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                *due = None;
+                return self.keeping.look();
+            }
+            let timeout = rustix::time::Timespec {
+                tv_sec: left.as_secs() as i64,
+                tv_nsec: i64::from(left.subsec_nanos()),
+            };
+            let mut polled = [rustix::event::PollFd::new(&self.link, rustix::event::PollFlags::IN)];
+            if matches!(rustix::event::poll(&mut polled, Some(&timeout)), Ok(1..)) {
+                return true;
+            }
+        }
+        true
+    }
+
     /// False for a report that makes no sense. Each one is an answer to a request or the end of a door, and there are so many
     /// of those: a worker cannot keep the keeper busy, nor fill its log.
     fn heard(&self, report: Report, watcher: &dyn Watcher) -> bool {
@@ -226,7 +259,7 @@ impl Child {
                 known
             }
             Report::LetsGo { door, key } => self.keeping.let_go(door, key),
-            Report::Separated {} | Report::Ready {} | Report::Holds { .. } => false,
+            Report::Separated {} | Report::Ready {} | Report::Holds { .. } | Report::Look { .. } => false,
         }
     }
 
@@ -285,10 +318,11 @@ impl Child {
         roots: &[OwnedFd],
     ) -> Result<(), Refusal> {
         let cannot = |errno| Refusal::of(errno, "the memory of held writes cannot be shared");
-        self.keeping.begin(
-            what.door,
-            what.held.try_clone().map_err(|e| cannot(Errno::from_io_error(&e).unwrap_or(Errno::MFILE)))?,
-        );
+        let held =
+            what.held.try_clone().map_err(|e| cannot(Errno::from_io_error(&e).unwrap_or(Errno::MFILE)))?;
+        let (ours, theirs) = custody::pair()
+            .map_err(|errno| Refusal::of(errno, "a way to know of programs' channels cannot be made"))?;
+        self.keeping.begin(what.door, held, ours);
         let (request, answer) = self.expect();
         let (cache_bytes, passthrough) = (windows.cache_bytes, passing.is_some());
         let roots_count = roots.len();
@@ -305,7 +339,7 @@ impl Child {
         let sent = {
             let _together = self.sending.lock();
             let mut first = vec![document.as_fd(), windows.own.as_fd(), windows.shown.as_fd()];
-            first.extend([what.state.as_fd(), what.held.as_fd()]);
+            first.extend([what.state.as_fd(), what.held.as_fd(), theirs.as_fd()]);
             first.extend(passing.map(AsFd::as_fd));
             first.extend(devices.iter().map(AsFd::as_fd));
             self.send(&task, &first).and_then(|()| {

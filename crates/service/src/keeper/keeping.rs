@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use log::{error, info, warn};
 use parking_lot::Mutex;
 
+use crate::custody;
 use crate::held;
 
 /// By door: memory of held writes, and the files they are of.
@@ -17,11 +18,19 @@ struct Kept {
     files: HashMap<u64, OwnedFd>,
     /// Keys only grow, so that no key is another file's later.
     last_key: u64,
+    channels: custody::Kept,
 }
 
 impl Keeping {
-    pub fn begin(&self, door: u64, memory: OwnedFd) {
-        self.0.lock().insert(door, Kept { memory, files: HashMap::new(), last_key: 0 });
+    /// `channels`: the socket by which the worker tells of them.
+    pub fn begin(&self, door: u64, memory: OwnedFd, channels: OwnedFd) {
+        let channels = custody::Kept::new(channels);
+        self.0.lock().insert(door, Kept { memory, files: HashMap::new(), last_key: 0, channels });
+    }
+
+    /// Reads what the worker told of channels. False for what makes no sense.
+    pub fn look(&self) -> bool {
+        self.0.lock().values_mut().all(|kept| kept.channels.look())
     }
 
     /// The door has ended, and wrote all it held before.
@@ -51,23 +60,43 @@ impl Keeping {
     /// The worker is dead: what it held is written. Before anybody else serves the same files.
     pub fn recover(&self, worker: u32) {
         for (door, kept) in std::mem::take(&mut *self.0.lock()) {
-            let recovered = match held::recover(&kept.memory, &kept.files) {
-                Ok(recovered) => recovered,
+            match held::recover(&kept.memory, &kept.files) {
+                Ok(recovered) => tell_held(recovered, (door, worker)),
                 Err(errno) => {
                     error!("door {door}: what worker {worker} held of programs' writes is lost: {errno}");
-                    continue;
                 }
-            };
-            if recovered.bytes > 0 {
-                info!("door {door}: {} bytes that worker {worker} held are written", recovered.bytes);
             }
-            if recovered.damaged > 0 {
-                warn!("door {door}: worker {worker} left {} entries that make no sense", recovered.damaged);
-            }
-            if let Some(errno) = recovered.problem {
-                let lost = recovered.lost_bytes;
-                error!("door {door}: {lost} bytes that worker {worker} held cannot be written: {errno}");
-            }
+            // After it, since it was posted after it.
+            tell_posted(kept.channels.recover(), (door, worker));
         }
+    }
+}
+
+fn tell_posted(recovered: custody::Recovered, (door, worker): (u64, u32)) {
+    let (posts, channels) = (recovered.posts, recovered.channels);
+    if posts > 0 {
+        info!(
+            "door {door}: {posts} writes that worker {worker} had not taken are done, {channels} channels ended"
+        );
+    }
+    if recovered.damaged > 0 {
+        warn!("door {door}: worker {worker} left {} channels that make no sense", recovered.damaged);
+    }
+    if let Some(errno) = recovered.problem {
+        let lost = recovered.lost_posts;
+        error!("door {door}: {lost} writes that worker {worker} had not done cannot be done: {errno}");
+    }
+}
+
+fn tell_held(recovered: held::Recovered, (door, worker): (u64, u32)) {
+    if recovered.bytes > 0 {
+        info!("door {door}: {} bytes that worker {worker} held are written", recovered.bytes);
+    }
+    if recovered.damaged > 0 {
+        warn!("door {door}: worker {worker} left {} entries that make no sense", recovered.damaged);
+    }
+    if let Some(errno) = recovered.problem {
+        let lost = recovered.lost_bytes;
+        error!("door {door}: {lost} bytes that worker {worker} held cannot be written: {errno}");
     }
 }

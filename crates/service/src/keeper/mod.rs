@@ -43,7 +43,7 @@ pub struct Config {
     pub copy_engine: crate::copies::Choice,
     /// Where plans for copies lie.
     pub tuning_dir: Option<PathBuf>,
-    /// How many workers a minute may take over from one that died; then its mounts are dead.
+    /// How many workers a minute take over at once from one that died; later ones wait. With 0 its mounts are dead.
     pub restarts: usize,
     /// Opened `/dev/fuse`s for the first mounts.
     pub devices: Vec<OwnedFd>,

@@ -21,6 +21,10 @@ use crate::state::StateReader;
 
 /// In which `restarts` of the configuration are counted.
 const RESTARTS_PERIOD: Duration = Duration::from_secs(60);
+/// What else kills workers again and again does so once in this time at most. Programs wait meanwhile.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How often somebody who waits looks whether that is still needed.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What a door's next worker will need.
 pub struct Kept {
@@ -74,8 +78,15 @@ impl Keeper {
             if self.is_stopped() {
                 return self.give_up(door, "the service is ending");
             }
-            if !self.may_restart() {
-                return self.give_up(door, "its workers died too often");
+            if self.config.restarts == 0 {
+                return self.give_up(door, "no other worker is to be started");
+            }
+            let pause = self.pause_before_restart();
+            if !pause.is_zero() {
+                warn!("workers die too often: door {door} gets another one in {} s", pause.as_secs());
+                if !self.waits_for(door, pause) {
+                    continue;
+                }
             }
             let began = Instant::now();
             match self.hand_over(&orphan) {
@@ -136,14 +147,33 @@ impl Keeper {
         }
     }
 
-    fn may_restart(&self) -> bool {
+    /// Counts a restart, and tells how long it has to wait.
+    fn pause_before_restart(&self) -> Duration {
         let mut restarts = self.restarts.lock();
-        restarts.retain(|at| at.elapsed() < RESTARTS_PERIOD);
-        let may = restarts.len() < self.config.restarts;
-        if may {
-            restarts.push(Instant::now());
+        restarts.retain(|at| at.elapsed() < RESTARTS_PERIOD + PAUSE_MAX);
+        let recent = restarts.len();
+        restarts.push(Instant::now());
+        pause_after(recent, self.config.restarts)
+    }
+
+    /// False if there is nothing to wait for any more.
+    fn waits_for(&self, door: u64, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        while Instant::now() < until {
+            if self.is_stopped() || self.orphan(door).is_none() {
+                return false;
+            }
+            std::thread::sleep(LOOK_EVERY);
         }
-        may
+        true
+    }
+}
+
+/// The pause before a restart of which there were `recent` before: none at first, then 1 s, which doubles.
+fn pause_after(recent: usize, at_once: usize) -> Duration {
+    match recent.checked_sub(at_once) {
+        None => Duration::ZERO,
+        Some(over) => Duration::from_secs(1 << over.min(5)).min(PAUSE_MAX),
     }
 }
 
@@ -152,5 +182,16 @@ fn can_take_over(state: &StateReader) -> Result<(), &'static str> {
         None => Err("its worker died before it agreed with the kernel on anything"),
         Some(agreed) if can_be_resumed(agreed) => Ok(()),
         Some(_) => Err("with passthrough, io_uring or before Linux 6.9 no other worker can take it over"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restarts_come_at_once_then_ever_later() {
+        let pauses: Vec<_> = (0..12).map(|recent| pause_after(recent, 5).as_secs()).collect();
+        assert_eq!(pauses, [0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 30, 30]);
     }
 }

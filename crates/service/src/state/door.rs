@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::area::Area;
-use super::journal::{self, Begun, Journal, JournalSlot};
+use super::journal::{Begun, Journal, JournalSlot, LostBits};
 use super::layout::{MAGIC, OpenRecord, VERSION};
 use super::nodes::{NodeRecord, NodeTable};
 use super::writer::{Listed, OpenTable};
@@ -15,7 +15,7 @@ pub struct DoorState {
     area: Arc<Area>,
     pub opens: Arc<OpenTable>,
     pub nodes: NodeTable,
-    journal: Journal,
+    journal: Arc<Journal>,
 }
 
 impl std::fmt::Debug for DoorState {
@@ -32,6 +32,7 @@ pub struct Past {
     /// The kernel's open files and directories.
     pub files: Vec<(OpenRecord, Listed)>,
     pub begun: Vec<Begun>,
+    pub lost_bits: Vec<LostBits>,
 }
 
 /// What was agreed on with the kernel, once for the life of a connection.
@@ -48,7 +49,7 @@ impl DoorState {
         Ok(Arc::new(Self {
             opens: OpenTable::new(area.clone()),
             nodes: NodeTable::new(area.clone()),
-            journal: Journal::new(area.clone(), 0),
+            journal: Journal::new(area.clone()),
             area,
         }))
     }
@@ -57,11 +58,11 @@ impl DoorState {
     pub fn adopt(descriptor: OwnedFd, incarnation: u64) -> rustix::io::Result<(Arc<Self>, Past)> {
         let area = Arc::new(Area::map(descriptor, true)?);
         let agreed = agreed(&area).ok_or(rustix::io::Errno::INVAL)?;
-        let begun = journal::read(&area);
         let (opens, files) = OpenTable::adopt(area.clone());
         let (nodes, known) = NodeTable::adopt(area.clone());
-        let journal = Journal::new(area.clone(), incarnation);
-        Ok((Arc::new(Self { area, opens, nodes, journal }), Past { agreed, nodes: known, files, begun }))
+        let (journal, begun, lost_bits) = Journal::adopt(area.clone(), incarnation);
+        let past = Past { agreed, nodes: known, files, begun, lost_bits };
+        Ok((Arc::new(Self { area, opens, nodes, journal }), past))
     }
 
     /// Before the kernel hears of it.
@@ -72,7 +73,7 @@ impl DoorState {
     }
 
     /// For one thread.
-    pub fn journal_slot(&self) -> Option<JournalSlot> {
+    pub fn journal_slot(&self) -> Option<Arc<JournalSlot>> {
         self.journal.slot()
     }
 }

@@ -1,14 +1,19 @@
 //! What threads are about to do, and have done, that must not be done twice: a successor is sent the same requests again.
+//!
+//! Each thread has a slot, which is cleared once the kernel has the answer. What a dead worker left there stays until its request was
+//! sent again and answered, however many workers die before that.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU64, AtomicUsize, fence};
 
+use parking_lot::Mutex;
 use polytropo_libservices::Name;
 use polytropo_libservices::name::NAME_LEN_MAX;
+use polytropo_libservices::privileges::Witness;
 
 use super::area::Area;
-use super::layout::{SLOTS, Slot};
+use super::layout::{SLOT_WORDS, SLOTS, Slot};
 
 const OPCODE: usize = 0;
 const INO: usize = 1;
@@ -24,9 +29,16 @@ const NEW_NAME: usize = NAME + NAME_WORDS;
 const BEGUN: u64 = 1;
 const DONE: u64 = 2;
 
-/// A worker's threads use one part of the slots, its successor's the next: what was not looked at yet stays though several die in a row.
-const GENERATIONS: usize = 8;
-const SLOTS_EACH: usize = SLOTS / GENERATIONS;
+/// The mode of a file whose setuid and setgid bits may be gone for the moment, and the kernel's number of it.
+const MODE: usize = NEW_NAME + NAME_WORDS;
+const MODE_OF: usize = MODE + 1;
+/// The worker that wrote it, or was sent the request again.
+const SEEN_BY: usize = MODE + 2;
+const _: () = assert!(SEEN_BY < SLOT_WORDS);
+
+/// What dead workers left may take so many slots. Some of it was answered all the same, at the moment of a death, and is never asked
+/// for: what was not asked for longest gives way.
+const LEFT_MAX: usize = SLOTS / 2;
 
 /// An operation that must not be done twice. Names of directories by the kernel's numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,41 +60,91 @@ pub struct Begun {
     pub intent: Intent,
     /// It was done, and may not have been answered.
     pub done: bool,
+    pub(super) slot: usize,
+}
+
+/// A file whose setuid and setgid bits a dead worker may have had no time to give back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostBits {
+    /// The kernel's number.
+    pub node: u64,
+    pub mode: u32,
 }
 
 pub(super) struct Journal {
     area: Arc<Area>,
-    first: usize,
-    given: AtomicUsize,
+    incarnation: u64,
+    free: Mutex<Vec<usize>>,
 }
 
 impl Journal {
-    /// `incarnation`: how many workers served the door before.
-    pub fn new(area: Arc<Area>, incarnation: u64) -> Self {
-        let first = (incarnation % GENERATIONS as u64) as usize * SLOTS_EACH;
-        for index in first..first + SLOTS_EACH {
+    pub fn new(area: Arc<Area>) -> Arc<Self> {
+        Arc::new(Self { area, incarnation: 0, free: Mutex::new((0..SLOTS).rev().collect()) })
+    }
+
+    /// Of an area that dead workers have left. `incarnation`: how many there were.
+    pub fn adopt(area: Arc<Area>, incarnation: u64) -> (Arc<Self>, Vec<Begun>, Vec<LostBits>) {
+        let lost = (0..SLOTS).filter_map(|index| lost_bits(area.slot(index))).collect();
+        let mut begun: Vec<_> = (0..SLOTS).filter_map(|index| begun(area.slot(index), index)).collect();
+        let seen_by = |begun: &Begun| area.slot(begun.slot).words[SEEN_BY].load(Relaxed);
+        begun.sort_by_key(|begun| std::cmp::Reverse(seen_by(begun)));
+        begun.truncate(LEFT_MAX);
+        let free = (0..SLOTS).rev().filter(|index| begun.iter().all(|begun| begun.slot != *index)).collect();
+        for &index in &free {
+            let index: usize = index;
             area.slot(index).stage.store(0, Relaxed);
         }
-        Self { area, first, given: AtomicUsize::new(0) }
+        (Arc::new(Self { area, incarnation, free: Mutex::new(free) }), begun, lost)
     }
 
     /// One for each thread; none when there are too many.
-    pub fn slot(&self) -> Option<JournalSlot> {
-        let number = self.given.fetch_add(1, Relaxed);
-        (number < SLOTS_EACH).then(|| JournalSlot { area: self.area.clone(), index: self.first + number })
+    pub fn slot(self: &Arc<Self>) -> Option<Arc<JournalSlot>> {
+        let own = self.free.lock().pop()?;
+        Some(Arc::new(JournalSlot {
+            journal: self.clone(),
+            own,
+            at: AtomicUsize::new(own),
+            about: AtomicU64::new(0),
+        }))
     }
 }
 
-/// One thread's.
+/// One thread's. Used by that thread alone.
 pub struct JournalSlot {
-    area: Arc<Area>,
-    index: usize,
+    journal: Arc<Journal>,
+    own: usize,
+    /// The slot of the request at hand: the thread's own, or a dead worker's.
+    at: AtomicUsize,
+    /// The kernel's number of the node whose bytes the request changes.
+    about: AtomicU64,
 }
 
 impl JournalSlot {
+    fn slot(&self) -> &Slot {
+        self.journal.area.slot(self.at.load(Relaxed))
+    }
+
+    /// A request begins: what a dead worker wrote down of it counts on.
+    pub fn take_up(&self, node: u64, past: Option<&Begun>) {
+        self.about.store(node, Relaxed);
+        self.at.store(past.map_or(self.own, |past| past.slot), Relaxed);
+        if past.is_some() {
+            self.slot().words[SEEN_BY].store(self.journal.incarnation, Relaxed);
+        }
+    }
+
+    /// The request changes the bytes of another node.
+    pub fn is_about(&self, node: u64) {
+        self.about.store(node, Relaxed);
+    }
+
     /// Before the stack is asked to do it.
     pub fn begin(&self, intent: &Intent) {
-        let slot = self.area.slot(self.index);
+        let slot = self.slot();
+        if self.at.load(Relaxed) != self.own {
+            // It is there already.
+            return;
+        }
         slot.stage.store(0, Relaxed);
         fence(Release);
         let bytes = |name: &Option<Box<Name>>| name.as_ref().map_or(0, |name| name.as_bytes().len() as u64);
@@ -95,13 +157,46 @@ impl JournalSlot {
         slot.words[LENGTHS].store(bytes(&intent.name) | bytes(&intent.new_name) << 16, Relaxed);
         put(&slot.words[NAME..], &intent.name);
         put(&slot.words[NEW_NAME..], &intent.new_name);
+        slot.words[SEEN_BY].store(self.journal.incarnation, Relaxed);
         slot.stage.store(BEGUN, Release);
     }
 
     /// After it was done, before the kernel hears of it.
     pub fn done(&self) {
-        self.area.slot(self.index).stage.store(DONE, Release);
+        self.slot().stage.store(DONE, Release);
     }
+
+    /// The kernel has the answer, and does not ask again.
+    pub fn answered(&self) {
+        let slot = self.slot();
+        if slot.stage.load(Relaxed) != 0 {
+            slot.stage.store(0, Release);
+        }
+        let at = self.at.swap(self.own, Relaxed);
+        if at != self.own {
+            self.journal.free.lock().push(at);
+        }
+    }
+}
+
+impl Witness for JournalSlot {
+    fn leave(&self, mode: u32) {
+        let slot = self.slot();
+        slot.words[MODE_OF].store(self.about.load(Relaxed), Relaxed);
+        slot.words[MODE].store(u64::from(mode) | MODE_COUNTS, Release);
+    }
+
+    fn back(&self) {
+        self.slot().words[MODE].store(0, Release);
+    }
+}
+
+const MODE_COUNTS: u64 = 1 << 32;
+
+fn lost_bits(slot: &Slot) -> Option<LostBits> {
+    let mode = slot.words[MODE].swap(0, Acquire);
+    let node = slot.words[MODE_OF].load(Relaxed);
+    (mode & MODE_COUNTS != 0 && node != 0).then_some(LostBits { node, mode: mode as u32 & 0o7777 })
 }
 
 fn put(words: &[AtomicU64], name: &Option<Box<Name>>) {
@@ -113,12 +208,7 @@ fn put(words: &[AtomicU64], name: &Option<Box<Name>>) {
     }
 }
 
-/// What the threads of dead workers were doing.
-pub(super) fn read(area: &Area) -> Vec<Begun> {
-    (0..SLOTS).filter_map(|index| begun(area.slot(index))).collect()
-}
-
-fn begun(slot: &Slot) -> Option<Begun> {
+fn begun(slot: &Slot, index: usize) -> Option<Begun> {
     let stage = slot.stage.load(Acquire);
     if !matches!(stage, BEGUN | DONE) {
         return None;
@@ -135,7 +225,7 @@ fn begun(slot: &Slot) -> Option<Begun> {
         new_parent: word(NEW_PARENT),
         new_name: name(&slot.words[NEW_NAME..][..NAME_WORDS], lengths >> 16 & 0xffff)?,
     };
-    Some(Begun { intent, done: stage == DONE })
+    Some(Begun { intent, done: stage == DONE, slot: index })
 }
 
 /// None for what makes no sense.

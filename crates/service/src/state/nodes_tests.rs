@@ -3,6 +3,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use polytropo_libservices::Name;
+use polytropo_libservices::privileges::Witness;
 
 use super::*;
 
@@ -129,9 +130,58 @@ fn what_was_begun_is_found() {
     slots[0].done();
     slots[1].begin(&second);
     state.agree(Agreed { minor: 45, flags: 0 });
-    let (_, past) = DoorState::adopt(descriptor, 1).unwrap();
-    let expected = [Begun { intent: first, done: true }, Begun { intent: second, done: false }];
-    assert_eq!(past.begun, expected);
+    let found = |incarnation| {
+        let (state, past) = DoorState::adopt(descriptor.try_clone().unwrap(), incarnation).unwrap();
+        (state, past.begun)
+    };
+    let expected: Vec<_> = [(first, true, 0), (second, false, 1)]
+        .map(|(intent, done, slot)| Begun { intent, done, slot })
+        .into();
+    for incarnation in 1..300 {
+        assert_eq!(found(incarnation).1, expected);
+    }
+    // What was sent again and answered is forgotten; the others are not.
+    let (state, begun) = found(300);
+    let slot = state.journal_slot().unwrap();
+    slot.take_up(1, Some(&begun[1]));
+    slot.done();
+    assert!(found(301).1[0].done);
+    slot.answered();
+    assert_eq!(found(302).1, expected[..1]);
+}
+
+#[test]
+fn bits_that_were_gone_for_a_moment_are_told_once() {
+    let (state, _, descriptor) = state();
+    let slots = [state.journal_slot().unwrap(), state.journal_slot().unwrap()];
+    for (number, slot) in slots.iter().enumerate() {
+        slot.take_up(7 + number as u64, None);
+        slot.leave(0o4755);
+    }
+    slots[0].back();
+    state.agree(Agreed { minor: 45, flags: 0 });
+    let lost =
+        |descriptor: &OwnedFd| DoorState::adopt(descriptor.try_clone().unwrap(), 1).unwrap().1.lost_bits;
+    assert_eq!(lost(&descriptor), [LostBits { node: 8, mode: 0o4755 }]);
+    assert_eq!(lost(&descriptor), []);
+}
+
+#[test]
+fn what_is_never_asked_for_gives_way() {
+    let (state, _, descriptor) = state();
+    state.agree(Agreed { minor: 45, flags: 0 });
+    let intent = |unique| Intent { unique, opcode: 9, ..Intent::default() };
+    let mut slot = state.journal_slot().unwrap();
+    for incarnation in 1..1000 {
+        slot.begin(&intent(incarnation));
+        let (next, past) = DoorState::adopt(descriptor.try_clone().unwrap(), incarnation).unwrap();
+        assert!(past.begun.iter().any(|begun| begun.intent.unique == incarnation));
+        assert!(past.begun.iter().any(|begun| begun.intent.unique == 1));
+        slot = next.journal_slot().unwrap();
+        let first = past.begun.iter().find(|begun| begun.intent.unique == 1);
+        slot.take_up(1, first);
+        slot.take_up(1, None);
+    }
 }
 
 const STANDING: u64 = 200;

@@ -13,13 +13,14 @@ use polytropo_libservices::{Caller, DoorId, FsCapabilities, Interner, Libservice
 use serde_json::{Value, json};
 
 use crate::copies::{Tally, counts_by_name};
+use crate::custody::Custodian;
 use crate::doors::channel::{
     ChannelDoor, ChannelOptions, ChannelStatistics, Grants, Guard, Peer, Posting, WindowAccess,
 };
 use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions, Passthrough, RingPool};
 use crate::doors::modes::Modes;
 use crate::epochs::Epochs;
-use crate::held::{Custodian, Held};
+use crate::held::{self, Held};
 use crate::isolation;
 use crate::link::{Link, Newcomer, Report};
 use crate::passing::{KeepersRegistrar, SIZE_MIN_BYTES};
@@ -89,7 +90,7 @@ impl Stacks {
 
 /// What comes with the order to serve.
 pub struct Given {
-    /// The document, the tmpfs of windows, the door's directory there as programs see it, the state area, the memory of held writes, with `passthrough` the way to the keeper for
+    /// The document, the tmpfs of windows, the door's directory there as programs see it, the state area, the memory of held writes, the way to have the keeper know of channels, with `passthrough` the way to the keeper for
     /// it, the device, and one more device for each thread but the first.
     pub descriptors: Vec<OwnedFd>,
     pub document_bytes: usize,
@@ -117,6 +118,8 @@ struct Plan {
     channel_writes: bool,
     /// Memory for held writes, and the way to the keeper that keeps their files.
     held: OwnedFd,
+    /// The way to have it know of channels.
+    custody: OwnedFd,
     link: Arc<Link>,
     state: Arc<DoorState>,
     /// What a dead worker has left.
@@ -137,8 +140,10 @@ impl Doors {
         else {
             return Err("the keeper sent no document, or no room for windows".into());
         };
-        let (Some(state), Some(held)) = (descriptors.next(), descriptors.next()) else {
-            return Err("the keeper sent no room for state or held writes".into());
+        let (Some(state), Some(held), Some(custody)) =
+            (descriptors.next(), descriptors.next(), descriptors.next())
+        else {
+            return Err("the keeper sent no room for state or held writes, or no way to keep channels".into());
         };
         let passthrough = if given.passthrough { descriptors.next() } else { None };
         let Some(device) = descriptors.next() else {
@@ -173,6 +178,7 @@ impl Doors {
             passthrough,
             channel_writes,
             held,
+            custody,
             link: self.link.clone(),
             state,
             past,
@@ -306,6 +312,10 @@ impl Plan {
         let door =
             door.map_err(|error| format!("the FUSE door {} cannot be opened: {error}", self.number))?;
         let place = self.store.place(&format!("door-{}", self.number)).map_err(|error| error.to_string())?;
+        let link = self.link.clone();
+        // A keeper that is gone keeps nothing.
+        let look = move |now| _ = link.send(&Report::Look { now }, &[]);
+        let channels = Custodian::new(self.custody, Box::new(look));
         let custodian = Box::new(KeepersCare { link: self.link, door: self.number });
         let held = Held::new(&self.held, stack.clone(), self.store.budget().clone(), custodian)
             .map_err(|errno| format!("the memory of held writes cannot be used: {errno}"))?;
@@ -316,6 +326,7 @@ impl Plan {
             settle: Some(door.settle()),
             posting: Some(Posting { grants, outdate: door.outdate(), kernel_door: self.id, held }),
             open_table: Some(self.state.opens.clone()),
+            custodian: Some(channels),
         };
         let channels = ChannelDoor::start(stack, channel_options, channel_door(self.id))
             .map_err(|error| format!("the channel door {} cannot be opened: {error}", self.number))?;
@@ -349,7 +360,7 @@ struct KeepersCare {
     door: u64,
 }
 
-impl Custodian for KeepersCare {
+impl held::Custodian for KeepersCare {
     fn keep(&self, key: u64, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
         self.link.send(&Report::Holds { door: self.door, key }, &[file])
     }

@@ -48,7 +48,7 @@ fn begin(channel: &Channel, name: &[u8], flags: u32) -> File {
     file
 }
 
-fn worker_pid(site: &mut Site) -> i32 {
+pub fn worker_pid(site: &mut Site) -> i32 {
     let pid = site.order(&json!({"op": "status"}))["worker_pid"].as_i64().unwrap();
     i32::try_from(pid).unwrap()
 }

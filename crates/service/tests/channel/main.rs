@@ -12,6 +12,7 @@ mod reading;
 mod sharing;
 mod state;
 mod support;
+mod takeover;
 mod threads;
 mod writing;
 
@@ -36,6 +37,7 @@ fn tests() -> Vec<Test> {
         threads::TESTS,
         state::TESTS,
         copies::TESTS,
+        takeover::TESTS,
     ];
     all.concat()
 }

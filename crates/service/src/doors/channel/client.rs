@@ -15,6 +15,7 @@ use super::grants::Grant;
 use super::memory::ChannelMemory;
 use super::posted::Draining;
 use super::walk::{Failure, Ground, fail};
+use crate::custody;
 use crate::doors::modes::Ticket;
 use crate::epochs::Notes;
 use crate::held::LateError;
@@ -285,6 +286,8 @@ pub struct Client {
     /// Their inodes.
     pub covered_inos: FxHashSet<u64>,
     pub turn: Turn,
+    /// The keeper has the memory, for the case that this process dies.
+    kept: Option<custody::Channel>,
     files: Mutex<Files>,
     /// Some file was opened so that each write waits for the disk.
     any_writes_through: AtomicBool,
@@ -301,8 +304,11 @@ impl Client {
         peer: Peer,
         door: Arc<Shared>,
         (covered, covered_inos): (FxHashSet<NodeId>, FxHashSet<u64>),
-    ) -> Self {
-        Self {
+    ) -> rustix::io::Result<Self> {
+        let kept = door.custodian.as_ref().map(|custodian| custodian.channel(memory.descriptor()));
+        let kept = kept.transpose()?;
+        Ok(Self {
+            kept,
             memory,
             bell,
             peer,
@@ -315,7 +321,16 @@ impl Client {
             draining: Draining::default(),
             posts_applied: AtomicU64::new(0),
             heard_by_kernel: AtomicBool::new(false),
-        }
+        })
+    }
+
+    /// Whether the keeper knows of an open file that may be written without waiting. Where there is no keeper, nobody need.
+    pub(super) fn has_kept(&self, grant: &Grant, number: u64, file: &OpenFile) -> bool {
+        let Some(kept) = &self.kept else { return true };
+        let host = file.handle().and_then(|handle| self.door.stack.host_file(handle));
+        let appends = file.flags.contains(OpenFlags::APPEND);
+        let permit = kept.permit(number, appends, host.as_ref().map(|file| file.as_fd()));
+        permit.map(|permit| grant.keep(permit)).is_some()
     }
 
     pub fn ground<'a>(&'a self, notes: Option<&'a Notes<'a>>) -> Ground<'a> {

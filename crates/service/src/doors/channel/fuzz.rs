@@ -179,6 +179,7 @@ impl Site {
             settle: None,
             open_table: None,
             posting: None,
+            custodian: None,
         };
         let shared = Shared::new(Epochs::over(stack), options, DoorId(7));
         Self { scratch, shared }
@@ -198,7 +199,7 @@ impl Site {
             mounts: event(),
         };
         let memory = ChannelMemory::new(Arc::default()).unwrap();
-        Arc::new(Client::new(memory, event(), peer, self.shared.clone(), Default::default()))
+        Arc::new(Client::new(memory, event(), peer, self.shared.clone(), Default::default()).unwrap())
     }
 
     fn answer(&self, client: &Arc<Client>, desk: &mut Desk, asked: &Asked) {

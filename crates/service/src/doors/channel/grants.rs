@@ -12,6 +12,7 @@ use polytropo_libservices::NodeId;
 use rustc_hash::FxHashMap;
 
 use super::client::Client;
+use crate::custody::Permit;
 
 /// A program's right to write a file without waiting.
 pub struct Grant {
@@ -19,6 +20,15 @@ pub struct Grant {
     /// The file's number in its channel.
     number: u64,
     withdrawn: AtomicBool,
+    /// The keeper knows of it.
+    kept: Mutex<Option<Permit>>,
+}
+
+impl Grant {
+    /// Until all that was posted is applied.
+    pub fn keep(&self, permit: Permit) {
+        *self.kept.lock() = Some(permit);
+    }
 }
 
 /// The grants of one stack. All doors of the stack share it.
@@ -46,8 +56,8 @@ impl Grants {
 
     /// From now on others withdraw it before they look. None if there is one already.
     pub fn begin(&self, node: NodeId, client: &Arc<Client>, number: u64) -> Option<Arc<Grant>> {
-        let grant =
-            Arc::new(Grant { client: Arc::downgrade(client), number, withdrawn: AtomicBool::new(false) });
+        let (client, withdrawn, kept) = (Arc::downgrade(client), AtomicBool::new(false), Mutex::default());
+        let grant = Arc::new(Grant { client, number, withdrawn, kept });
         let mut by_node = self.by_node.lock();
         if by_node.contains_key(&node) {
             return None;
@@ -99,6 +109,9 @@ impl Grants {
             by_node.remove(&node);
             self.count.fetch_sub(1, AcqRel);
         }
+        drop(by_node);
+        let kept = grant.kept.lock().take();
+        drop(kept);
     }
 
     /// Gives one back whose file is closed, or that was never published.

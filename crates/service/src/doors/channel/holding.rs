@@ -62,6 +62,11 @@ impl Client {
         let mut bytes = 0;
         for together in posts.chunks(TOLD_TOGETHER) {
             for post in together {
+                if into.appends()
+                    && let Ok(place) = putting.place(post.offset)
+                {
+                    self.memory.say_place(post.number, place);
+                }
                 let outcome = match file.late.take() {
                     // SAFETY: the post's bytes lie in the channel's memory, which lives as long as the client.
                     0 => match unsafe { putting.put(post.offset, self.memory.post_bytes(post), see) } {

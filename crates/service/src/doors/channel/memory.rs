@@ -265,6 +265,16 @@ impl ChannelMemory {
         }
     }
 
+    /// Of a post that is about to be appended: where that is.
+    pub fn say_place(&self, number: usize, offset: u64) {
+        self.post(number).say_place(offset);
+    }
+
+    /// Of a post that is done before that is told: it must not be done again, after later ones.
+    pub fn say_applied(&self, number: usize) {
+        self.post(number).say_applied();
+    }
+
     /// Where a post's bytes lie. The program may change them at any time.
     pub fn post_bytes(&self, post: &Posted) -> Source {
         assert!(post.number < POSTS && post.bytes <= POST_BYTES);

@@ -37,6 +37,7 @@ use polytropo_wire::copies::Counts;
 
 use super::modes::{Access, Decision, Door, Mode, Modes, Ticket, Users, Watcher, Wish};
 use crate::copies::Tally;
+use crate::custody::Custodian;
 use crate::epochs::Epochs;
 use crate::held::{self, Held, HeldLayer};
 use crate::state::OpenTable;
@@ -62,6 +63,8 @@ pub struct ChannelOptions {
     pub settle: Option<Settle>,
     /// Where files may be written without waiting; None: nowhere.
     pub posting: Option<Posting>,
+    /// Has the keeper know of channels.
+    pub custodian: Option<Arc<Custodian>>,
     /// Where open files are written down for a worker to come.
     pub open_table: Option<Arc<OpenTable>>,
 }
@@ -100,6 +103,7 @@ pub struct Shared {
     pub own: Arc<dyn Libservice>,
     pub grants: Option<Arc<Grants>>,
     pub held: Option<Arc<Held>>,
+    pub custodian: Option<Arc<Custodian>>,
     outdate: Option<Outdate>,
     kernel_door: Option<DoorId>,
     /// Bytes that were posted.
@@ -155,6 +159,7 @@ impl Shared {
             kept: Kept::default(),
             listings: Listings::default(),
             open_table: options.open_table,
+            custodian: options.custodian,
             modes: options.modes,
             epochs,
             grants,

@@ -92,6 +92,9 @@ impl Client {
             return;
         }
         let file = self.file(run.file).ok();
+        if run.appends && self.memory.is_permitted(run.file) {
+            self.say_places(file.as_deref(), run);
+        }
         let mut begin = 0;
         let mut done = file.as_deref().map_or(0, |file| self.write_posted(file, run, 0..run.bytes.len()).0);
         for (number, end) in std::mem::take(&mut run.posts) {
@@ -104,6 +107,9 @@ impl Client {
                     None => Errno::BADF.raw_os_error() as u32,
                 };
                 done = end;
+            }
+            if outcome == 0 {
+                self.memory.say_applied(number);
             }
             finished.push((number, outcome));
             begin = end;
@@ -118,6 +124,18 @@ impl Client {
         }
         run.bytes.clear();
         run.bytes.shrink_to(KEPT_BYTES_MAX);
+    }
+
+    /// Writes down where bytes will be appended, for the case that this worker dies: who alone writes to the file finds its end there.
+    fn say_places(&self, file: Option<&OpenFile>, run: &Run) {
+        let Some(file) = file else { return };
+        let attr = self.door.own.getattr(&Caller::service(), file.node, file.handle());
+        let Ok(size) = attr.map(|attr| attr.size_bytes) else { return };
+        let mut begin = 0;
+        for (number, end) in &run.posts {
+            self.memory.say_place(*number, size + begin as u64);
+            begin = *end;
+        }
     }
 
     /// How much was written, and why not all.
@@ -217,6 +235,10 @@ impl super::Shared {
             return None;
         }
         let grant = grants.begin(file.node, client, number)?;
+        if !client.has_kept(&grant, number, file) {
+            grants.give_back(file.node, &grant);
+            return None;
+        }
         // What programs keep of the file was true until now. From now on they are told nothing of it before it is withdrawn.
         drop(self.epochs.changing(file.node));
         // Who opens the file is counted first, and withdraws then.

@@ -75,6 +75,11 @@ impl Answerer {
         self.counters.record(answered.opcode, answered.failed, answered.took);
     }
 
+    /// The kernel has taken the last answer, or does not want it.
+    pub fn answered(&self) {
+        self.own.answered();
+    }
+
     /// The kernel did not take the last answer: gives back what it would hold.
     pub fn abandon(&mut self) {
         self.session.abandon(&mut self.held);

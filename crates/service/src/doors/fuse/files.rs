@@ -316,6 +316,9 @@ impl Operation<'_> {
         }
         let length = if wide { asked.len } else { asked.len.min(u64::from(u32::MAX) & !4095) };
         let target = checked_node(&self.session.numbers, asked.nodeid_out)?;
+        if let Some(journal) = self.journal {
+            journal.is_about(asked.nodeid_out);
+        }
         let bytes_copied = self.on_file((target, asked.fh_out), OpenFlags::WRITE, |to| {
             self.on_file((self.node, asked.fh_in), OpenFlags::READ, |from| {
                 let (from, to) = ((self.node, from, asked.off_in), (target, to, asked.off_out));

@@ -214,6 +214,10 @@ impl FuseDoor {
                 log::warn!("FUSE door {}: names of lost nodes stay: {errno}", door.0);
             }
         }
+        if let Some(recovered) = recovered {
+            // Before anything is read: it moves all that was read and not answered, be it by whom it may.
+            started.ask_again(&device, &session, recovered);
+        }
         for number in 0..count {
             let own = match number {
                 0 => device.clone(),
@@ -226,14 +230,11 @@ impl FuseDoor {
             let worker = Worker::new(answerer, own, place, stop.clone(), late, gate.clone())?;
             started.spawn(worker, format!("fuse{}.{number}", door.0))?;
         }
-        if let Some(recovered) = recovered {
-            started.take_over(&device, &session, recovered);
-        }
         Ok(started)
     }
 
-    /// The threads run: has the kernel send again what was not answered.
-    fn take_over(&self, device: &Device, session: &Session, recovered: Recovered) {
+    /// Has the kernel send again what was not answered.
+    fn ask_again(&self, device: &Device, session: &Session, recovered: Recovered) {
         let door = session.door;
         log::warn!("FUSE door {}: taken over from a worker that died: {recovered:?}", door.0);
         if let Err(errno) = device.notify(notify::RESEND, &[]) {

@@ -4,11 +4,12 @@
 //! and type. What is not found is ESTALE, upon which the kernel looks names up again. Then the kernel is asked to send again what was read
 //! and not answered.
 
-use polytropo_libservices::{Caller, Libservice, Name, NodeId, OpenFlags, RenameFlags};
+use polytropo_libservices::privileges::without;
+use polytropo_libservices::{Caller, Libservice, Name, NodeId, OpenFlags, RenameFlags, SetAttr};
 use rustc_hash::FxHashMap;
 
 use super::session::Session;
-use crate::state::{Begun, Intent, Kind, Listed, NodeRecord, OpenRecord, Past};
+use crate::state::{Begun, Intent, Kind, Listed, LostBits, NodeRecord, OpenRecord, Past};
 
 /// Bound on climbing from a node to the root.
 const DEPTH_MAX: usize = 8192;
@@ -45,6 +46,7 @@ pub fn recover(session: &Session, past: Past) -> Recovered {
         }
     }
     session.was_begun(past.begun);
+    past.lost_bits.iter().for_each(|lost| rebuilding.give_back(lost));
     for (record, listed) in past.files {
         match rebuilding.open(&record, listed) {
             Some(()) => recovered.files += 1,
@@ -143,6 +145,19 @@ impl Rebuilding<'_> {
         }
         for (number, old, new) in moved {
             self.session.numbers.moved(number, old, new);
+        }
+    }
+
+    /// Gives setuid and setgid bits back that the host took away for a write.
+    fn give_back(&mut self, lost: &LostBits) {
+        let Some(node) = self.find(lost.node) else { return };
+        let Ok(attr) = self.stack().getattr(&self.caller, node, None) else { return };
+        if attr.mode & 0o7777 == lost.mode || attr.mode & 0o7777 != without(lost.mode) {
+            return;
+        }
+        let changes = SetAttr { mode: Some(lost.mode), ..SetAttr::default() };
+        if let Err(error) = self.stack().setattr(&self.caller, node, None, &changes) {
+            log::warn!("setuid and setgid bits {:o} of node {} are lost: {error}", lost.mode, lost.node);
         }
     }
 

@@ -1,5 +1,6 @@
 //! From a message to the operation and back: which function answers what.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use polytropo_libservices::{
     Caller, Capabilities, DoorId, Entry, Errno, Error, FsCapabilities, HandleId, Libservice, NodeId, Result,
+    privileges,
 };
 
 use super::FuseOptions;
@@ -73,13 +75,29 @@ pub struct Operation<'a> {
 pub struct Own {
     /// Its own empty list.
     no_groups: Arc<[u32]>,
-    journal: Option<JournalSlot>,
+    journal: Option<Arc<JournalSlot>>,
+    introduced: Cell<bool>,
 }
 
 impl Own {
     pub fn new(session: &Session) -> Self {
         let state = session.options.state.as_ref();
-        Self { no_groups: Arc::from([]), journal: state.and_then(|state| state.journal_slot()) }
+        let journal = state.and_then(|state| state.journal_slot());
+        Self { no_groups: Arc::from([]), journal, introduced: Cell::new(false) }
+    }
+
+    /// What this thread's journal has to know is told to it. On the thread itself.
+    fn introduce(&self) {
+        if let (false, Some(journal)) = (self.introduced.replace(true), &self.journal) {
+            privileges::tell(journal.clone());
+        }
+    }
+
+    /// The kernel has taken the answer to the last request.
+    pub fn answered(&self) {
+        if let Some(journal) = &self.journal {
+            journal.answered();
+        }
     }
 }
 
@@ -220,14 +238,19 @@ impl Session {
             _ => {}
         }
         let agreed = self.negotiated.get().ok_or_else(|| Error::new(Errno::PROTO, "work before INIT"))?;
+        let past = self.past_of(header.unique);
+        own.introduce();
+        if let Some(journal) = &own.journal {
+            journal.take_up(header.nodeid, past.as_ref());
+        }
         let operation = Operation {
             session: self,
             agreed,
             header,
             node: checked_node(&self.numbers, header.nodeid)?,
             caller: self.caller(&header, &own.no_groups),
-            journal: own.journal.as_ref(),
-            past: self.past_of(header.unique),
+            journal: own.journal.as_deref(),
+            past,
         };
         let changed_behind = operation.is_replaced()
             && matches!(
@@ -266,14 +289,7 @@ impl Session {
 
     /// What dead workers were doing when they died.
     pub fn was_begun(&self, begun: Vec<Begun>) {
-        let mut by_request = FxHashMap::default();
-        for begun in begun {
-            // Several may have died with the same request: what one has done is done.
-            let known: &mut Begun = by_request.entry(begun.intent.unique).or_insert_with(|| begun.clone());
-            if begun.done {
-                *known = begun;
-            }
-        }
+        let by_request = begun.into_iter().map(|begun| (begun.intent.unique, begun)).collect();
         let _ = self.begun.set(by_request);
     }
 

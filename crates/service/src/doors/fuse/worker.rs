@@ -142,6 +142,7 @@ impl Worker {
             self.crew.end_slow();
         }
         self.send(&answered);
+        self.answerer.answered();
         if header.opcode == opcode::INIT {
             // The kernel takes entries of rings once it has this answer.
             self.gate.decide(answered.error == 0 && self.answerer.session.over_rings());
