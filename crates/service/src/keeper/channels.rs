@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often somebody who waits for a worker looks.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 const MOUNT_TABLE_MAX_BYTES: u64 = 8 << 20;
+/// Room for what is usual is there at once: the kernel's files do not tell their size, and reading them by and by takes many calls.
+const MOUNT_TABLE_USUAL_BYTES: usize = 32 << 10;
+const STATUS_USUAL_BYTES: usize = 4 << 10;
 const MOUNTS_INSIDE_MAX: usize = 1024;
 const GROUPS_MAX: usize = 1024;
 /// Connections that wait to be accepted.
@@ -213,8 +216,7 @@ impl Credentials {
         let process = unsafe { OwnedFd::from_raw_fd(number[0] as i32) };
         let mut groups = [0u32; GROUPS_MAX];
         let count = option(socket, SO_PEERGROUPS, &mut groups).map_err(|_| Verdict::UnusualCredentials)?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| Verdict::Gone)?;
-        let status = Status::parse(&status).ok_or(Verdict::Gone)?;
+        let status = Status::of(pid).ok_or(Verdict::Gone)?;
         let found = Self {
             pid,
             uid,
@@ -250,7 +252,7 @@ impl Credentials {
 
     fn mount_table(&self) -> std::result::Result<MountTable, Verdict> {
         let mut file = fs::File::open(format!("/proc/{}/mountinfo", self.pid)).map_err(|_| Verdict::Gone)?;
-        let mut text = Vec::new();
+        let mut text = Vec::with_capacity(MOUNT_TABLE_USUAL_BYTES);
         let read = (&mut file).take(MOUNT_TABLE_MAX_BYTES).read_to_end(&mut text);
         match read {
             Ok(count) if (count as u64) < MOUNT_TABLE_MAX_BYTES => Ok(MountTable { file: file.into(), text }),
@@ -301,6 +303,12 @@ struct Status {
 }
 
 impl Status {
+    fn of(pid: u32) -> Option<Self> {
+        let mut text = String::with_capacity(STATUS_USUAL_BYTES);
+        fs::File::open(format!("/proc/{pid}/status")).ok()?.read_to_string(&mut text).ok()?;
+        Self::parse(&text)
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         let ids = |name: &str| -> Option<[u32; 4]> {

@@ -33,15 +33,16 @@ pub fn refuse(socket: BorrowedFd<'_>, verdict: Verdict) {
     let _ = rustix::net::send(socket, &bytes, flags);
 }
 
-/// Makes a channel and tells the program.
+/// Makes a channel over memory and tells the program.
 pub fn open_channel(
     shared: &Arc<Shared>,
     shown: &OwnedFd,
     epoll: &OwnedFd,
     key: u64,
     peer: Peer,
+    memory: rustix::io::Result<ChannelMemory>,
 ) -> rustix::io::Result<Client> {
-    let made = ChannelMemory::new(shared.windows.tally().clone()).and_then(|memory| {
+    let made = memory.and_then(|memory| {
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok((memory, bell))
     });

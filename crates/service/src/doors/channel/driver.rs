@@ -161,6 +161,7 @@ impl Thread {
             }
             if self.hall.fall_asleep() {
                 self.hall.counters.sleeps.fetch_add(1, Relaxed);
+                self.hall.keep_memory_ready();
                 self.wait(true);
             }
         }
@@ -381,9 +382,10 @@ impl Thread {
                 continue;
             };
             let key = hall.last_key.fetch_add(1, Relaxed) + 1;
+            let memory = hall.take_memory();
             // Counted first: what is told of it meanwhile, to another thread, is to find it.
             let mut clients = hall.clients.lock();
-            match arrivals::open_channel(&self.shared, shown, &hall.epoll, key, peer) {
+            match arrivals::open_channel(&self.shared, shown, &hall.epoll, key, peer, memory) {
                 Ok(client) => {
                     clients.insert(key, Arc::new(client));
                     hall.counters.channels.fetch_add(1, Relaxed);

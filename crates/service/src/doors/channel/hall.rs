@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::Shared;
 use super::client::{Client, Peer};
 use super::driver::{WAKE, ring};
-use super::memory::Request;
+use super::memory::{ChannelMemory, Request};
 use super::placement::current_cpu;
 use crate::doors::crew::Crew;
 
@@ -113,6 +113,8 @@ pub struct Hall {
     any_later: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
     started: AtomicUsize,
+    /// Memory for the next program, made while nobody waits for it.
+    ready: Mutex<Option<ChannelMemory>>,
 }
 
 fn add_told(sums: &mut [u64; TOLD.len()], client: &Client) {
@@ -143,7 +145,26 @@ impl Hall {
             any_later: AtomicBool::new(false),
             threads: Mutex::default(),
             started: AtomicUsize::new(0),
+            ready: Mutex::default(),
         })
+    }
+
+    /// Memory for a program that has come.
+    pub fn take_memory(&self) -> rustix::io::Result<ChannelMemory> {
+        let ready = self.ready.lock().take();
+        ready.map_or_else(|| ChannelMemory::new(self.shared.windows.tally().clone()), Ok)
+    }
+
+    /// Makes memory for the next one, at a door to which programs come.
+    pub fn keep_memory_ready(&self) {
+        if self.counters.channels_opened.load(Relaxed) == 0 || self.ready.lock().is_some() {
+            return;
+        }
+        match ChannelMemory::new(self.shared.windows.tally().clone()) {
+            Ok(memory) => *self.ready.lock() = Some(memory),
+            // The next one that comes is told.
+            Err(errno) => log::debug!("no memory for a channel is made ready: {errno}"),
+        }
     }
 
     pub fn statistics(&self) -> ChannelStatistics {

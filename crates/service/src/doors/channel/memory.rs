@@ -10,8 +10,8 @@ use polytropo_copy::plan::Situation;
 use polytropo_queue::{Borrowed, Config, Rcqs};
 use polytropo_wire::VERSION;
 use polytropo_wire::channel::{
-    AREA_BYTES, Header, MAGIC, POSTS_PART_AT, QUEUE_AT, QUEUE_BYTES, QUEUE_CAPACITY, SLOTS, SLOTS_AT, Slot,
-    TOLD, TOTAL_BYTES, area_at, state,
+    AREA_BYTES, AREAS_AT, Header, MAGIC, POSTS_PART_AT, QUEUE_AT, QUEUE_BYTES, QUEUE_CAPACITY, SLOTS,
+    SLOTS_AT, Slot, TOLD, TOTAL_BYTES, area_at, state,
 };
 use polytropo_wire::copies::Counts;
 use polytropo_wire::message::{FILES_MAX, Operation, REPLY_WORDS, REQUEST_WORDS};
@@ -20,7 +20,7 @@ use polytropo_wire::posts::{
 };
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::copies::{Counting, Tally};
 use crate::held::Source;
@@ -88,6 +88,9 @@ impl ChannelMemory {
             rustix::mm::mmap(std::ptr::null_mut(), TOTAL_BYTES, protection, MapFlags::SHARED, &descriptor, 0)?
         };
         let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::NOMEM)?;
+        // What every program uses, by one call instead of a fault a page. Older kernels cannot, and fault.
+        // SAFETY: the beginning of the mapping, which stays what it is.
+        let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), AREAS_AT, Advice::LinuxPopulateWrite) };
         let region = Arc::new(Region { base, tally });
         // SAFETY: that many bytes of the mapping, page-aligned; the value holds both this and the mapping.
         let queue_memory = unsafe { Borrowed::new(base.add(QUEUE_AT), QUEUE_BYTES) };
@@ -119,10 +122,11 @@ impl ChannelMemory {
     /// The program is told that nothing will be answered any more; those who wait are woken.
     pub fn end(&self) {
         self.header().ended.store(1, SeqCst);
-        for number in 0..SLOTS {
-            wake(&self.slot(number).state);
-        }
-        (0..POSTS).for_each(|number| wake(&self.post(number).state));
+        // Most channels end with their programs, and nobody sleeps. Who falls asleep just now looks again after a while.
+        let sleeps = |number: &usize| self.slot(*number).state.load(SeqCst) == state::AWAITED;
+        (0..SLOTS).filter(sleeps).for_each(|number| wake(&self.slot(number).state));
+        let sleeps = |number: &usize| self.post(*number).is_awaited();
+        (0..POSTS).filter(sleeps).for_each(|number| wake(&self.post(number).state));
     }
 
     /// Says that a thread on `cpu` (its number plus one) looks for requests, or with 0 that none does.
