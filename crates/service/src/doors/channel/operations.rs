@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use polytropo_libservices::{Attr, Caller, Errno, NodeId, OpenFlags};
+use polytropo_libservices::{Attr, Caller, Errno, FsCapabilities, NodeId, OpenFlags};
 use polytropo_wire::channel::AREA_BYTES;
 use polytropo_wire::epochs::{TAG_WORDS, Tag};
 use polytropo_wire::message::{
@@ -352,9 +352,11 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The program needs no open file if it gets the bytes: it asks the kernel for what comes after a change.
+    /// The program needs no open file if it gets the bytes: what comes after a change it does by the kernel, which weighs rights anew. So
+    /// not if it could have lost them by then.
     fn will_do_with_bytes(&self) -> bool {
-        self.word(5) == 1
+        let always = FsCapabilities::DAC_OVERRIDE | FsCapabilities::DAC_READ_SEARCH;
+        self.word(5) == 1 && (self.door.immutable || self.caller().capabilities.intersects(always))
     }
 
     /// Whether the program hears of every change of the file's bytes by the tag that it gets.
