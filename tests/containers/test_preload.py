@@ -59,6 +59,10 @@ def test_programs_load_it_and_behave(host: Isolated) -> None:
     done = run(host, *TRACE, "host", "python3", "-c", READS)
     assert done.stdout == f"{Path('/usr/bin/perl').stat().st_size}\n"
     assert in_process(done.stderr) > 150, done.stderr
+    # The C library's code is mapped with the jumps in it: no page of it is copied.
+    assert re.search(
+        r"r-xp .*/[0-9a-f]+\.code$", run(host, "host", "cat", "/proc/self/maps").stdout, re.MULTILINE
+    )
     # Also those whose environment was cleaned; those that cannot load it go on as ever.
     for program in ("glibc", "static"):
         told = run(host, *TRACE, "host", "env", "-i", "POLYTROPO_TRACE=1", f"/bin/hello-{program}")

@@ -29,8 +29,8 @@ const WORDS: usize = 24;
 const DESCRIPTION_BYTES: usize = WORDS * 8;
 /// Far below whatever else is mapped beside the library, and within reach of jumps.
 const DISTANCE_BYTES: usize = 256 << 20;
-/// C libraries have a few megabytes.
-const FILE_BYTES_MAX: usize = 64 << 20;
+/// C libraries have two megabytes; an image's may claim to be anything, and its file is kept in memory.
+const FILE_BYTES_MAX: usize = 8 << 20;
 
 /// Its bytes, and how many there are.
 type BuildId = ([u64; BUILD_ID_WORDS], usize);
@@ -141,7 +141,7 @@ pub fn write(
     let code_at = code_at.checked_sub(address - code_address).filter(|at| at % PAGE_BYTES == 0)?;
     let trampolines_at = usize::try_from(stamp.size_bytes).ok()?.checked_next_multiple_of(PAGE_BYTES)?;
     let trampolines_bytes = patch::trampolines_bytes(sites.len());
-    (code_at.checked_add(code_bytes)? <= trampolines_at).then_some(())?;
+    (code_at.checked_add(code_bytes)? <= trampolines_at && trampolines_at <= FILE_BYTES_MAX).then_some(())?;
     let (library, rest) = file.split_at_mut_checked(trampolines_at)?;
     let (trampolines, description) = rest.split_at_mut_checked(trampolines_bytes)?;
     // Distances alone matter.
