@@ -16,6 +16,7 @@ use polytropo_wire::posts::{
     STATE_TAKEN,
 };
 
+use crate::answers::Answers;
 use crate::arena::Arena;
 use crate::connect::Refused;
 use crate::copies::{Copies, Situation};
@@ -95,6 +96,7 @@ impl Channel {
         bell: Descriptor,
         windows: Descriptor,
         lookups: Option<Lookups>,
+        answers: Option<Answers>,
         welcome: &Welcome,
     ) -> core::result::Result<Self, Refused> {
         // SAFETY: that part lies in the mapping, page-aligned, and the channel holds both.
@@ -107,7 +109,7 @@ impl Channel {
             bell,
             windows,
             arena: Arena::new()?,
-            listings: if lookups.is_some() { Listings::new().ok() } else { None },
+            listings: if lookups.is_some() { Listings::new(answers).ok() } else { None },
             lookups,
             copies: Copies::new(),
             taken: AtomicU32::new(0),
@@ -235,7 +237,9 @@ impl Channel {
             if let Some(lookups) = core::ptr::read(&this.lookups) {
                 lookups.forget_in_child();
             }
-            drop(core::ptr::read(&this.listings));
+            if let Some(listings) = core::ptr::read(&this.listings) {
+                listings.forget_in_child();
+            }
             // Its code is inherited.
             drop(core::ptr::read(&this.copies));
         }

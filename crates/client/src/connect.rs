@@ -1,8 +1,9 @@
 //! Connecting: one hello, one welcome.
 
 use polytropo_wire::hello::{Hello, Verdict, WELCOME_BYTES, WELCOME_DESCRIPTORS, Welcome};
-use polytropo_wire::{VERSION, channel, epochs};
+use polytropo_wire::{VERSION, answers, channel, epochs};
 
+use crate::answers::Answers;
 use crate::channel::Channel;
 use crate::lookups::Lookups;
 use crate::sys::{self, Descriptor, Mapping};
@@ -41,7 +42,7 @@ impl Channel {
         if verdict != Verdict::Welcome {
             return Err(Refused::Verdict(verdict));
         }
-        let [Some(memory), Some(bell), Some(windows), Some(table)] = descriptors else {
+        let [Some(memory), Some(bell), Some(windows), Some(table), Some(shared)] = descriptors else {
             return Err(Refused::Protocol);
         };
         if welcome.version != VERSION || welcome.channel_bytes != channel::TOTAL_BYTES as u64 {
@@ -54,7 +55,12 @@ impl Channel {
         } else {
             None
         };
+        let answers = if welcome.answers_bytes == answers::TOTAL_BYTES as u64 {
+            Answers::over(&shared).ok()
+        } else {
+            None
+        };
         let up = |descriptor: Descriptor| descriptor.moved_up(LOWEST_DESCRIPTOR);
-        Channel::over(memory, up(socket), up(bell), up(windows), lookups, &welcome)
+        Channel::over(memory, up(socket), up(bell), up(windows), lookups, answers, &welcome)
     }
 }

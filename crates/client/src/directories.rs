@@ -150,6 +150,10 @@ impl Channel {
                 self.keep(asked.as_ref(), &reply, &[]);
                 result_of(reply.outcome)?;
             }
+            if let (0, position @ 1..) = (first, reply.words[listed::POSITION]) {
+                let (ino, record) = listings.shared_at(position).ok_or(Error::Kernel)?;
+                return Ok(Listed { ino, record });
+            }
             let total = reply.words[listed::WORDS] as usize;
             let here = reply.words[listed::HERE] as usize;
             if total > WORDS_MAX || here == 0 || here > claim.capacity() / 8 || first + here > total {
@@ -251,7 +255,7 @@ impl Channel {
         let lookups = self.lookups.as_ref()?;
         let follow = flags & AT_SYMLINK_NOFOLLOW == 0;
         let mut premises = Premises { samples: [(0, 0); SAMPLES_MAX], count: 0 };
-        let mut way = Way { listings, records: [None; 2] };
+        let mut way = Way { listings, records: [None; 3] };
         let (mut ino, mut at, mut above) = (start, 0, None::<(Listed, usize, usize)>);
         let done = |premises: &Premises,
                     way: &Way<'_>,
@@ -313,16 +317,19 @@ impl Channel {
     }
 }
 
-/// Listings that a walk went through: the oldest of each turn counts.
+/// Listings that a walk went through: of each part the one that is overwritten first.
 struct Way<'a> {
     listings: &'a Listings,
-    records: [Option<Record>; 2],
+    records: [Option<Record>; 3],
 }
 
 impl Way<'_> {
     fn enter(&mut self, ino: u64) -> Option<Record> {
         let record = self.listings.find(ino)?;
-        self.records[record.half()] = Some(record);
+        let first = &mut self.records[record.part()];
+        if first.is_none_or(|first| first.outlives(record)) {
+            *first = Some(record);
+        }
         Some(record)
     }
 

@@ -8,6 +8,7 @@
 //! [`Channel::forget_in_child`] on what it inherited and connect anew.
 #![no_std]
 
+mod answers;
 mod arena;
 mod changes;
 mod channel;

@@ -4,15 +4,18 @@
 //! One listing brings the attributes of all that lies in a directory, so programs that walk a tree ask once for each directory. That a
 //! directory is here says that this process may list and search it; paths are walked from one to the next.
 //!
-//! Memory is used in two halves, in turn: what is kept is overwritten only after as much again was kept since. Who reads looks at the turn
-//! afterwards.
+//! Most lie in memory that programs of the same rights share, where the service writes them ([`Answers`]). What it could not put there is kept in
+//! memory of this process, used in two halves, in turn: what is kept is overwritten only after as much again was kept since. Who reads
+//! looks at the turn afterwards.
 
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64, fence};
 
+use polytropo_wire::answers::{self, Kind};
 use polytropo_wire::listing::View;
 
+use crate::answers::Answers;
 use crate::lookups::PATH_BYTES_MAX;
 use crate::sys::{Errno, Mapping};
 
@@ -37,6 +40,7 @@ const TOTAL_BYTES: usize = HALVES_AT + 2 * HALF_WORDS * 8;
 
 /// What is kept of directories.
 pub struct Listings {
+    shared: Option<Answers>,
     memory: Mapping,
     /// The turn above, words used of its half below.
     used: AtomicU64,
@@ -44,9 +48,11 @@ pub struct Listings {
     writers: [AtomicU32; 2],
 }
 
-/// A directory's listing that was kept.
+/// A directory's listing that was kept: the turn and the word in its half, or [`SHARED`] and its position in the shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record(u64);
+
+const SHARED: u64 = 1 << 63;
 
 impl Record {
     pub fn to_number(self) -> u64 {
@@ -57,8 +63,20 @@ impl Record {
         (number >> 32 != 0).then_some(Self(number))
     }
 
-    pub fn half(self) -> usize {
-        self.turn() as usize & 1
+    /// Which of three places it lies in, each of which is overwritten by itself.
+    pub fn part(self) -> usize {
+        if self.position().is_some() { 2 } else { self.turn() as usize & 1 }
+    }
+
+    /// Whether the other one, of the same part, is overwritten first.
+    pub fn outlives(self, other: Self) -> bool {
+        self.0 > other.0
+    }
+
+    /// In the shared memory.
+    #[inline]
+    fn position(self) -> Option<u64> {
+        (self.0 & SHARED != 0).then_some(self.0 & !SHARED)
     }
 
     fn turn(self) -> u32 {
@@ -75,9 +93,16 @@ pub struct Room<'a> {
 }
 
 impl Listings {
-    pub fn new() -> Result<Self, Errno> {
+    pub fn new(shared: Option<Answers>) -> Result<Self, Errno> {
         let memory = Mapping::anonymous(TOTAL_BYTES)?;
-        Ok(Self { memory, used: AtomicU64::new(0), writers: [AtomicU32::new(0), AtomicU32::new(0)] })
+        Ok(Self { shared, memory, used: AtomicU64::new(0), writers: [AtomicU32::new(0), AtomicU32::new(0)] })
+    }
+
+    /// In a forked child, where the shared memory is not mapped.
+    pub fn forget_in_child(self) {
+        let Self { shared, memory, .. } = self;
+        core::mem::forget(shared);
+        drop(memory);
     }
 
     fn ways(&self, ino: u64) -> &[Place] {
@@ -98,7 +123,17 @@ impl Listings {
     }
 
     /// The listing of a directory, if one was kept. It may be outdated.
+    #[inline]
     pub fn find(&self, ino: u64) -> Option<Record> {
+        if let Some(shared) = &self.shared
+            && let Some(found) = shared.find(Kind::Listing, ino)
+        {
+            return Some(Record(found.position | SHARED));
+        }
+        self.find_own(ino)
+    }
+
+    fn find_own(&self, ino: u64) -> Option<Record> {
         let place = self.ways(ino).iter().find(|place| place.ino.load(Acquire) == ino)?;
         let record = Record::from_number(place.word.load(Acquire))?;
         (self.is_there(record) && self.view(record).ino() == ino).then_some(record)
@@ -107,14 +142,25 @@ impl Listings {
     /// To be asked after a record was read: whether what was read is what was kept.
     #[inline]
     pub fn is_there(&self, record: Record) -> bool {
+        if let Some(position) = record.position() {
+            return self.shared.as_ref().is_some_and(|shared| shared.is_there(position));
+        }
         fence(Acquire);
         let turn = (self.used.load(Relaxed) >> 32) as u32;
         turn.wrapping_sub(record.turn()) <= 1
     }
 
+    #[inline]
+    fn shared(&self, record: Record) -> Option<answers::Record<'_>> {
+        self.shared.as_ref()?.record(record.position()?)
+    }
+
     /// A record's words, without its path.
     #[inline]
     fn listing(&self, record: Record) -> &[AtomicU64] {
+        if record.position().is_some() {
+            return self.shared(record).map_or(&[], |shared| shared.payload());
+        }
         let words = self.words(record.turn(), record.0 as u32 as usize);
         let path_words = words.get(1).map_or(0, |word| (word.load(Relaxed) as usize).div_ceil(8));
         words.get(HEAD_WORDS.saturating_add(path_words)..).unwrap_or(&[])
@@ -128,17 +174,35 @@ impl Listings {
     /// What everything's counter was.
     #[inline]
     pub fn everything(&self, record: Record) -> u64 {
+        if let Some(shared) = self.shared(record) {
+            return shared.everything();
+        }
         self.listing(record).get(EVERYTHING_AT).map_or(0, |word| word.load(Relaxed))
     }
 
     /// The path by which it was listed. How many bytes.
     pub fn path(&self, record: Record, to: &mut [u8; PATH_BYTES_MAX]) -> Option<usize> {
-        let words = self.words(record.turn(), record.0 as u32 as usize);
-        let bytes = words.get(1)?.load(Relaxed) as usize;
-        for (chunk, word) in to.get_mut(..bytes)?.chunks_mut(8).zip(words.get(HEAD_WORDS..)?) {
+        let (bytes, words) = match record.position() {
+            Some(_) => {
+                let shared = self.shared(record)?;
+                (shared.path_bytes(), shared.path_words())
+            }
+            None => {
+                let words = self.words(record.turn(), record.0 as u32 as usize);
+                (words.get(1)?.load(Relaxed) as usize, words.get(HEAD_WORDS..)?)
+            }
+        };
+        for (chunk, word) in to.get_mut(..bytes)?.chunks_mut(8).zip(words) {
             chunk.copy_from_slice(&word.load(Relaxed).to_le_bytes()[..chunk.len()]);
         }
         self.is_there(record).then_some(bytes)
+    }
+
+    /// What the service has put into the shared memory, of whichever directory that is; None if it is gone already.
+    pub fn shared_at(&self, position: u64) -> Option<(u64, Record)> {
+        let found = self.shared.as_ref()?.record(position)?;
+        let (ino, record) = (found.ino(), Record(position | SHARED));
+        self.is_there(record).then_some((ino, record))
     }
 
     /// Room for a listing of so many words. None when there is none now.
@@ -225,7 +289,7 @@ mod tests {
 
     #[test]
     fn what_was_kept_is_found_until_the_turn_after_next() {
-        let listings = Listings::new().unwrap();
+        let listings = Listings::new(None).unwrap();
         let first = keep(&listings, 5, 1000);
         assert_eq!(listings.find(5), Some(first));
         assert_eq!(listings.everything(first), 7);
@@ -247,7 +311,7 @@ mod tests {
 
     #[test]
     fn nobody_writes_where_another_still_does() {
-        let listings = Listings::new().unwrap();
+        let listings = Listings::new(None).unwrap();
         let slow = listings.make_room(b"", 1000).unwrap();
         let mut made = 0;
         while let Some(room) = listings.make_room(b"", 100_000) {

@@ -1,4 +1,4 @@
-//! Memory that keeper and worker share and neither can shrink, so that a mapping of it is never beyond the file's end.
+//! Memory that processes share and none can shrink, so that a mapping of it is never beyond the file's end.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
@@ -13,6 +13,17 @@ pub fn make(name: &str, bytes: usize) -> rustix::io::Result<OwnedFd> {
     rustix::fs::ftruncate(&descriptor, bytes as u64)?;
     rustix::fs::fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(descriptor)
+}
+
+/// The same, which from here on nobody can write but through the mapping that is returned, however it is opened: not by write(2), by mapping, by
+/// punching holes.
+pub fn make_shown(name: &str, bytes: usize) -> rustix::io::Result<(OwnedFd, Mapping)> {
+    let descriptor = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::ftruncate(&descriptor, bytes as u64)?;
+    rustix::fs::fcntl_add_seals(&descriptor, SealFlags::SHRINK | SealFlags::GROW)?;
+    let mapping = Mapping::of(&descriptor, bytes, true)?;
+    rustix::fs::fcntl_add_seals(&descriptor, SealFlags::FUTURE_WRITE | SealFlags::SEAL)?;
+    Ok((descriptor, mapping))
 }
 
 /// A mapping of the whole, page-aligned, as long as the value lives.
@@ -44,6 +55,14 @@ impl Mapping {
 
     pub fn base(&self) -> NonNull<u8> {
         self.base
+    }
+
+    /// Has the first `bytes` allocated, which are zeroes and nobody else has yet: a program that read one first would pay for it.
+    pub fn allocate(&self, bytes: usize) {
+        for at in (0..bytes.min(self.bytes)).step_by(4096) {
+            // SAFETY: within the mapping, aligned.
+            unsafe { self.base.add(at).cast::<u64>().write_volatile(0) };
+        }
     }
 }
 

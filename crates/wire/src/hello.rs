@@ -1,7 +1,7 @@
 //! The socket's two messages.
 //!
 //! The program sends a [`Hello`] with one descriptor: an `O_PATH` open of the mount's root, which proves that it can reach it.
-//! The service answers with a [`Welcome`]; of [`Verdict::Welcome`] come four descriptors with it, in the order of [`Descriptor`].
+//! The service answers with a [`Welcome`]; of [`Verdict::Welcome`] come five descriptors with it, in the order of [`Descriptor`].
 
 use crate::VERSION;
 
@@ -21,8 +21,10 @@ pub enum Descriptor {
     Windows = 2,
     /// The table of epochs.
     Epochs = 3,
+    /// Answers that programs of the same rights share.
+    Answers = 4,
 }
-pub const WELCOME_DESCRIPTORS: usize = 4;
+pub const WELCOME_DESCRIPTORS: usize = 5;
 
 /// What a program says first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +115,8 @@ pub struct Welcome {
     pub mount_id: u64,
     /// Bytes of the table of epochs; 0: there is none, and its descriptor is of no use.
     pub epochs_bytes: u64,
+    /// Bytes of the shared answers; 0: there are none, and their descriptor is of no use.
+    pub answers_bytes: u64,
 }
 
 impl Welcome {
@@ -124,6 +128,7 @@ impl Welcome {
             device: 0,
             mount_id: 0,
             epochs_bytes: 0,
+            answers_bytes: 0,
         }
     }
 
@@ -136,6 +141,7 @@ impl Welcome {
         put(&mut bytes, 24, &self.device.to_le_bytes());
         put(&mut bytes, 32, &self.mount_id.to_le_bytes());
         put(&mut bytes, 40, &self.epochs_bytes.to_le_bytes());
+        put(&mut bytes, 48, &self.answers_bytes.to_le_bytes());
         bytes
     }
 
@@ -150,6 +156,7 @@ impl Welcome {
             device: word64(bytes, 24)?,
             mount_id: word64(bytes, 32)?,
             epochs_bytes: word64(bytes, 40)?,
+            answers_bytes: word64(bytes, 48)?,
         })
     }
 }
@@ -178,7 +185,8 @@ mod tests {
         assert_eq!(Hello::from_bytes(&hello.to_bytes()), Some(hello));
         assert_eq!(Hello::from_bytes(&[0; HELLO_BYTES]), None);
         assert_eq!(Hello::from_bytes(&hello.to_bytes()[..31]), None);
-        let welcome = Welcome { device: 7, mount_id: 9, ..Welcome::refusal(Verdict::NotTheRoot) };
+        let welcome =
+            Welcome { device: 7, mount_id: 9, answers_bytes: 5, ..Welcome::refusal(Verdict::NotTheRoot) };
         assert_eq!(Welcome::from_bytes(&welcome.to_bytes()), Some(welcome));
         assert_eq!(Verdict::from_number(welcome.verdict), Some(Verdict::NotTheRoot));
         assert_eq!(Verdict::from_number(99), None);

@@ -8,12 +8,14 @@
 //! - [`window`]: a file's cached bytes, which programs read without asking; how they are read and changed;
 //! - [`posts`]: writes that need not wait;
 //! - [`listing`]: a directory with all that is in it;
+//! - [`answers`]: what programs of the same rights are told once for all;
 //! - [`epochs`]: counters of changes, by which programs know whether what they were told is still true.
 //!
 //! Everything in shared memory is made of atomics, for which every pattern of bits is a value and changes by the other side are
 //! no data race. Both sides copy what they read before they look at it. `ARCHITECTURE.md` draws the layouts byte by byte.
 #![no_std]
 
+pub mod answers;
 pub mod channel;
 pub mod copies;
 pub mod epochs;
@@ -26,4 +28,4 @@ pub mod sync;
 pub mod window;
 
 /// Changed with every change of a layout or a meaning; both sides refuse any other.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;

@@ -155,6 +155,8 @@ pub mod listed {
     pub const SAMPLE: usize = 2;
     /// What the counter of everything was before the way was walked; all ones: none of it may be kept.
     pub const EVERYTHING: usize = 3;
+    /// Where it begins in the shared [`crate::answers`]; 0: it lies in the area.
+    pub const POSITION: usize = 4;
 }
 
 /// Words of the reply to `Window`.

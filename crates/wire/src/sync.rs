@@ -1,5 +1,5 @@
 //! The one place from which windows, epochs and cached answers take their atomics, so that the model checker runs the real code:
-//! `--cfg modeled --cfg loom`, as `make loom` does. Under it a test may plant a fault in windows, to see that the model finds it.
+//! `--cfg modeled --cfg loom`, as `make loom` does. Under it a test may plant a fault, to see that the model finds it.
 
 pub use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
@@ -8,7 +8,7 @@ pub use core::sync::atomic::{AtomicU32, AtomicU64, fence};
 #[cfg(loom)]
 pub use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
 
-/// What windows could do wrong.
+/// What windows and shared answers could do wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     ReaderLooksOnce,
@@ -23,6 +23,11 @@ pub enum Fault {
     BlocksKept,
     HiddenKept,
     ChangeUncounted,
+    AnswerToldAfterwards,
+    AnswerWriterWithoutFence,
+    AnswerReaderWithoutFence,
+    AnswerLookedAtOnce,
+    AnswerOfAnother,
 }
 
 /// Never, but where a test of the model planted it.

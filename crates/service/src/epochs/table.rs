@@ -2,49 +2,28 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use polytropo_libservices::Name;
 use polytropo_wire::VERSION;
 use polytropo_wire::epochs::{COUNTERS, COUNTERS_AT, EVERYTHING, Epoch, Header, MAGIC, TOTAL_BYTES};
-use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::io::{Errno, Result};
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::io::Result;
+
+use crate::sealed::{self, Mapping};
 
 /// The counters of one stack.
 pub struct Table {
-    base: NonNull<u8>,
+    memory: Mapping,
     descriptor: OwnedFd,
     /// Which inodes share a counter is nobody's to know.
     secret: RandomState,
 }
 
-// SAFETY: the mapping belongs to the value, and is used through atomics only.
-unsafe impl Send for Table {}
-// SAFETY: as above.
-unsafe impl Sync for Table {}
-
 impl Table {
     pub fn new() -> Result<Self> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let descriptor = rustix::fs::memfd_create("polytropo-epochs", flags)?;
-        rustix::fs::ftruncate(&descriptor, TOTAL_BYTES as u64)?;
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping, wherever the kernel likes.
-        let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), TOTAL_BYTES, protection, MapFlags::SHARED, &descriptor, 0)?
-        };
-        let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::NOMEM)?;
-        let made = Self { base, descriptor, secret: RandomState::new() };
-        // Pages are the service's from the beginning: a program that read one first would pay for it.
-        for at in (0..TOTAL_BYTES).step_by(4096) {
-            // SAFETY: within the mapping, aligned, and nobody else has it yet.
-            unsafe { made.base.add(at).cast::<u64>().write_volatile(0) };
-        }
-        // From here on nobody can write it but through the mapping above, however it is opened: not by write(2), by mapping, by punching holes.
-        let seals = SealFlags::FUTURE_WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&made.descriptor, seals)?;
+        let (descriptor, memory) = sealed::make_shown("polytropo-epochs", TOTAL_BYTES)?;
+        memory.allocate(TOTAL_BYTES);
+        let made = Self { memory, descriptor, secret: RandomState::new() };
         made.header().version.store(VERSION.into(), Relaxed);
         made.header().counters.store(COUNTERS as u64, Relaxed);
         made.header().magic.store(MAGIC, Release);
@@ -57,13 +36,13 @@ impl Table {
 
     fn header(&self) -> &Header {
         // SAFETY: the header lies at the mapping's base, page-aligned, and is made of atomics.
-        unsafe { self.base.cast().as_ref() }
+        unsafe { self.memory.base().cast().as_ref() }
     }
 
     pub fn epoch(&self, counter: u16) -> &Epoch {
         assert!(usize::from(counter) < COUNTERS);
         // SAFETY: that many counters lie in the mapping, aligned; they are made of atomics.
-        unsafe { self.base.add(COUNTERS_AT).cast::<Epoch>().add(usize::from(counter)).as_ref() }
+        unsafe { self.memory.base().add(COUNTERS_AT).cast::<Epoch>().add(usize::from(counter)).as_ref() }
     }
 
     /// What an answer may be tagged with; None while a change is under way.
@@ -88,17 +67,12 @@ impl Table {
     }
 }
 
-impl Drop for Table {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `new`; whoever uses the memory borrows from this value. A failure would only leave it mapped.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), TOTAL_BYTES) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use rustix::fs::{FallocateFlags, Mode, OFlags};
+    use rustix::io::Errno;
+    use rustix::mm::{MapFlags, ProtFlags};
     use std::os::fd::AsRawFd;
 
     /// Also as root, which may open anything again for writing.

@@ -14,7 +14,7 @@ use rustc_hash::FxHashMap;
 use super::bell::Bell;
 use super::file::{HeldFile, LateError, Page, Pages};
 use super::layout::{Area, PAGE_BYTES, PAGES, range_word};
-use crate::windows::Budget;
+use crate::windows::{Budget, Use};
 
 /// Files of one door of which something is held: the keeper has a descriptor of each.
 pub const FILES_MAX: usize = 128;
@@ -284,10 +284,10 @@ impl Held {
             slots.grown
         };
         let bytes = (GROW_PAGES * PAGE_BYTES) as u64;
-        let populated = match self.budget.take(bytes) {
+        let populated = match self.budget.take(Use::Held, bytes) {
             true => self.area.populate(first, GROW_PAGES).inspect_err(|errno| {
                 log::warn!("no further writes are held, for want of memory: {errno}");
-                self.budget.give_back(bytes);
+                self.budget.give_back(Use::Held, bytes);
             }),
             false => Err(rustix::io::Errno::NOSPC),
         };
@@ -317,7 +317,7 @@ impl Held {
         }
         match self.area.give_back(0, slots.grown) {
             Ok(()) => {
-                self.budget.give_back((slots.grown * PAGE_BYTES) as u64);
+                self.budget.give_back(Use::Held, (slots.grown * PAGE_BYTES) as u64);
                 *slots = Slots::default();
             }
             Err(errno) => log::error!("memory of held writes cannot be given back: {errno}"),

@@ -19,6 +19,18 @@ const BLOCKS_MIN: usize = 4;
 /// Of the budget, the part that words of windows may have.
 const WORDS_SHARE: u64 = 8;
 
+/// And the part that shared answers may have.
+const ANSWERS_SHARE: u64 = 8;
+
+/// What is no window and takes a part of the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Writes that the layers have not got yet.
+    Held,
+    /// What programs of the same rights were told.
+    Answers,
+}
+
 /// A window's number, and a block of it.
 type Key = (u64, u64);
 
@@ -34,8 +46,8 @@ struct State {
     policy: Policy<Key>,
     windows: FxHashMap<u64, Account>,
     words_bytes: u64,
-    /// Taken by what is no window.
-    other_bytes: u64,
+    held_bytes: u64,
+    answers_bytes: u64,
     /// Fills between making room and the end. Each may take memory that the policy counts as free again.
     under_way: usize,
 }
@@ -66,6 +78,8 @@ pub struct WindowStatistics {
     pub bytes: u64,
     /// Of these, for writes that the layers have not got yet.
     pub held_bytes: u64,
+    /// Of these, for answers that programs share.
+    pub answers_bytes: u64,
     pub windows: u64,
     /// Blocks read from the layers below.
     pub fills: u64,
@@ -88,15 +102,17 @@ impl Budget {
         self.bytes_max
     }
 
-    /// Takes a part of the budget for something else; false if windows would have less than half.
-    pub fn take(&self, bytes: u64) -> bool {
+    /// Takes a part of the budget for something else; false if windows would have less than half, or it has its share.
+    pub fn take(&self, what: Use, bytes: u64) -> bool {
         let decided = {
             let mut state = self.state.lock();
-            let sum = state.other_bytes + bytes;
-            if sum > self.bytes_max / 2 {
+            if state.other_bytes() + bytes > self.bytes_max / 2 {
                 return false;
             }
-            state.other_bytes = sum;
+            if what == Use::Answers && state.answers_bytes + bytes > self.bytes_max / ANSWERS_SHARE {
+                return false;
+            }
+            *state.bytes_of(what) += bytes;
             state.shrunk(self.bytes_max)
         };
         self.make(decided);
@@ -104,8 +120,8 @@ impl Budget {
     }
 
     /// What was taken is free again.
-    pub fn give_back(&self, bytes: u64) {
-        self.state.lock().other_bytes -= bytes;
+    pub fn give_back(&self, what: Use, bytes: u64) {
+        *self.state.lock().bytes_of(what) -= bytes;
     }
 
     /// Counts a window's words; false if there is no room for so many.
@@ -191,8 +207,9 @@ impl Budget {
         let state = self.state.lock();
         WindowStatistics {
             bytes_max: self.bytes_max,
-            bytes: state.words_bytes + state.other_bytes + state.policy.len() as u64 * BLOCK_BYTES,
-            held_bytes: state.other_bytes,
+            bytes: state.words_bytes + state.other_bytes() + state.policy.len() as u64 * BLOCK_BYTES,
+            held_bytes: state.held_bytes,
+            answers_bytes: state.answers_bytes,
             windows: state.windows.len() as u64,
             fills: self.counters.fills.load(Relaxed),
             shown_again: self.counters.shown_again.load(Relaxed),
@@ -220,6 +237,17 @@ impl Drop for Reserved<'_> {
 }
 
 impl State {
+    fn other_bytes(&self) -> u64 {
+        self.held_bytes + self.answers_bytes
+    }
+
+    fn bytes_of(&mut self, what: Use) -> &mut u64 {
+        match what {
+            Use::Held => &mut self.held_bytes,
+            Use::Answers => &mut self.answers_bytes,
+        }
+    }
+
     /// What goes so that windows keep to what is left of the budget.
     fn shrunk(&mut self, bytes_max: u64) -> Decided {
         let blocks_max = self.blocks_max(bytes_max);
@@ -245,7 +273,7 @@ impl State {
     }
 
     fn blocks_max(&self, bytes_max: u64) -> usize {
-        let left = bytes_max.saturating_sub(self.words_bytes + self.other_bytes) / BLOCK_BYTES;
+        let left = bytes_max.saturating_sub(self.words_bytes + self.other_bytes()) / BLOCK_BYTES;
         usize::try_from(left).unwrap_or(usize::MAX).saturating_sub(self.under_way).max(BLOCKS_MIN)
     }
 

@@ -23,7 +23,7 @@ use crate::copies::Tally;
 use ahead::{Ahead, Plan};
 use behind::BytesRead;
 
-pub use budget::{Budget, WindowStatistics};
+pub use budget::{Budget, Use, WindowStatistics};
 pub use file::Window;
 pub use store::{Place, Store};
 

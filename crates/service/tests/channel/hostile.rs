@@ -184,6 +184,7 @@ pub struct Raw {
     base: NonNull<u8>,
     bell: OwnedFd,
     pub windows: OwnedFd,
+    pub answers: OwnedFd,
 }
 
 impl Raw {
@@ -199,7 +200,7 @@ impl Raw {
         let hello = Hello::default().to_bytes();
         rustix::net::sendmsg(&socket, &[IoSlice::new(&hello)], &mut control, SendFlags::empty()).unwrap();
         let mut bytes = [0; WELCOME_BYTES];
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut bytes)];
         rustix::net::recvmsg(&socket, &mut parts, &mut control, RecvFlags::empty()).unwrap();
@@ -210,14 +211,14 @@ impl Raw {
             }
         }
         assert_eq!(Welcome::from_bytes(&bytes).unwrap().verdict, Verdict::Welcome as u32);
-        let [memory, bell, windows, _epochs] = <[OwnedFd; 4]>::try_from(descriptors).unwrap();
+        let [memory, bell, windows, _epochs, answers] = <[OwnedFd; 5]>::try_from(descriptors).unwrap();
         let (protection, bytes) = (ProtFlags::READ | ProtFlags::WRITE, channel::TOTAL_BYTES);
         assert!(rustix::fs::ftruncate(&memory, 0).is_err(), "the memory can be shrunk under the service");
         // SAFETY: a new mapping.
         let base = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, &memory, 0).unwrap()
         };
-        Self { socket, base: NonNull::new(base.cast()).unwrap(), bell, windows }
+        Self { socket, base: NonNull::new(base.cast()).unwrap(), bell, windows, answers }
     }
 
     fn ring(&self) {

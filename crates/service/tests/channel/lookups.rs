@@ -260,11 +260,11 @@ fn permission_on_the_way_is_lost_at_once() {
     });
 }
 
-fn uid(number: u32) -> rustix::process::Uid {
+pub fn uid(number: u32) -> rustix::process::Uid {
     rustix::process::Uid::from_raw(number)
 }
 
-fn gid(number: u32) -> rustix::process::Gid {
+pub fn gid(number: u32) -> rustix::process::Gid {
     rustix::process::Gid::from_raw(number)
 }
 

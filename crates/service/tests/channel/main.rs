@@ -3,6 +3,7 @@
 //! The keeper looks at the mount table of the process that connects, so each test is a process of its own, in a mount namespace of its
 //! own: this program runs itself once for each.
 
+mod answers;
 mod copies;
 mod held;
 mod hostile;
@@ -32,6 +33,7 @@ fn tests() -> Vec<Test> {
         posting::TESTS,
         held::TESTS,
         lookups::TESTS,
+        answers::TESTS,
         hostile::TESTS,
         sharing::TESTS,
         threads::TESTS,

@@ -5,10 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use polytropo_libservices::{Caller, NodeId};
-use polytropo_wire::VERSION;
 use polytropo_wire::channel::TOTAL_BYTES;
-use polytropo_wire::epochs;
 use polytropo_wire::hello::{Verdict, Welcome};
+use polytropo_wire::{VERSION, answers, epochs};
 use rustc_hash::FxHashSet;
 use rustix::event::{EventfdFlags, epoll};
 use rustix::io::Errno;
@@ -81,12 +80,19 @@ fn greet(client: &Client, shown: &OwnedFd) -> rustix::io::Result<()> {
         device: client.peer.device,
         mount_id: client.peer.mount_id,
         epochs_bytes: client.door.epochs.table().map_or(0, |_| epochs::TOTAL_BYTES as u64),
+        answers_bytes: client.answers.as_ref().map_or(0, |_| answers::TOTAL_BYTES as u64),
     };
     let epochs = client.door.epochs.table().map(Table::descriptor);
-    // Without a table the number of bytes says so, and some descriptor holds the place.
-    let descriptors =
-        [client.memory.descriptor(), client.bell.as_fd(), shown.as_fd(), epochs.unwrap_or(shown.as_fd())];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let answers = client.answers.as_ref().map(|answers| answers.descriptor());
+    // Without one of them its number of bytes says so, and some descriptor holds the place.
+    let descriptors = [
+        client.memory.descriptor(),
+        client.bell.as_fd(),
+        shown.as_fd(),
+        epochs.unwrap_or(shown.as_fd()),
+        answers.unwrap_or(shown.as_fd()),
+    ];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
         return Err(Errno::MSGSIZE);

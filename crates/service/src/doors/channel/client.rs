@@ -11,6 +11,7 @@ use polytropo_wire::message::FILES_MAX;
 use rustc_hash::FxHashSet;
 
 use super::Shared;
+use super::answers::{Answers, Rights};
 use super::grants::Grant;
 use super::memory::ChannelMemory;
 use super::posted::Draining;
@@ -285,6 +286,8 @@ pub struct Client {
     pub covered: FxHashSet<NodeId>,
     /// Their inodes.
     pub covered_inos: FxHashSet<u64>,
+    /// Shared with programs of the same rights; None: there is no room for it.
+    pub answers: Option<Arc<Answers>>,
     pub turn: Turn,
     /// The keeper has the memory, for the case that this process dies.
     kept: Option<custody::Channel>,
@@ -307,11 +310,14 @@ impl Client {
     ) -> rustix::io::Result<Self> {
         let kept = door.custodian.as_ref().map(|custodian| custodian.channel(memory.descriptor()));
         let kept = kept.transpose()?;
+        let rights = Rights::of(&peer, covered_inos.iter().copied());
+        let answers = door.memories.as_ref().and_then(|memories| memories.of(rights));
         Ok(Self {
             kept,
             memory,
             bell,
             peer,
+            answers,
             door,
             covered,
             covered_inos,

@@ -17,6 +17,7 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 
 use super::Shared;
+use super::answers::KEPT;
 use super::arrivals::{self, BELL, refuse};
 use super::client::{Client, Peer};
 use super::hall::{Active, ChannelStatistics, Hall};
@@ -334,10 +335,13 @@ impl Thread {
         let none = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
         let linger = rustix::time::Timespec { tv_sec: 0, tv_nsec: LINGER_MS as i64 * 1_000_000 };
         let grants = self.shared.grants.as_ref().filter(|grants| grants.any());
-        let timeout = match (sleep, grants) {
-            (false, _) => Some(&none),
-            (true, Some(_)) => Some(&linger),
-            (true, None) => None,
+        let memories = self.shared.memories.as_ref().filter(|memories| memories.any());
+        let kept = rustix::time::Timespec { tv_sec: KEPT.as_secs() as i64, tv_nsec: 0 };
+        let timeout = match (sleep, grants, memories) {
+            (false, ..) => Some(&none),
+            (true, Some(_), _) => Some(&linger),
+            (true, None, Some(_)) => Some(&kept),
+            (true, None, None) => None,
         };
         let happened = match epoll::wait(&self.hall.epoll, &mut space, timeout) {
             Ok((events, _)) => events.iter().map(|event| event.data.u64()).collect::<Vec<_>>(),
@@ -349,6 +353,9 @@ impl Thread {
         };
         if let (true, Some(grants)) = (happened.is_empty() && sleep, &self.shared.grants) {
             grants.drain_all();
+        }
+        if let (true, Some(memories)) = (happened.is_empty() && sleep, &self.shared.memories) {
+            memories.sweep();
         }
         for number in happened {
             match (number >> 2, number & 3) {
@@ -371,6 +378,9 @@ impl Thread {
     fn welcome_arrivals(&mut self) {
         let hall = &self.hall;
         let arrivals = std::mem::take(&mut *hall.arrivals.lock());
+        if let Some(memories) = &self.shared.memories {
+            memories.sweep();
+        }
         for peer in arrivals {
             if hall.clients.lock().len() >= CLIENTS_MAX {
                 refuse(peer.socket.as_fd(), Verdict::TooMany);

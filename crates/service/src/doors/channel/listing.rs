@@ -1,6 +1,7 @@
 //! Requests for whole directories.
 
 use polytropo_libservices::{Attr, Capabilities, Errno};
+use polytropo_wire::answers::{Kind, New};
 use polytropo_wire::channel::AREA_BYTES;
 use polytropo_wire::epochs::EVERYTHING;
 use polytropo_wire::listing::{COVERED, View};
@@ -30,14 +31,31 @@ impl Work<'_> {
             // Another one than that of the part before.
             return Err(Failure::Kernel);
         }
+        self.reply[listed::WORDS] = listing.len() as u64;
+        self.reply[listed::SAMPLE] = sample;
+        if first == 0
+            && let Some(everything) = everything
+            && let Some(position) = self.share_listing(&listing, everything)?
+        {
+            self.reply[listed::POSITION] = position;
+            return Ok(());
+        }
         let Some(rest) = listing.get(first..) else { return fail(Errno::INVAL, "list from such a place") };
         let part = &rest[..rest.len().min(AREA_WORDS)];
         self.put(part.as_bytes())?;
-        self.reply[listed::WORDS] = listing.len() as u64;
         self.reply[listed::HERE] = part.len() as u64;
-        self.reply[listed::SAMPLE] = sample;
         self.reply[listed::EVERYTHING] = everything.unwrap_or(u64::MAX);
         Ok(())
+    }
+
+    /// Puts a listing where all programs with the rights of this one find it; None if there is no room.
+    fn share_listing(&self, listing: &Listing, everything: u64) -> Result<Option<u64>, Failure> {
+        let Some(answers) = self.client.answers.as_ref().filter(|_| self.word(0) == 0) else {
+            return Ok(None);
+        };
+        let path = self.take(0, self.word(1), PATH_BYTES_MAX)?;
+        let ino = View::new(&listing[..]).ino();
+        Ok(answers.put(&New { kind: Kind::Listing, ino, everything, path: &path, payload: listing }))
     }
 
     fn list_by_walk(&self) -> Result<Listing, Failure> {

@@ -3,6 +3,7 @@
 //! A program connects at the keeper, which checks who it is; the worker makes its channel ([`memory`]) and serves it ([`driver`]).
 //! A request is copied out of the channel, done ([`operations`]; paths by [`walk`], rights by [`permissions`]) and answered there.
 
+mod answers;
 mod arrivals;
 mod changes;
 mod client;
@@ -42,6 +43,7 @@ use crate::epochs::Epochs;
 use crate::held::{self, Held, HeldLayer};
 use crate::state::OpenTable;
 use crate::windows::{Place, Store, Windows};
+use answers::Memories;
 use driver::Driver;
 use kept::Kept;
 use listings::Listings;
@@ -122,6 +124,8 @@ pub struct Shared {
     settle: Option<Settle>,
     kept: Kept,
     listings: Listings,
+    /// None: nothing may be kept.
+    memories: Option<Memories>,
     pub open_table: Option<Arc<OpenTable>>,
 }
 
@@ -148,6 +152,7 @@ impl Shared {
             Some(grants) => Arc::new(Guard::new(stack.clone(), grants.clone())),
             None => stack.clone(),
         };
+        let memories = epochs.table().map(|_| Memories::new(store.budget().clone()));
         let shared = Arc::new(Self {
             windows: Windows::new(own.clone(), store, place),
             shown,
@@ -158,6 +163,7 @@ impl Shared {
             settle: options.settle,
             kept: Kept::default(),
             listings: Listings::default(),
+            memories,
             open_table: options.open_table,
             custodian: options.custodian,
             modes: options.modes,

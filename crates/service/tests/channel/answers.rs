@@ -1,0 +1,245 @@
+//! Answers that programs of the same rights share: who comes later asks nothing, who has other rights learns nothing.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+
+use polytropo_client::{At, Channel, Error, Listed};
+use serde_json::json;
+
+use crate::Test;
+use crate::hostile::Raw;
+use crate::lookups::{gid, uid};
+use crate::support::{Site, as_child, fork_child};
+
+pub const TESTS: &[Test] = &[
+    ("the_second_program_asks_nothing", the_second_program_asks_nothing),
+    ("what_changes_is_seen_by_all_at_once", what_changes_is_seen_by_all_at_once),
+    ("programs_of_other_rights_learn_nothing", programs_of_other_rights_learn_nothing),
+    ("the_log_comes_round_under_readers", the_log_comes_round_under_readers),
+    ("nobody_writes_what_others_believe", nobody_writes_what_others_believe),
+];
+
+const NOENT: Error = Error::Errno(libc::ENOENT);
+
+fn site(arguments: &[&str]) -> (Site, PathBuf) {
+    let mut site = Site::start_with(&[&["--channel-writes"], arguments].concat());
+    let mnt = site.mount("data", json!({"coherence": "exclusive"}));
+    fs::set_permissions(&mnt, PermissionsExt::from_mode(0o755)).unwrap();
+    (site, mnt)
+}
+
+fn requests(channel: &Channel) -> u64 {
+    channel.counters.requests.load(Relaxed)
+}
+
+fn root_ino(mnt: &Path) -> u64 {
+    fs::metadata(mnt).unwrap().ino()
+}
+
+fn names(channel: &Channel, listed: &Listed) -> Vec<String> {
+    let (mut at, mut names) = (0, Vec::new());
+    while let Some((name, after)) = channel.name_in(listed, at).expect("a listing that is there") {
+        names.push(String::from_utf8(name.bytes().to_vec()).unwrap());
+        at = after;
+    }
+    names.sort();
+    names
+}
+
+/// What a program knows of a directory without asking.
+fn known(channel: &Channel, ino: u64) -> Option<Vec<String>> {
+    let listed = channel.listed(ino).filter(|listed| channel.is_current(listed))?;
+    Some(names(channel, &listed))
+}
+
+fn the_second_program_asks_nothing() {
+    let (site, mnt) = site(&[]);
+    fs::create_dir_all(mnt.join("a/b")).unwrap();
+    fs::write(mnt.join("a/b/file"), b"some bytes").unwrap();
+    let root = root_ino(&mnt);
+    let first = site.connect(&mnt);
+    for path in [&b""[..], b"a", b"a/b"] {
+        first.list(path).unwrap();
+    }
+    let all = |channel: &Channel| {
+        assert_eq!(known(channel, root).unwrap(), ["a"]);
+        let found = channel.stat_below(root, b"a/b/file", 0).unwrap().unwrap();
+        assert_eq!((found.size_bytes, found.ino), (10, fs::metadata(mnt.join("a/b/file")).unwrap().ino()));
+        assert_eq!(channel.stat_below(root, b"a/b/none", 0), Some(Err(NOENT)));
+    };
+    let second = site.connect(&mnt);
+    all(&second);
+    assert_eq!(requests(&second), 0);
+    // Also when the first is gone, and in another process.
+    drop((first, second));
+    let child = || {
+        let third = site.connect(&mnt);
+        all(&third);
+        assert_eq!(requests(&third), 0);
+    };
+    assert!(as_child(child));
+}
+
+fn what_changes_is_seen_by_all_at_once() {
+    let (site, mnt) = site(&[]);
+    fs::create_dir(mnt.join("d")).unwrap();
+    fs::write(mnt.join("d/kept"), b"").unwrap();
+    let root = root_ino(&mnt);
+    let [one, other] = [site.connect(&mnt), site.connect(&mnt)];
+    let learn = || {
+        one.list(b"").unwrap();
+        one.list(b"d").unwrap().ino
+    };
+    let directory = learn();
+    assert_eq!(known(&other, directory).unwrap(), ["kept"]);
+    // Through the kernel, and through a channel.
+    fs::write(mnt.join("d/new"), b"12345").unwrap();
+    assert_eq!(known(&other, directory), None);
+    assert!(matches!(other.stat_below(root, b"d/kept", 0), Some(Ok(_))), "other names stay");
+    learn();
+    assert_eq!(known(&other, directory).unwrap(), ["kept", "new"]);
+    one.unlink(At::Root, b"d/kept", 0).unwrap();
+    assert_eq!(known(&other, directory), None);
+    assert_eq!(other.stat_below(root, b"d/kept", 0), None);
+    learn();
+    assert_eq!(other.stat_below(root, b"d/kept", 0), Some(Err(NOENT)));
+    let mode = |channel: &Channel| channel.stat_below(root, b"d/new", 0).map(|found| found.unwrap().mode);
+    assert!(mode(&other).is_some());
+    fs::set_permissions(mnt.join("d/new"), PermissionsExt::from_mode(0o600)).unwrap();
+    assert_eq!(mode(&other), None);
+    // Who may search a directory concerns all that is known.
+    fs::set_permissions(mnt.join("d"), PermissionsExt::from_mode(0o711)).unwrap();
+    assert_eq!((known(&other, root), known(&other, directory)), (None, None));
+    assert_eq!(requests(&other), 0);
+}
+
+fn become_user(number: u32, groups: &[u32]) {
+    let groups: Vec<_> = groups.iter().map(|number| gid(*number)).collect();
+    rustix::thread::set_thread_groups(&groups).unwrap();
+    rustix::thread::set_thread_res_gid(gid(number), gid(number), gid(number)).unwrap();
+    rustix::thread::set_thread_res_uid(uid(number), uid(number), uid(number)).unwrap();
+}
+
+fn programs_of_other_rights_learn_nothing() {
+    let (site, mnt) = site(&[]);
+    fs::create_dir_all(mnt.join("open/below")).unwrap();
+    fs::create_dir_all(mnt.join("closed/secret")).unwrap();
+    fs::set_permissions(mnt.join("closed"), PermissionsExt::from_mode(0o700)).unwrap();
+    let root = root_ino(&mnt);
+    let first = site.connect(&mnt);
+    let closed = [&b""[..], b"open", b"closed"].map(|path| first.list(path).unwrap().ino)[2];
+    let learns_nothing = |channel: &Channel| {
+        assert_eq!((known(channel, root), known(channel, closed)), (None, None));
+        assert_eq!(channel.stat_below(root, b"closed/secret", 0), None);
+    };
+    let ask = |channel: &Channel| {
+        let listed = channel.list(b"").unwrap();
+        assert_eq!(names(channel, &listed), ["closed", "open"]);
+        assert_eq!(channel.list(b"closed").unwrap_err(), Error::Errno(libc::EACCES));
+        assert_eq!(channel.stat_below(root, b"closed/secret", 0), None);
+    };
+    let as_user = |number: u32, groups: &[u32], work: &dyn Fn(&Channel)| {
+        assert!(as_child(|| {
+            become_user(number, groups);
+            work(&site.connect(&mnt));
+        }));
+    };
+    as_user(4711, &[], &|channel| {
+        learns_nothing(channel);
+        ask(channel);
+    });
+    // Another group is enough, and another order of groups is not.
+    as_user(4711, &[17, 4], &|channel| {
+        learns_nothing(channel);
+        ask(channel);
+    });
+    as_user(4711, &[4, 17], &|channel| {
+        assert_eq!(known(channel, root).unwrap(), ["closed", "open"]);
+        assert_eq!(channel.stat_below(root, b"closed/secret", 0), None);
+        assert_eq!(requests(channel), 0);
+    });
+    // What is mounted inside, as the process sees it.
+    assert!(as_child(|| {
+        crate::support::own_mount_namespace();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("none", mnt.join("open/below"), "tmpfs", flags, None).unwrap();
+        let channel = site.connect(&mnt);
+        learns_nothing(&channel);
+        [&b""[..], b"open"].iter().for_each(|path| drop(channel.list(path).unwrap()));
+        assert_eq!(channel.stat_below(root, b"open/below", 0), None, "it is another's");
+    }));
+    assert!(first.stat_below(root, b"open/below", 0).unwrap().is_ok());
+}
+
+const DIRECTORIES: usize = 300;
+const FILES: usize = 40;
+
+/// A cache so small that its log has not even room for the half of all directories.
+fn the_log_comes_round_under_readers() {
+    let (site, mnt) = site(&["--cache-bytes", "8388608"]);
+    for directory in 0..DIRECTORIES {
+        fs::create_dir(mnt.join(format!("d{directory}"))).unwrap();
+        for file in 0..FILES {
+            fs::File::create(mnt.join(format!("d{directory}/f{file}"))).unwrap();
+            let size = (directory * FILES + file) as u64;
+            fs::OpenOptions::new()
+                .write(true)
+                .open(mnt.join(format!("d{directory}/f{file}")))
+                .and_then(|opened| opened.set_len(size))
+                .unwrap();
+        }
+    }
+    let root = root_ino(&mnt);
+    let readers: Vec<_> = (0..3usize)
+        .map(|reader| {
+            let (site, mnt) = (&site, &mnt);
+            fork_child(move || {
+                let channel = site.connect(mnt);
+                let mut told = 0;
+                for turn in 0..4 * DIRECTORIES {
+                    let directory = (turn * (7 + reader) + reader) % DIRECTORIES;
+                    if turn % 3 == 0 {
+                        channel.list(b"").unwrap();
+                        let listed = channel.list(format!("d{directory}").as_bytes());
+                        // Others may have filled the log before it was looked at.
+                        assert!(listed.is_ok() || listed == Err(Error::Kernel), "{listed:?}");
+                    }
+                    for near in 0..8 {
+                        let directory = (directory + near) % DIRECTORIES;
+                        for file in 0..FILES {
+                            let path = format!("d{directory}/f{file}");
+                            let Some(found) = channel.stat_below(root, path.as_bytes(), 0) else { continue };
+                            assert_eq!(
+                                found.unwrap().size_bytes,
+                                (directory * FILES + file) as u64,
+                                "{path}"
+                            );
+                            told += 1;
+                        }
+                    }
+                }
+                assert!(told > 1000, "only {told} were told");
+            })
+        })
+        .collect();
+    assert!(readers.into_iter().all(|reader| reader.wait()));
+}
+
+/// Also as root, which may open anything again for writing.
+fn nobody_writes_what_others_believe() {
+    use rustix::fs::{FallocateFlags, Mode, OFlags};
+    use rustix::io::Errno;
+    let (site, mnt) = site(&[]);
+    let raw = Raw::connect(&site, &mnt);
+    let again = format!("/proc/self/fd/{}", raw.answers.as_raw_fd());
+    let opened = rustix::fs::open(&again, OFlags::RDWR, Mode::empty()).unwrap();
+    for descriptor in [&raw.answers, &opened] {
+        assert_eq!(rustix::io::pwrite(descriptor, b"x", 4096), Err(Errno::PERM));
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        assert_eq!(rustix::fs::fallocate(descriptor, hole, 4096, 4096), Err(Errno::PERM));
+        assert_eq!(rustix::fs::ftruncate(descriptor, 0), Err(Errno::PERM));
+    }
+}
