@@ -27,6 +27,71 @@ const _: () = assert!(PLACES % WAYS == 0 && LOG_AT % 4096 == 0);
 pub enum Kind {
     /// A [`crate::listing`].
     Listing = 1,
+    /// A small file's attributes and bytes: [`bytes`].
+    Bytes = 2,
+}
+
+/// A small file: counter and size, the counter's sample, attributes, bytes.
+pub mod bytes {
+    use super::{AtomicU64, Relaxed};
+    use crate::epochs::{EVERYTHING, Tag};
+    use crate::message::{ATTRIBUTE_WORDS, Attributes};
+
+    /// Larger files come with windows, or by request.
+    pub const BYTES_MAX: usize = 16 << 10;
+    pub const HEAD_WORDS: usize = 2 + ATTRIBUTE_WORDS;
+
+    /// What stands before the bytes.
+    pub fn head(
+        (counter, sample): (u16, u64),
+        size_bytes: usize,
+        attributes: &Attributes,
+    ) -> [u64; HEAD_WORDS] {
+        let mut words = [0; HEAD_WORDS];
+        words[0] = u64::from(counter) | (size_bytes as u64) << 32;
+        words[1] = sample;
+        words[2..].copy_from_slice(&attributes.to_words());
+        words
+    }
+
+    /// A small file as it lies in a record.
+    pub struct View<'a> {
+        words: &'a [AtomicU64],
+    }
+
+    impl<'a> View<'a> {
+        /// None for what is no file.
+        pub fn of(payload: &'a [AtomicU64]) -> Option<Self> {
+            let size = (payload.first()?.load(Relaxed) >> 32) as usize;
+            let fits = size <= BYTES_MAX && payload.len() >= HEAD_WORDS + size.div_ceil(8);
+            fits.then_some(Self { words: payload })
+        }
+
+        fn word(&self, at: usize) -> u64 {
+            self.words.get(at).map_or(0, |word| word.load(Relaxed))
+        }
+
+        pub fn size_bytes(&self) -> usize {
+            (self.word(0) >> 32) as usize
+        }
+
+        pub fn attributes(&self) -> Attributes {
+            Attributes::from_words(&core::array::from_fn(|at| self.word(2 + at)))
+        }
+
+        /// What all of it depends on, with what everything's counter was.
+        pub fn tag(&self, everything: u64) -> Tag {
+            let mut tag = Tag::default();
+            tag.add(EVERYTHING, Some(everything));
+            tag.add(self.word(0) as u16, Some(self.word(1)));
+            tag
+        }
+
+        /// The bytes, as words.
+        pub fn bytes(&self) -> &'a [AtomicU64] {
+            self.words.get(HEAD_WORDS..).unwrap_or(&[])
+        }
+    }
 }
 
 /// Begins the memory.
@@ -291,7 +356,11 @@ mod tests {
         for _ in 0..20_000 {
             random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
             let (at, value) = ((random >> 58) as usize, random.rotate_left(29));
-            let value = if random & 1 << 20 == 0 { value & 0xff } else { value };
+            let value = match random >> 20 & 3 {
+                0 => value,
+                1 => 2 << 56 | value & 0x3f,
+                _ => value & 0xff,
+            };
             match random >> 30 & 3 {
                 0 => memory.places[at % 8].ino.store(value % 32, Relaxed),
                 1 => memory.places[at % 8].position.store(value, Relaxed),
@@ -302,6 +371,12 @@ mod tests {
                 if let Some(found) = memory.view().find(Kind::Listing, ino) {
                     assert!(found.payload().len() <= 64 && found.path_words().len() <= 64);
                     let _ = crate::listing::View::new(found.payload()).find(b"name");
+                }
+                if let Some(found) = memory.view().find(Kind::Bytes, ino)
+                    && let Some(file) = bytes::View::of(found.payload())
+                {
+                    let _ = (file.attributes(), file.tag(found.everything()));
+                    assert!(file.size_bytes() <= file.bytes().len() * 8);
                 }
             }
         }

@@ -11,17 +11,29 @@ use super::Epochs;
 pub struct Notes<'a> {
     epochs: &'a Epochs,
     tag: Cell<Tag>,
+    everything: Option<u64>,
+    inode: Cell<Option<(u16, u64)>>,
 }
 
 impl<'a> Notes<'a> {
     /// Begin before anything is looked at.
     pub fn new(epochs: &'a Epochs) -> Self {
         let mut tag = Tag::default();
-        match epochs.table() {
-            Some(table) => tag.add(EVERYTHING, table.epoch(EVERYTHING).sample()),
-            None => tag.spoil(),
-        }
-        Self { epochs, tag: Cell::new(tag) }
+        let everything = epochs.table().and_then(|table| table.sample(EVERYTHING));
+        tag.add(EVERYTHING, everything);
+        Self { epochs, tag: Cell::new(tag), everything, inode: Cell::new(None) }
+    }
+
+    /// What everything's counter was before anything was looked at.
+    pub fn everything(&self) -> Option<u64> {
+        self.everything
+    }
+
+    /// The counter of the inode that is told of, and what it was before its attributes were read.
+    pub fn inode(&self) -> Option<(u16, u64)> {
+        // Nothing else can change where nothing can.
+        let unchanging = self.everything.filter(|_| self.epochs.immutable).map(|sample| (EVERYTHING, sample));
+        unchanging.or(self.inode.get())
     }
 
     /// What the answer depends on, so far.
@@ -57,7 +69,10 @@ impl<'a> Notes<'a> {
     /// `stack` is the door's own, which takes back permissions to write without waiting before it tells anything.
     pub fn attributes(&self, stack: &dyn Libservice, caller: &Caller, node: NodeId, seen: &Attr) -> Attr {
         let Some(table) = self.epochs.table().filter(|_| !self.epochs.immutable) else { return seen.clone() };
-        self.add(table.of_inode(seen.ino));
+        let counter = table.of_inode(seen.ino);
+        let sample = table.sample(counter);
+        self.update(|tag| tag.add(counter, sample));
+        self.inode.set(sample.map(|sample| (counter, sample)));
         match stack.getattr(caller, node, None) {
             Ok(attr) if attr.ino == seen.ino => attr,
             _ => {

@@ -1,7 +1,6 @@
 //! Requests for whole directories.
 
 use polytropo_libservices::{Attr, Capabilities, Errno};
-use polytropo_wire::answers::{Kind, New};
 use polytropo_wire::channel::AREA_BYTES;
 use polytropo_wire::epochs::EVERYTHING;
 use polytropo_wire::listing::{COVERED, View};
@@ -46,16 +45,6 @@ impl Work<'_> {
         self.reply[listed::HERE] = part.len() as u64;
         self.reply[listed::EVERYTHING] = everything.unwrap_or(u64::MAX);
         Ok(())
-    }
-
-    /// Puts a listing where all programs with the rights of this one find it; None if there is no room.
-    fn share_listing(&self, listing: &Listing, everything: u64) -> Result<Option<u64>, Failure> {
-        let Some(answers) = self.client.answers.as_ref().filter(|_| self.word(0) == 0) else {
-            return Ok(None);
-        };
-        let path = self.take(0, self.word(1), PATH_BYTES_MAX)?;
-        let ino = View::new(&listing[..]).ino();
-        Ok(answers.put(&New { kind: Kind::Listing, ino, everything, path: &path, payload: listing }))
     }
 
     fn list_by_walk(&self) -> Result<Listing, Failure> {

@@ -23,6 +23,7 @@ mod operations;
 mod permissions;
 mod placement;
 mod posted;
+mod sharing;
 mod walk;
 
 use std::io;

@@ -337,6 +337,7 @@ impl Work<'_> {
                     self.client.door.stack.read(&self.client.peer.caller, file.node, handle, 0, bytes)?;
                 if count == size {
                     self.put(&self.desk.bytes[..count])?;
+                    self.share_bytes(&attr, &self.desk.bytes[..count]);
                     flags |= opened_flags::CARRIED;
                     self.reply[opened::CARRIED_BYTES] = count as u64;
                 }

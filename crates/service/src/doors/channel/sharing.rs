@@ -1,0 +1,35 @@
+//! What was looked up for one program, put where all programs with its rights read it.
+
+use polytropo_libservices::Attr;
+use polytropo_wire::answers::bytes::{BYTES_MAX, head};
+use polytropo_wire::answers::{Kind, New};
+use polytropo_wire::listing::{View, name_words};
+use polytropo_wire::message::PATH_BYTES_MAX;
+
+use super::listings::Listing;
+use super::operations::{Work, attributes};
+use super::walk::Failure;
+
+impl Work<'_> {
+    /// Where a listing lies now; None if there is no room.
+    pub(super) fn share_listing(&self, listing: &Listing, everything: u64) -> Result<Option<u64>, Failure> {
+        let Some(answers) = self.client.answers.as_ref().filter(|_| self.word(0) == 0) else {
+            return Ok(None);
+        };
+        let path = self.take(0, self.word(1), PATH_BYTES_MAX)?;
+        let ino = View::new(&listing[..]).ino();
+        Ok(answers.put(&New { kind: Kind::Listing, ino, everything, path: &path, payload: listing }))
+    }
+
+    /// All bytes of a small file that this program may read and is just being told.
+    pub(super) fn share_bytes(&self, attr: &Attr, bytes: &[u8]) {
+        let Some(answers) = self.client.answers.as_ref().filter(|_| bytes.len() <= BYTES_MAX) else { return };
+        let Some(notes) = self.notes.as_ref().filter(|notes| notes.tag().is_good()) else { return };
+        let (Some(everything), Some(sample)) = (notes.everything(), notes.inode()) else { return };
+        let mut payload = head(sample, bytes.len(), &attributes(attr)).to_vec();
+        payload.extend(name_words(bytes));
+        // Where there is no room it is asked for again.
+        let new = New { kind: Kind::Bytes, ino: attr.ino, everything, path: b"", payload: &payload };
+        let _ = answers.put(&new);
+    }
+}
