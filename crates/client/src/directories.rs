@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use core::sync::atomic::fence;
 
-use polytropo_wire::epochs::{EVERYTHING, Epoch};
+use polytropo_wire::epochs::{EVERYTHING, Epoch, Tag};
 use polytropo_wire::listing::{COVERED, Entry, NAME_BYTES_MAX, Sample, UNTOLD, WORDS_MAX, Words};
 use polytropo_wire::message::{Attributes, Operation, listed};
 
@@ -62,12 +62,32 @@ impl Name {
 }
 
 /// What an answer depends on.
-struct Premises {
+pub(crate) struct Premises {
     samples: [Sample; SAMPLES_MAX],
     count: usize,
 }
 
 impl Premises {
+    fn new() -> Self {
+        Self { samples: [(0, 0); SAMPLES_MAX], count: 0 }
+    }
+
+    /// All of it as a tag, to be kept with something that depends on `more` besides.
+    pub(crate) fn tag_with(&self, more: [Sample; 2]) -> Tag {
+        let samples = self.samples.get(..self.count).unwrap_or(&[]);
+        let mut tag = Tag::default();
+        let known = |sample: &Sample| samples.contains(sample);
+        more.iter()
+            .filter(|sample| !known(sample))
+            .for_each(|(counter, sample)| tag.add(*counter, Some(*sample)));
+        for (at, sample) in samples.iter().enumerate() {
+            if !samples.get(..at).is_some_and(|before| before.contains(sample)) {
+                tag.add(sample.0, Some(sample.1));
+            }
+        }
+        tag
+    }
+
     fn add(&mut self, sample: Sample) -> Option<()> {
         *self.samples.get_mut(self.count)? = sample;
         self.count += 1;
@@ -123,7 +143,7 @@ impl Channel {
     /// Whether a listing shows what the directory has now.
     pub fn is_current(&self, of: &Listed) -> bool {
         let (Some(listings), Some(lookups)) = (&self.listings, &self.lookups) else { return false };
-        let mut premises = Premises { samples: [(0, 0); SAMPLES_MAX], count: 0 };
+        let mut premises = Premises::new();
         let _ = premises.add((EVERYTHING, listings.everything(of.record)));
         let _ = premises.add(listings.view(of.record).sample());
         listings.is_there(of.record) && !self.has_ended() && premises.hold(lookups.epochs())
@@ -239,7 +259,16 @@ impl Channel {
     }
 
     fn walk_listings(&self, start: u64, path: &[u8], flags: u32) -> Walked {
-        self.try_walk(start, path, flags).unwrap_or(Walked::Unknown)
+        self.try_walk(start, path, flags, &mut Premises::new()).unwrap_or(Walked::Unknown)
+    }
+
+    /// What lies at a path that begins in the directory with this inode, if listings tell, and what that depends on.
+    pub(crate) fn look_below(&self, ino: u64, path: &[u8], flags: u32) -> Option<(Attributes, Premises)> {
+        let mut premises = Premises::new();
+        match self.try_walk(ino, path, flags, &mut premises)? {
+            Walked::Done(found) => Some((found.ok()?, premises)),
+            _ => None,
+        }
     }
 
     /// The path, from the root, of what lies at `path` in a directory that was listed.
@@ -250,11 +279,10 @@ impl Channel {
     }
 
     #[inline]
-    fn try_walk(&self, start: u64, path: &[u8], flags: u32) -> Option<Walked> {
+    fn try_walk(&self, start: u64, path: &[u8], flags: u32, premises: &mut Premises) -> Option<Walked> {
         let listings = self.listings.as_ref().filter(|_| !self.has_ended())?;
         let lookups = self.lookups.as_ref()?;
         let follow = flags & AT_SYMLINK_NOFOLLOW == 0;
-        let mut premises = Premises { samples: [(0, 0); SAMPLES_MAX], count: 0 };
         let mut way = Way { listings, records: [None; 3] };
         let (mut ino, mut at, mut above) = (start, 0, None::<(Listed, usize, usize)>);
         let done = |premises: &Premises,
@@ -288,7 +316,7 @@ impl Channel {
             let view = listings.view(record);
             let Some(entry) = view.find(name) else {
                 premises.add(view.sample())?;
-                return done(&premises, &way, here, above, Err(Error::Errno(ENOENT)));
+                return done(premises, &way, here, above, Err(Error::Errno(ENOENT)));
             };
             if entry.flags() & COVERED != 0 {
                 return None;
@@ -301,14 +329,14 @@ impl Channel {
                 return None;
             }
             if as_directory && kind != S_IFDIR {
-                return done(&premises, &way, here, above, Err(Error::Errno(ENOTDIR)));
+                return done(premises, &way, here, above, Err(Error::Errno(ENOTDIR)));
             }
             if is_last {
                 if entry.flags() & UNTOLD != 0 {
                     return None;
                 }
                 premises.add(entry.inode_sample())?;
-                return done(&premises, &way, here, above, Ok(entry.attributes()));
+                return done(premises, &way, here, above, Ok(entry.attributes()));
             }
             above = Some((here, at, at + length));
             at += length;

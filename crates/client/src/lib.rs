@@ -22,6 +22,7 @@ mod lookups;
 mod operations;
 mod posts;
 mod questions;
+mod small;
 mod spin;
 pub mod sys;
 mod windows;

@@ -98,6 +98,11 @@ impl Listings {
         Ok(Self { shared, memory, used: AtomicU64::new(0), writers: [AtomicU32::new(0), AtomicU32::new(0)] })
     }
 
+    /// What programs of the same rights share.
+    pub fn answers(&self) -> Option<&Answers> {
+        self.shared.as_ref()
+    }
+
     /// In a forked child, where the shared memory is not mapped.
     pub fn forget_in_child(self) {
         let Self { shared, memory, .. } = self;

@@ -34,7 +34,7 @@ pub enum Kind {
 /// A small file: counter and size, the counter's sample, attributes, bytes.
 pub mod bytes {
     use super::{AtomicU64, Relaxed};
-    use crate::epochs::{EVERYTHING, Tag};
+    use crate::listing::Sample;
     use crate::message::{ATTRIBUTE_WORDS, Attributes};
 
     /// Larger files come with windows, or by request.
@@ -42,11 +42,7 @@ pub mod bytes {
     pub const HEAD_WORDS: usize = 2 + ATTRIBUTE_WORDS;
 
     /// What stands before the bytes.
-    pub fn head(
-        (counter, sample): (u16, u64),
-        size_bytes: usize,
-        attributes: &Attributes,
-    ) -> [u64; HEAD_WORDS] {
+    pub fn head((counter, sample): Sample, size_bytes: usize, attributes: &Attributes) -> [u64; HEAD_WORDS] {
         let mut words = [0; HEAD_WORDS];
         words[0] = u64::from(counter) | (size_bytes as u64) << 32;
         words[1] = sample;
@@ -79,12 +75,9 @@ pub mod bytes {
             Attributes::from_words(&core::array::from_fn(|at| self.word(2 + at)))
         }
 
-        /// What all of it depends on, with what everything's counter was.
-        pub fn tag(&self, everything: u64) -> Tag {
-            let mut tag = Tag::default();
-            tag.add(EVERYTHING, Some(everything));
-            tag.add(self.word(0) as u16, Some(self.word(1)));
-            tag
+        /// What all of it depends on, beside everything's counter.
+        pub fn sample(&self) -> Sample {
+            (self.word(0) as u16, self.word(1))
         }
 
         /// The bytes, as words.
@@ -375,7 +368,7 @@ mod tests {
                 if let Some(found) = memory.view().find(Kind::Bytes, ino)
                     && let Some(file) = bytes::View::of(found.payload())
                 {
-                    let _ = (file.attributes(), file.tag(found.everything()));
+                    let _ = (file.attributes(), file.sample());
                     assert!(file.size_bytes() <= file.bytes().len() * 8);
                 }
             }

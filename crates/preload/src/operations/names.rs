@@ -7,7 +7,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
-use polytropo_client::{At, Attributes, Channel, Error, File, Listed, Result};
+use polytropo_client::{At, Attributes, Channel, Error, File, Listed, Opened, Result};
 
 use super::directories;
 use super::process::{self, LINK};
@@ -191,6 +191,13 @@ pub fn place_asked<'a>(
     let At::Inode(inode) = at else { return Some((at, path)) };
     let bytes = channel.path_below(inode, path, buffer)?;
     Some((At::Root, &buffer[..bytes]))
+}
+
+/// A small file that is opened to read, if its bytes are known. `flags`: O_NOFOLLOW or nothing.
+#[cold]
+pub fn open_shared(channel: &Channel, directory: usize, path: usize, flags: u32) -> Option<Opened> {
+    let (inode, rest) = beginning(channel, directory, read_path(path)?)?;
+    channel.open_shared(inode, rest, flags)
 }
 
 /// The directory where a path begins, as listings know it, and what is left of the path.

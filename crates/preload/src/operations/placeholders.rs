@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicI32, AtomicU32};
 
-use polytropo_client::{At, Attributes, Channel, Error, File};
+use polytropo_client::{At, Attributes, Channel, Error, File, Opened};
 
 use super::process::{self, LINK};
 use super::table::{DESCRIPTORS_MAX, Entry, Kind, NO_PLACE, Table};
@@ -195,19 +195,10 @@ fn open_and_keep(channel: &Channel, asked: Asked, key: At, rest: &[u8]) -> Optio
         return None;
     }
     let flags = (asked.flags & O_NOFOLLOW) as u32;
-    let mut buffer = [0; polytropo_client::PATH_BYTES_MAX];
-    let (at, path) = names::place_asked(channel, (key, rest), &mut buffer)?;
-    trace::count(Counter::Request);
-    let opened = match channel.open_to_read(at, path, flags) {
-        Ok(opened) => opened,
-        Err(error) => {
-            match error {
-                Error::Kernel => _ = REFUSED.fetch_add(1, Relaxed),
-                Error::Gone => LINK.give_up(),
-                Error::Errno(_) => {}
-            }
-            return None;
-        }
+    let shared = names::open_shared(channel, asked.directory, asked.path, flags);
+    let opened = match shared {
+        Some(opened) => opened,
+        None => ask_to_open(channel, (key, rest), flags)?,
     };
     let (file, found) = (opened.file, &opened.attributes);
     let word = if found.mode & 0o170_000 == 0o100_000 {
@@ -231,6 +222,20 @@ fn open_and_keep(channel: &Channel, asked: Asked, key: At, rest: &[u8]) -> Optio
     REFUSED.fetch_add(1, Relaxed);
     named.inspect(|named| sys::close(*named as i32));
     kept::discard(word);
+    None
+}
+
+#[cold]
+fn ask_to_open(channel: &Channel, place: (At, &[u8]), flags: u32) -> Option<Opened> {
+    let mut buffer = [0; polytropo_client::PATH_BYTES_MAX];
+    let (at, path) = names::place_asked(channel, place, &mut buffer)?;
+    trace::count(Counter::Request);
+    match channel.open_to_read(at, path, flags) {
+        Ok(opened) => return Some(opened),
+        Err(Error::Kernel) => _ = REFUSED.fetch_add(1, Relaxed),
+        Err(Error::Gone) => LINK.give_up(),
+        Err(Error::Errno(_)) => {}
+    }
     None
 }
 

@@ -12,12 +12,14 @@ use serde_json::json;
 use crate::Test;
 use crate::hostile::Raw;
 use crate::lookups::{gid, uid};
-use crate::support::{Site, as_child, fork_child};
+use crate::support::{Site, as_child, fork_child, pattern};
 
 pub const TESTS: &[Test] = &[
     ("the_second_program_asks_nothing", the_second_program_asks_nothing),
     ("what_changes_is_seen_by_all_at_once", what_changes_is_seen_by_all_at_once),
     ("programs_of_other_rights_learn_nothing", programs_of_other_rights_learn_nothing),
+    ("small_files_are_opened_by_all", small_files_are_opened_by_all),
+    ("names_that_move_take_no_bytes_along", names_that_move_take_no_bytes_along),
     ("the_log_comes_round_under_readers", the_log_comes_round_under_readers),
     ("nobody_writes_what_others_believe", nobody_writes_what_others_believe),
 ];
@@ -172,6 +174,90 @@ fn programs_of_other_rights_learn_nothing() {
         assert_eq!(channel.stat_below(root, b"open/below", 0), None, "it is another's");
     }));
     assert!(first.stat_below(root, b"open/below", 0).unwrap().is_ok());
+}
+
+/// What a program that asks nothing reads there.
+fn read_shared(channel: &Channel, ino: u64, path: &str) -> Option<Vec<u8>> {
+    let opened = channel.open_shared(ino, path.as_bytes(), 0)?;
+    let mut bytes = vec![0; 32 << 10];
+    let count = channel.pread(opened.file, &mut bytes, 0).unwrap();
+    bytes.truncate(count);
+    assert_eq!(channel.fstat_known(opened.file).unwrap().size_bytes, count as u64);
+    channel.close(opened.file).unwrap();
+    Some(bytes)
+}
+
+/// Has a program ask for all on a path of directories, and for the file.
+fn learn(channel: &Channel, path: &str) {
+    channel.list(b"").unwrap();
+    for (at, _) in path.match_indices('/') {
+        channel.list(&path.as_bytes()[..at]).unwrap();
+    }
+    let opened = channel.open_to_read(At::Root, path.as_bytes(), 0).unwrap();
+    channel.close(opened.file).unwrap();
+}
+
+fn small_files_are_opened_by_all() {
+    let (site, mnt) = site(&[]);
+    fs::create_dir_all(mnt.join("a/b")).unwrap();
+    let root = root_ino(&mnt);
+    let [one, other] = [site.connect(&mnt), site.connect(&mnt)];
+    for size in [0, 1, 4095, 16 << 10] {
+        let path = format!("a/b/f{size}");
+        fs::write(mnt.join(&path), pattern(1, 0, size)).unwrap();
+        learn(&one, &path);
+        assert_eq!(read_shared(&other, root, &path), Some(pattern(1, 0, size)));
+    }
+    fs::write(mnt.join("large"), pattern(1, 0, (16 << 10) + 1)).unwrap();
+    std::os::unix::fs::symlink("a/b/f1", mnt.join("link")).unwrap();
+    for path in ["large", "link"] {
+        learn(&one, path);
+        assert_eq!(read_shared(&other, root, path), None, "{path}");
+    }
+    // Who has it open hears of a change as well.
+    let opened = other.open_shared(root, b"a/b/f1", 0).unwrap();
+    fs::write(mnt.join("a/b/f1"), b"2").unwrap();
+    assert_eq!(read_shared(&other, root, "a/b/f1"), None);
+    assert_eq!(other.pread(opened.file, &mut [0; 8], 0), Err(Error::Kernel));
+    learn(&one, "a/b/f1");
+    assert_eq!(read_shared(&other, root, "a/b/f1").as_deref(), Some(&b"2"[..]));
+    // By a program that may list it, and not read it.
+    fs::set_permissions(mnt.join("a/b/f1"), PermissionsExt::from_mode(0o600)).unwrap();
+    learn(&one, "a/b/f1");
+    assert!(read_shared(&other, root, "a/b/f1").is_some());
+    assert_eq!(requests(&other), 0);
+    assert!(as_child(|| {
+        become_user(4711, &[]);
+        let channel = site.connect(&mnt);
+        [&b""[..], b"a", b"a/b"].iter().for_each(|path| drop(channel.list(path).unwrap()));
+        assert!(channel.stat_below(root, b"a/b/f1", 0).unwrap().is_ok());
+        assert_eq!(read_shared(&channel, root, "a/b/f1"), None);
+        let refused = channel.open_to_read(At::Root, b"a/b/f1", 0).map(drop);
+        assert_eq!(refused, Err(Error::Errno(libc::EACCES)));
+        assert_eq!(read_shared(&channel, root, "a/b/f1"), None);
+    }));
+}
+
+/// What a path led to is known only as long as all names on it stay.
+fn names_that_move_take_no_bytes_along() {
+    let (site, mnt) = site(&[]);
+    let root = root_ino(&mnt);
+    for (directory, bytes) in [("old", b"old"), ("new", b"new")] {
+        fs::create_dir(mnt.join(directory)).unwrap();
+        fs::write(mnt.join(directory).join("file"), bytes).unwrap();
+    }
+    let [one, other] = [site.connect(&mnt), site.connect(&mnt)];
+    ["old/file", "new/file"].iter().for_each(|path| learn(&one, path));
+    let opened = other.open_shared(root, b"old/file", 0).unwrap();
+    // As preloaded programs keep what they opened, to find it again by its path.
+    assert!(other.keep_open(At::Root, b"old/file", 0, opened.file, Some(7)));
+    assert_eq!(other.open_known(At::Root, b"old/file", 0), Some(Ok(7)));
+    fs::rename(mnt.join("old"), mnt.join("away")).unwrap();
+    fs::rename(mnt.join("new"), mnt.join("old")).unwrap();
+    assert_eq!(other.open_known(At::Root, b"old/file", 0), None);
+    assert_eq!(read_shared(&other, root, "old/file"), None);
+    learn(&one, "old/file");
+    assert_eq!(read_shared(&other, root, "old/file").as_deref(), Some(&b"new"[..]));
 }
 
 const DIRECTORIES: usize = 300;
