@@ -60,6 +60,8 @@ class WindowStats(msgspec.Struct, kw_only=True):
     bytes: int = 0
     held_bytes: int = 0
     """Of these, for writes that the layers have not got yet."""
+    answers_bytes: int = 0
+    """Of these, for answers that programs of the same rights share."""
     windows: int = 0
     fills: int = 0
     """Blocks of 64 KiB that were read from layers."""

@@ -161,18 +161,22 @@ impl Channel {
         }
         let claim = self.claim()?;
         let mut room = None;
-        let (mut first, mut sample, mut everything) = (0, 0, 0);
+        let (mut first, mut sample, mut everything, mut for_itself) = (0, 0, 0, 0);
         for _ in 0..PARTS_MAX {
             let path_bytes = put_path(&claim, 0, path)?;
-            let words = [At::Root.word(), path_bytes, first as u64, sample];
+            let words = [At::Root.word(), path_bytes, first as u64, sample, for_itself];
             let reply = claim.ask_whole(Operation::List, &words)?;
             if reply.outcome != 0 {
                 self.keep(asked.as_ref(), &reply, &[]);
                 result_of(reply.outcome)?;
             }
             if let (0, position @ 1..) = (first, reply.words[listed::POSITION]) {
-                let (ino, record) = listings.shared_at(position).ok_or(Error::Kernel)?;
-                return Ok(Listed { ino, record });
+                if let Some((ino, record)) = listings.shared_at(position) {
+                    return Ok(Listed { ino, record });
+                }
+                // The log came round before this thread could look.
+                for_itself = 1;
+                continue;
             }
             let total = reply.words[listed::WORDS] as usize;
             let here = reply.words[listed::HERE] as usize;

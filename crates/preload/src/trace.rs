@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use polytropo_client::TOLD;
 
+use crate::operations;
 use crate::scan::Summary;
 use crate::sys;
 use crate::text::Text;
@@ -225,6 +226,8 @@ pub fn report() {
         }
     }
     text.push(if separator == b", " { b")" } else { b"" });
+    let (requests, rings) = operations::asked();
+    text.push(b"; requests ").number(requests).push(b", rings ").number(rings);
     let refusals = REFUSALS.load(Ordering::Relaxed);
     if refusals > 0 {
         text.push(b"; given back ").number(refusals.into());

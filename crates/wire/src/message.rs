@@ -116,7 +116,7 @@ operations! {
     WriteNext = 32,
     /// file, offset, whence: moves the shared offset -> offset
     SeekShared = 33,
-    /// at, path bytes, first word wanted, sample of the part before -> [`listed`]; words of a [`crate::listing`] in the area
+    /// at, path bytes, first word wanted, sample of the part before, 1 if it must lie in the area -> [`listed`]; words of a [`crate::listing`] in the area
     List = 34,
 }
 

@@ -14,4 +14,4 @@ mod worth;
 mod writing;
 
 pub use calls::answer;
-pub use process::{Setting, begin, requests, tell};
+pub use process::{Setting, asked, begin, requests, tell};

@@ -120,6 +120,12 @@ pub fn tell() {
     }
 }
 
+/// Requests on this process's channel, and how often the service had to be woken.
+pub fn asked() -> (u64, u64) {
+    let rings = LINK.get().map_or(0, |channel| channel.counters.rings.load(Relaxed));
+    (requests(), rings)
+}
+
 /// How many requests there were on this process's channel.
 #[inline]
 pub fn requests() -> u64 {

@@ -11,11 +11,10 @@ use super::operations::{Work, attributes};
 use super::walk::Failure;
 
 impl Work<'_> {
-    /// Where a listing lies now; None if there is no room.
+    /// Where a listing lies now; None if there is no room, or the program wants it for itself.
     pub(super) fn share_listing(&self, listing: &Listing, everything: u64) -> Result<Option<u64>, Failure> {
-        let Some(answers) = self.client.answers.as_ref().filter(|_| self.word(0) == 0) else {
-            return Ok(None);
-        };
+        let for_itself = self.word(0) != 0 || self.word(4) != 0;
+        let Some(answers) = self.client.answers.as_ref().filter(|_| !for_itself) else { return Ok(None) };
         let path = self.take(0, self.word(1), PATH_BYTES_MAX)?;
         let ino = View::new(&listing[..]).ino();
         Ok(answers.put(&New { kind: Kind::Listing, ino, everything, path: &path, payload: listing }))
