@@ -302,8 +302,12 @@ impl Channel {
             Some(Walked::Unlisted { from: outdated.record, begin: 0, end: 0, ino: outdated.ino })
         };
         loop {
-            while path.get(at) == Some(&b'/') {
-                at += 1;
+            loop {
+                match path.get(at..)? {
+                    [b'/', ..] => at += 1,
+                    [b'.', b'/', ..] => at += 2,
+                    _ => break,
+                }
             }
             let Some(record) = way.enter(ino) else {
                 let (parent, begin, end) = above?;
