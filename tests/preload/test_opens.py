@@ -271,7 +271,7 @@ reads = os.open("own", os.O_RDONLY)
 os.write(writes, b"O")
 os.chmod("own", 0)
 print(os.read(reads, 3), attempt(os.dup, reads), attempt(os.dup2, writes, 9))
-print(attempt(os.posix_fallocate, writes, 0, 99), attempt(os.copy_file_range, reads, writes, 3))
+print(attempt(os.posix_fallocate, writes, 0, 9), attempt(os.copy_file_range, reads, writes, 3))
 print(os.read(reads, 3), os.write(writes, b"W"), attempt(os.fstat, reads) is not None)
 os.chmod("own", 0o600)
 print(os.read(os.dup(reads), 3), os.lseek(os.dup(writes), 0, os.SEEK_CUR))
@@ -298,7 +298,7 @@ def test_rights_that_were_lost_are_missed_only_where_the_kernel_has_to_open(
     denied = "Permission denied"
     assert done.stdout.splitlines() == [
         f"b'Own' {denied} {denied}",
-        f"{denied} {denied}",
+        f"None {denied}",
         "b' by' 1 True",
         "b'tes' 2",
         "b'n bytes'",
