@@ -4,9 +4,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use loom::sync::Arc;
 use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
+use loom::sync::{Arc, Mutex};
 use loom::thread;
 use polytropo_wire::posts::{Post, STATE_FREE, STATE_PUBLISHED, limit, withdraw};
 
@@ -166,6 +166,81 @@ fn waking(faulty: bool) {
     });
 }
 
+/// A service that holds what is posted under a permit, as `doors/channel/posted` and `held` do: whoever applies posts has the turn, and looks at
+/// the permit only then.
+struct Holding {
+    memory: Arc<Memory>,
+    turn: Mutex<()>,
+    held: Mutex<u64>,
+    /// What the layers have, in order, a digit each.
+    layers: AtomicU64,
+}
+
+impl Holding {
+    fn apply(&self, seen_before: Option<bool>) {
+        let _turn = self.turn.lock().unwrap();
+        let limit = limit(&self.memory.issued);
+        let posts = &self.memory.posts;
+        let mut found: Vec<_> = posts.iter().filter_map(|post| Some((post.pending(limit)?, post))).collect();
+        found.sort_by_key(|(sequence, _)| *sequence);
+        for (_, post) in found {
+            if !post.take() {
+                continue;
+            }
+            let value = u64::from(post.bytes.load(Relaxed));
+            if seen_before.unwrap_or_else(|| self.is_permitted()) {
+                let mut held = self.held.lock().unwrap();
+                *held = *held * 10 + value;
+            } else {
+                // What was held goes first.
+                self.flush();
+                self.layers.store(self.layers.load(Relaxed) * 10 + value, Relaxed);
+            }
+            post.finish(0);
+        }
+    }
+
+    fn is_permitted(&self) -> bool {
+        self.memory.permit.load(Relaxed) == FILE
+    }
+
+    fn flush(&self) {
+        let mut held = self.held.lock().unwrap();
+        if *held != 0 {
+            let digits = if *held < 10 { 10 } else { 100 };
+            self.layers.store(self.layers.load(Relaxed) * digits + *held, Relaxed);
+            *held = 0;
+        }
+    }
+}
+
+/// Whoever withdraws a permit, applies what was posted and then writes what is held has all that had returned with the layers, in order, though another
+/// thread was about to hold it.
+fn holding(faulty: bool) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(move || {
+        let memory = Memory::new();
+        let (turn, held, layers) = (Mutex::new(()), Mutex::new(0), AtomicU64::new(0));
+        let service = Arc::new(Holding { memory: memory.clone(), turn, held, layers });
+        let first = memory.write(0, 1, false);
+        let program = thread::spawn(move || memory.write(1, 2, false));
+        let driver = {
+            let service = service.clone();
+            thread::spawn(move || service.apply(faulty.then(|| service.is_permitted())))
+        };
+        withdraw(&service.memory.permit);
+        service.apply(None);
+        service.flush();
+        // From here on the service answers others.
+        let seen = service.layers.load(Relaxed);
+        let second = program.join().unwrap();
+        driver.join().unwrap();
+        assert!(first && (seen == 12 || (seen == 1 && !second)), "{seen} {second}");
+        assert_eq!(*service.held.lock().unwrap(), 0, "held of a file that others know");
+    });
+}
+
 fn found(model: impl FnOnce()) -> bool {
     catch_unwind(AssertUnwindSafe(model)).is_err()
 }
@@ -185,6 +260,12 @@ fn writes_are_applied_in_order() {
 #[test]
 fn a_post_is_applied_once_or_taken_back() {
     taking_back();
+}
+
+#[test]
+fn what_is_held_is_written_before_others_look() {
+    holding(false);
+    assert!(found(|| holding(true)), "a look at the permit out of turn was not noticed");
 }
 
 #[test]
