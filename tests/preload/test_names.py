@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -114,3 +115,97 @@ print("as the kernel says")
     place = OnMount(isolated, mount(isolated, kind))
     done = place.run("sh", "-c", words, sys.executable, script)
     assert (done.returncode, done.stdout) == (0, "as the kernel says\n"), done
+
+
+CHANGES = """
+import os, random, stat, sys
+random.seed(int(sys.argv[1]))
+os.umask(random.choice([0o022, 0o027, 0o077]))
+here = os.getcwd()
+NAMES = ["a", "b", "c", "d", "a/a", "a/b", "b/a", "b/c/d", "a/", "nothing/here", "c/..", "."]
+opened = {}
+for turn in range(100):
+    # The service is asked for what is asked for again.
+    try:
+        os.rmdir("missing")
+    except FileNotFoundError:
+        pass
+def place(name):
+    how = random.randrange(3)
+    if how == 0:
+        return os.path.join(here, name), None
+    above, _, last = name.rpartition("/")
+    if how == 2 and above and last:
+        try:
+            if above not in opened:
+                opened[above] = os.open(above, os.O_RDONLY | os.O_DIRECTORY)
+            return last, opened[above]
+        except OSError:
+            pass
+    return name, None
+def change():
+    what = random.choice("mkdir mkdir rmdir unlink symlink link rename rename make make".split())
+    (one, at), (two, to) = place(random.choice(NAMES)), place(random.choice(NAMES))
+    if what == "mkdir":
+        os.mkdir(one, 0o777, dir_fd=at)
+    elif what == "rmdir":
+        os.rmdir(one, dir_fd=at)
+    elif what == "unlink":
+        os.unlink(one, dir_fd=at)
+    elif what == "symlink":
+        os.symlink("a", one, dir_fd=at)
+    elif what == "link":
+        os.link(one, two, src_dir_fd=at, dst_dir_fd=to, follow_symlinks=False)
+    elif what == "rename":
+        os.rename(one, two, src_dir_fd=at, dst_dir_fd=to)
+    else:
+        file = os.open(one, os.O_WRONLY | os.O_CREAT, 0o666, dir_fd=at)
+        os.write(file, b"x" * random.randrange(100))
+        os.close(file)
+    return what
+def tree(directory, fd=None):
+    for name in sorted(os.listdir(directory)):
+        path = os.path.join(directory, name)
+        seen = os.lstat(path)
+        size = 0 if stat.S_ISDIR(seen.st_mode) else seen.st_size
+        links = 0 if stat.S_ISDIR(seen.st_mode) else seen.st_nlink
+        print(" ", path, oct(seen.st_mode), links, size)
+        if stat.S_ISDIR(seen.st_mode):
+            tree(path)
+for turn in range(600):
+    try:
+        print(turn, change())
+    except OSError as error:
+        print(turn, error.errno)
+    if turn % 60 == 0:
+        tree(".")
+        while opened:
+            os.close(opened.popitem()[1])
+print("end")
+tree(".")
+"""
+
+
+@pytest.mark.parametrize("kind", ["exclusive, writes", "union, writes"])
+def test_names_change_as_the_kernel_changes_them(isolated: Isolated, library: Path, kind: str) -> None:
+    """At random, by paths and in open directories, beside the same on a plain directory."""
+    place = OnMount(isolated, mount(isolated, kind))
+    script = isolated.directory / "changes.py"
+    script.write_text(CHANGES)
+    for seed in ("1", "2", "3"):
+        own, plain = f"own-{seed}", isolated.directory / f"plain-{seed}"
+        plain.mkdir()
+        inside = (
+            f"import os, sys; os.makedirs({own!r}); os.chdir({own!r}); exec(open({str(script)!r}).read())"
+        )
+        done = place.run(sys.executable, "-c", inside, seed)
+        expected = subprocess.run(
+            [sys.executable, str(script), seed], cwd=plain, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stdout) == (0, expected.stdout), done.stderr
+        report = place.trace.read_text()
+        assert max(map(int, re.findall(r"by request (\d+)", report))) > 200, report
+        # Who goes through the kernel sees the same.
+        paths = sorted(str(path.relative_to(plain)) for path in plain.rglob("*"))
+        listed = isolated.run("find", place.mountpoint / own, "-mindepth", "1", "-printf", "%P\\n")
+        assert sorted(listed.stdout.split()) == paths

@@ -91,12 +91,12 @@ impl Channel {
     }
 
     pub fn mkdir(&self, at: At, path: &[u8], mode: u32, umask: u32) -> Result<()> {
-        self.on_path(Operation::MakeDirectory, at, path, &[mode.into(), umask.into()])
+        self.names([0; 2]).mkdir(at, path, mode, umask)
     }
 
     /// unlinkat(2).
     pub fn unlink(&self, at: At, path: &[u8], flags: u32) -> Result<()> {
-        self.on_path(Operation::Unlink, at, path, &[flags.into()])
+        self.names([0; 2]).unlink(at, path, flags)
     }
 
     /// fchmodat2(2).
@@ -122,24 +122,28 @@ impl Channel {
 
     /// renameat2(2).
     pub fn rename(&self, at: At, path: &[u8], new_at: At, new_path: &[u8], flags: u32) -> Result<()> {
-        self.on_paths(Operation::Rename, (at, path), (new_at, new_path), flags)
+        Names { channel: self, parents: [0; 2], files_only: false }.rename(
+            (at, path),
+            (new_at, new_path),
+            flags,
+        )
     }
 
     /// linkat(2).
     pub fn link(&self, at: At, path: &[u8], new_at: At, new_path: &[u8], flags: u32) -> Result<()> {
-        self.on_paths(Operation::Link, (at, path), (new_at, new_path), flags)
+        self.names([0; 2]).link((at, path), (new_at, new_path), flags)
     }
 
     /// symlinkat(2): `path` gets to lead to `target`.
     pub fn symlink(&self, target: &[u8], at: At, path: &[u8]) -> Result<()> {
-        if target.len() > PATH_BYTES_MAX {
-            return Err(Error::Errno(ENAMETOOLONG));
-        }
-        let claim = self.claim()?;
-        claim.put(0, target)?;
-        let path_bytes = put_path(&claim, target.len(), path)?;
-        let words = [at.word(), path_bytes, target.len() as u64];
-        claim.ask(Operation::SymbolicLink, &words).map(drop)
+        self.names([0; 2]).symlink(target, at, path)
+    }
+
+    /// Changes of names in directories of which it is known which inodes they are, or 0: if a path comes to lead to another one, nothing
+    /// is done and the answer is `Error::Kernel`. That is also the answer for directories that are to be renamed, since the kernel has to
+    /// know where those are that are somebody's working directory.
+    pub fn names(&self, parents: [u64; 2]) -> Names<'_> {
+        Names { channel: self, parents, files_only: true }
     }
 
     fn on_path(&self, operation: Operation, at: At, path: &[u8], more: &[u64]) -> Result<()> {
@@ -152,12 +156,56 @@ impl Channel {
         }
         claim.ask(operation, &words).map(drop)
     }
+}
+
+/// See [`Channel::names`].
+pub struct Names<'a> {
+    channel: &'a Channel,
+    parents: [u64; 2],
+    files_only: bool,
+}
+
+impl Names<'_> {
+    pub fn mkdir(&self, at: At, path: &[u8], mode: u32, umask: u32) -> Result<()> {
+        let words = [mode.into(), umask.into(), self.parents[0]];
+        self.channel.on_path(Operation::MakeDirectory, at, path, &words)
+    }
+
+    /// unlinkat(2).
+    pub fn unlink(&self, at: At, path: &[u8], flags: u32) -> Result<()> {
+        self.channel.on_path(Operation::Unlink, at, path, &[flags.into(), self.parents[0]])
+    }
+
+    /// renameat2(2).
+    pub fn rename(&self, from: (At, &[u8]), to: (At, &[u8]), flags: u32) -> Result<()> {
+        self.on_paths(Operation::Rename, from, to, flags)
+    }
+
+    /// linkat(2).
+    pub fn link(&self, from: (At, &[u8]), to: (At, &[u8]), flags: u32) -> Result<()> {
+        self.on_paths(Operation::Link, from, to, flags)
+    }
+
+    /// symlinkat(2).
+    pub fn symlink(&self, target: &[u8], at: At, path: &[u8]) -> Result<()> {
+        if target.len() > PATH_BYTES_MAX {
+            return Err(Error::Errno(ENAMETOOLONG));
+        }
+        let claim = self.channel.claim()?;
+        claim.put(0, target)?;
+        let path_bytes = put_path(&claim, target.len(), path)?;
+        let words = [at.word(), path_bytes, target.len() as u64, self.parents[0]];
+        claim.ask(Operation::SymbolicLink, &words).map(drop)
+    }
 
     fn on_paths(&self, operation: Operation, one: (At, &[u8]), two: (At, &[u8]), flags: u32) -> Result<()> {
-        let claim = self.claim()?;
+        let claim = self.channel.claim()?;
         let first_bytes = put_path(&claim, 0, one.1)?;
         let second_bytes = put_path(&claim, one.1.len(), two.1)?;
-        let words = [one.0.word(), first_bytes, two.0.word(), second_bytes, flags.into()];
+        let [parent, new_parent] = self.parents;
+        let [at, new_at] = [one.0.word(), two.0.word()];
+        let only = self.files_only.into();
+        let words = [at, first_bytes, new_at, second_bytes, flags.into(), parent, new_parent, only];
         claim.ask(operation, &words).map(drop)
     }
 }

@@ -48,6 +48,11 @@ pub mod nr {
     pub const GETCWD: usize = 79;
     pub const CHDIR: usize = 80;
     pub const FCHDIR: usize = 81;
+    pub const RENAME: usize = 82;
+    pub const MKDIR: usize = 83;
+    pub const LINK: usize = 86;
+    pub const UNLINK: usize = 87;
+    pub const SYMLINK: usize = 88;
     pub const FCHMOD: usize = 91;
     pub const FCHOWN: usize = 93;
     pub const SYNC_FILE_RANGE: usize = 277;
@@ -80,7 +85,12 @@ pub mod nr {
     pub const FADVISE64: usize = 221;
     pub const EXIT_GROUP: usize = 231;
     pub const OPENAT: usize = 257;
+    pub const MKDIRAT: usize = 258;
     pub const NEWFSTATAT: usize = 262;
+    pub const UNLINKAT: usize = 263;
+    pub const RENAMEAT: usize = 264;
+    pub const LINKAT: usize = 265;
+    pub const SYMLINKAT: usize = 266;
     pub const READLINKAT: usize = 267;
     pub const FACCESSAT: usize = 269;
     pub const UNSHARE: usize = 272;
@@ -89,6 +99,7 @@ pub mod nr {
     pub const DUP3: usize = 292;
     pub const SENDMMSG: usize = 307;
     pub const SETNS: usize = 308;
+    pub const RENAMEAT2: usize = 316;
     pub const SECCOMP: usize = 317;
     pub const EXECVEAT: usize = 322;
     pub const STATX: usize = 332;

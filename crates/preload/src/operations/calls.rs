@@ -3,7 +3,7 @@
 use super::placeholders::{self, Asked};
 use super::process::{self, LINK, table};
 use super::table::{Kind, Table};
-use super::{directories, elsewhere, kept, names, reading, writing};
+use super::{changing, directories, elsewhere, kept, names, reading, writing};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::trace::{self, Why};
@@ -37,6 +37,10 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
     if matches!(number, nr::FCNTL | nr::INOTIFY_ADD_WATCH | nr::FANOTIFY_MARK) && watches(number, arguments) {
         process::turn_off();
         return Answer::Pass(Why::Unseen);
+    }
+    // Before what is done to descriptors: names in open directories need not be opened by the kernel for it.
+    if let Some(answer) = changing::answer(number, arguments) {
+        return answer;
     }
     if let Some(answer) = directories::answer(number, arguments) {
         return answer;

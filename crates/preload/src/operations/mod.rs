@@ -1,6 +1,7 @@
 //! What becomes of the calls that are looked at. No registers, no ABI here: that is `hooks`' business.
 
 mod calls;
+mod changing;
 mod directories;
 mod elsewhere;
 mod kept;

@@ -247,6 +247,15 @@ fn parent_of(path: &[u8]) -> &[u8] {
     path.get(..end).unwrap_or(&[])
 }
 
+/// A name is changed before there is a channel.
+#[cold]
+pub fn count_change(path: usize) {
+    if read_path(path).is_some_and(maybe_ours) && worth::count(Event::Change) {
+        let setting = process::setting();
+        LINK.get_or_connect(|| setting.connect());
+    }
+}
+
 /// The listing of a directory that is to be opened; None if there is none.
 pub fn list(directory: usize, path: usize, stays: bool) -> Option<Listed> {
     if ENDED.load(Acquire) {

@@ -197,7 +197,8 @@ pub fn change_limit(table: &Table, number: usize, arguments: &[usize; 6]) -> Ans
     Answer::Asked(done)
 }
 
-fn umask() -> Option<u32> {
+/// The process's umask.
+pub fn umask() -> Option<u32> {
     let known = UMASK.load(Acquire);
     if let Some(umask) = known.checked_sub(1) {
         return Some(umask);

@@ -97,8 +97,16 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// The program knows in which directory the name is to be, if the word at `at` is not 0: the path leads there only as long as nobody
+    /// moves it.
+    fn in_known_directory(&self, target: &Target<'_>, at: usize) -> Done {
+        let known = self.word(at);
+        if known != 0 && target.parent().1.ino != known { Err(Failure::Kernel) } else { Ok(()) }
+    }
+
     pub(super) fn make_directory(&mut self) -> Done {
         let target = self.walk(0, 0, NO_FOLLOW)?;
+        self.in_known_directory(&target, 4)?;
         let name = self.new_name(&target)?;
         let mut caller = self.caller().clone();
         caller.umask = self.word32(3)? & 0o777;
@@ -113,6 +121,7 @@ impl Work<'_> {
             return fail(Errno::NOENT, "make an empty link");
         }
         let target = self.walk(0, text.len(), NO_FOLLOW)?;
+        self.in_known_directory(&target, 3)?;
         let name = self.new_name(&target)?;
         if target.must_be_directory {
             return fail(Errno::NOENT, "make a link where a directory is wanted");
@@ -125,6 +134,8 @@ impl Work<'_> {
         let from = self.walk(0, 0, if follow { FOLLOW } else { NO_FOLLOW })?;
         let (node, attr) = from.existing()?;
         let to = self.second_walk(2, self.word(1))?;
+        self.in_known_directory(&from, 5)?;
+        self.in_known_directory(&to, 6)?;
         let name = self.new_name(&to)?;
         if attr.is_dir() {
             return fail(Errno::PERM, "give a directory another name");
@@ -179,6 +190,7 @@ impl Work<'_> {
         }
         let target =
             walk(&self.client.ground(None), self.client.start(self.word(0))?, &path, Last { follow: false })?;
+        self.in_known_directory(&target, 3)?;
         let (name, attr) = self.entry(&target, if directory { Errno::BUSY } else { Errno::ISDIR })?;
         self.may_remove(&target, attr)?;
         let (parent, caller) = (target.parent().0, self.caller());
@@ -203,8 +215,16 @@ impl Work<'_> {
         }
         let from = self.walk(0, 0, NO_FOLLOW)?;
         let to = self.second_walk(2, self.word(1))?;
-        let (name, attr) = self.entry(&from, Errno::BUSY)?;
+        self.in_known_directory(&from, 5)?;
+        self.in_known_directory(&to, 6)?;
+        // As the kernel does: before it looks whether anything is there.
         let new_name = to.last_name(Errno::BUSY)?;
+        let (name, attr) = self.entry(&from, Errno::BUSY)?;
+        if self.word(7) != 0
+            && [&from, &to].iter().any(|at| at.found.as_ref().is_some_and(|f| f.attr.is_dir()))
+        {
+            return Err(Failure::Kernel);
+        }
         if from.found.as_ref().is_some_and(|moved| to.passes(moved.node)) {
             return fail(Errno::INVAL, "move a directory into itself");
         }
