@@ -100,6 +100,20 @@ def makes_read_only() -> None:
             os.fsync(file),
         )
         os.close(file)
+        file = (
+            os.open(f"mode{mode:o}", os.O_WRONLY)
+            if mode & 0o200
+            else os.open("later", os.O_CREAT | os.O_RDWR)
+        )
+        print(os.write(file, b"before"), os.fchmod(file, mode & 0o444), os.write(file, b"after"))
+        print(os.write(os.dup(file), b"!"), os.fstat(file).st_size, attempt(os.posix_fallocate, file, 0, 20))
+        print(
+            in_child(lambda: os.write(file, b" child")),
+            os.lseek(file, 0, os.SEEK_CUR),
+            os.fstat(file).st_mode,
+        )
+        os.close(file)
+        os.unlink("later") if os.path.exists("later") else None
     os.umask(0o777)
     file = os.open("masked", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     print(os.write(file, b"made"), os.write(os.dup(file), b" more"), os.fstat(file).st_size)

@@ -387,6 +387,8 @@ pub fn change(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
             channel.allocate(file, arguments[1] as u32, arguments[2] as u64, arguments[3] as u64)
         }
         nr::SYNC_FILE_RANGE => return sync_range(descriptor, entry, channel, file, arguments),
+        // While it may still be opened by the kernel, should anything need that later.
+        nr::FCHMOD if !may_open_again(entry.flags() as usize & O_ACCMODE, arguments[1]) => return pass(),
         nr::FCHMOD => channel.chmod(it, b"", arguments[1] as u32 & 0o7777, 0),
         nr::FCHOWN => channel.chown(it, b"", arguments[1] as u32, arguments[2] as u32, 0),
         // With a path, or with flags, it is about something else.
