@@ -8,6 +8,7 @@ mod copies;
 mod held;
 mod hostile;
 mod lookups;
+mod modes;
 mod posting;
 mod reading;
 mod sharing;
@@ -23,6 +24,8 @@ use std::time::{Duration, Instant};
 /// Names the test that this process is to run.
 const INSIDE: &str = "POLYTROPO_TEST_INSIDE";
 const TEST_TIME_MAX: Duration = Duration::from_secs(60);
+/// Of those that go through thousands of orders.
+const WALK_TIME_MAX: Duration = Duration::from_secs(1800);
 
 type Test = (&'static str, fn());
 
@@ -40,6 +43,7 @@ fn tests() -> Vec<Test> {
         state::TESTS,
         copies::TESTS,
         takeover::TESTS,
+        modes::TESTS,
     ];
     all.concat()
 }
@@ -64,9 +68,10 @@ fn main() -> ExitCode {
         println!("channel tests: skipped, {reason}");
         return ExitCode::SUCCESS;
     }
+    let long = arguments.iter().any(|argument| argument == "--include-ignored");
     let (mut passed, mut failed) = (0, 0);
     for (name, _) in chosen {
-        let good = run(name);
+        let good = run(name, long);
         println!("test channel::{name} ... {}", if good { "ok" } else { "FAILED" });
         if good { passed += 1 } else { failed += 1 }
     }
@@ -74,16 +79,21 @@ fn main() -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run(name: &str) -> bool {
+fn run(name: &str, long: bool) -> bool {
     let own = std::env::current_exe().expect("find this program");
-    let mut child = Command::new(own).env(INSIDE, name).spawn().expect("run this program");
-    let deadline = Instant::now() + TEST_TIME_MAX;
+    let mut command = Command::new(own);
+    if long && std::env::var_os(modes::LENGTH).is_none() {
+        command.env(modes::LENGTH, "3");
+    }
+    let mut child = command.env(INSIDE, name).spawn().expect("run this program");
+    let time_max = if name.starts_with("modes_of_") { WALK_TIME_MAX } else { TEST_TIME_MAX };
+    let deadline = Instant::now() + time_max;
     loop {
         if let Some(status) = child.try_wait().expect("wait for a test") {
             return status.success();
         }
         if Instant::now() > deadline {
-            eprintln!("{name} took longer than {TEST_TIME_MAX:?} and is killed");
+            eprintln!("{name} took longer than {time_max:?} and is killed");
             let _ = child.kill();
             let _ = child.wait();
             return false;

@@ -95,8 +95,11 @@ impl Site {
     }
 
     pub fn mount_stack(&mut self, name: &str, root: &Value) -> PathBuf {
+        self.mount_document(name, &json!({"version": 1, "root": root}))
+    }
+
+    pub fn mount_document(&mut self, name: &str, stack: &Value) -> PathBuf {
         let mountpoint = self.directory(&format!("mnt-{name}"));
-        let stack = json!({"version": 1, "root": root});
         self.order(&json!({"op": "mount", "stack": stack, "mountpoint": mountpoint}));
         mountpoint
     }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Site, c_path, on_union_passing_through};
+use crate::support::{Site, c_path, eventually, on_union_passing_through};
 
 const OLD: &[u8] = b"as the image has it";
 
@@ -319,20 +319,30 @@ fn renamed_linked_and_removed_while_open() {
     });
 }
 
-/// There is no name to look up again behind /proc/self/fd.
+/// There is no name to look up again behind /proc/self/fd. The kernel would open the image's file for writing.
 #[test]
-fn reopened_by_its_descriptor_an_old_reader_writes_the_copy() {
+fn reopened_by_its_descriptor_an_old_inode_is_written_once_nobody_reads_the_image_by_it() {
     on_image(one_file, |site| {
         let reader = File::open(site.path("f")).unwrap();
-        let itself = format!("/proc/self/fd/{}", reader.as_raw_fd());
+        let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(site.path("f")).unwrap();
+        let itself = format!("/proc/self/fd/{}", place.as_raw_fd());
+        let write = || OpenOptions::new().read(true).write(true).open(&itself);
+        for _ in 0..3 {
+            assert_eq!(write().unwrap_err().raw_os_error(), Some(libc::ETXTBSY));
+        }
+        fs::write(site.path("f"), "new").unwrap();
+        assert_eq!(read(&File::open(&itself).unwrap()), b"new");
+        assert_eq!(read(&reader), OLD);
+        assert_eq!(fs::read(site.lower.join("f")).unwrap(), OLD);
+        drop(reader);
+        // The service hears of it a moment later.
+        eventually("nobody reads the image's file", || write().is_ok());
         for (count, byte) in [b"1", b"2", b"3"].into_iter().enumerate() {
-            let writer = OpenOptions::new().read(true).write(true).open(&itself).unwrap();
+            let writer = write().unwrap();
             writer.write_all_at(byte, 0).unwrap();
             assert_eq!(read(&writer)[0], byte[0]);
-            assert_eq!(fs::read(site.path("f")).unwrap()[0], byte[0], "round {count}");
+            assert_eq!(fs::read(site.path("f")).unwrap(), [byte, &b"ew"[..]].concat(), "round {count}");
         }
-        assert_eq!(read(&reader), OLD);
-        drop(reader);
         fs::write(site.path("f"), "end").unwrap();
         assert_eq!(fs::read(site.path("f")).unwrap(), b"end");
     });

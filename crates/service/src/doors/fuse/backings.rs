@@ -77,8 +77,18 @@ impl Backings {
     }
 
     /// The same for a node that is registered already.
-    pub fn take_known(&self, node: NodeId) -> Option<u32> {
+    fn take_known(&self, node: NodeId) -> Option<u32> {
         self.kept.lock().take(node)
+    }
+
+    /// The same while the kernel has it in use.
+    pub fn take_used(&self, node: NodeId) -> Option<u32> {
+        let mut kept = self.kept.lock();
+        if kept.is_used(node) { kept.take(node) } else { None }
+    }
+
+    pub fn is_used(&self, node: NodeId) -> bool {
+        self.kept.lock().is_used(node)
     }
 
     pub fn release(&self, node: NodeId) {
@@ -130,6 +140,10 @@ impl Kept {
             backing.idle_since = self.clock;
             self.idle.insert(self.clock, node);
         }
+    }
+
+    fn is_used(&self, node: NodeId) -> bool {
+        self.by_node.get(&node).is_some_and(|backing| backing.users > 0)
     }
 
     fn remove_idle(&mut self, node: NodeId) -> Option<u32> {

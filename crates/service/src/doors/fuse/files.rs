@@ -110,6 +110,9 @@ impl Operation<'_> {
             if renewed.open_of_old(self.node, self.header.pid) == OldInode::LookAgain {
                 return Err(stale());
             }
+            if open_flags(asked.flags).contains(OpenFlags::WRITE) && self.session.opens.is_bound(self.node) {
+                return Err(Error::new(Errno::TXTBSY, "write by an inode whose former bytes are in use"));
+            }
         } else {
             renewed.open_of_new(self.node, self.header.pid);
         }

@@ -125,12 +125,17 @@ impl Opens {
     /// their file, this one has to name it too; only maps show it.
     fn grant_apart(&self, opening: &Opening<'_>) -> abi::OpenOut {
         let Opening { node, opened, flags, .. } = *opening;
-        let id = self.passing.as_ref().and_then(|(backings, _)| backings.take_known(node));
+        let id = self.passing.as_ref().and_then(|(backings, _)| backings.take_used(node));
         let ticket = self.modes.open_apart(node, flags.contains(OpenFlags::WRITE));
         self.keep(opening, ticket, id);
         let mut out = FileOpenFlags::DIRECT_IO | FileOpenFlags::PARALLEL_DIRECT_WRITES;
         out.set(FileOpenFlags::PASSTHROUGH, id.is_some());
         answer(opened, out, id)
+    }
+
+    /// Whether opens bind the node's former inode to their file. The kernel would then open that for writing too.
+    pub fn is_bound(&self, node: NodeId) -> bool {
+        self.passing.as_ref().is_some_and(|(backings, _)| backings.is_used(node))
     }
 
     /// The number of the file that the kernel may use for this open, if there is one. To be given back by `unbind`.
