@@ -117,7 +117,7 @@ impl<'a> Side<'a> {
         }
     }
 
-    pub fn views(&mut self) -> Vec<Option<View>> {
+    pub fn views(&mut self) -> Vec<io::Result<Option<View>>> {
         self.holders.iter().map(|holder| holder.view(&mut self.buffer)).collect()
     }
 

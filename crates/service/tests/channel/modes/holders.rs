@@ -58,11 +58,15 @@ impl Holder<'_> {
         }
     }
 
+    pub fn is_written_map(&self) -> bool {
+        matches!(self, Self::Map(map) if map.writable)
+    }
+
     /// None where there is nothing to see.
-    pub fn view(&self, buffer: &mut Aligned) -> Option<View> {
+    pub fn view(&self, buffer: &mut Aligned) -> io::Result<Option<View>> {
         let (bytes, size_bytes) = match self {
-            Self::Program(_) => return None,
-            Self::Map(map) => return Some(View { pages: map.pages(), size_bytes: None }),
+            Self::Program(_) => return Ok(None),
+            Self::Map(map) => return Ok(Some(View { pages: map.pages(), size_bytes: None })),
             Self::File(file, access) => {
                 let bytes = if access.read { read(file, buffer) } else { Vec::new() };
                 (bytes, file.metadata().expect("look at an open file").len())
@@ -70,24 +74,20 @@ impl Holder<'_> {
             Self::Channel { channel, file, access, .. } => {
                 let bytes = match access.read.then(|| channel.pread(*file, buffer.bytes(), 0)) {
                     None => Vec::new(),
-                    Some(Err(Error::Kernel)) => {
-                        read(&self.upgraded().expect("open by the placeholder"), buffer)
-                    }
+                    Some(Err(Error::Kernel)) => read(&self.upgraded()?, buffer),
                     Some(count) => {
                         let count = count.expect("read through the channel");
                         buffer.bytes()[..count].to_vec()
                     }
                 };
                 let size_bytes = match channel.fstat(*file) {
-                    Err(Error::Kernel) => {
-                        self.upgraded().expect("open by the placeholder").metadata().expect("look").len()
-                    }
+                    Err(Error::Kernel) => self.upgraded()?.metadata().expect("look").len(),
                     told => told.expect("look through the channel").size_bytes,
                 };
                 (bytes, size_bytes)
             }
         };
-        Some(View { size_bytes: Some(size_bytes), ..View::of(&bytes) })
+        Ok(Some(View { size_bytes: Some(size_bytes), ..View::of(&bytes) }))
     }
 
     pub fn write(&self, byte: u8, offset: u64) -> io::Result<()> {

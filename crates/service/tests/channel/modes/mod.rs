@@ -26,6 +26,7 @@ pub const TESTS: &[Test] = &[
     ("modes_of_an_image", || every_order_on(PLAIN)),
     ("modes_of_a_directory_with_channels", || every_order_on(DIRECTORY_WITH_CHANNELS)),
     ("modes_of_a_directory", || every_order_on(DIRECTORY)),
+    ("modes_of_an_image_over_rings", modes_of_an_image_over_rings),
 ];
 
 /// Of the orders that are gone through; all of three in the long form of the tests.
@@ -41,6 +42,7 @@ struct Setting {
     image: bool,
     passthrough: bool,
     channels: bool,
+    over_rings: bool,
     size_bytes: usize,
 }
 
@@ -49,12 +51,16 @@ const SMALL: usize = SIZE_MIN_BYTES;
 /// Has a window.
 const LARGE: usize = 70_000;
 
-const PASSED_THROUGH: Setting = Setting { image: true, passthrough: true, channels: true, size_bytes: LARGE };
-const WITH_CHANNELS: Setting = Setting { image: true, passthrough: false, channels: true, size_bytes: SMALL };
-const PLAIN: Setting = Setting { image: true, passthrough: false, channels: false, size_bytes: SMALL };
+const PASSED_THROUGH: Setting =
+    Setting { image: true, passthrough: true, channels: true, over_rings: false, size_bytes: LARGE };
+const WITH_CHANNELS: Setting =
+    Setting { image: true, passthrough: false, channels: true, over_rings: false, size_bytes: SMALL };
+const PLAIN: Setting =
+    Setting { image: true, passthrough: false, channels: false, over_rings: false, size_bytes: SMALL };
 const DIRECTORY_WITH_CHANNELS: Setting =
-    Setting { image: false, passthrough: false, channels: true, size_bytes: LARGE };
-const DIRECTORY: Setting = Setting { image: false, passthrough: false, channels: false, size_bytes: LARGE };
+    Setting { image: false, passthrough: false, channels: true, over_rings: false, size_bytes: LARGE };
+const DIRECTORY: Setting =
+    Setting { image: false, passthrough: false, channels: false, over_rings: false, size_bytes: LARGE };
 
 /// All that mean something.
 fn orders(length: usize, setting: Setting) -> Vec<Vec<Event>> {
@@ -113,7 +119,11 @@ fn every_order_on(setting: Setting) {
         stack["passthrough"] = json!(true);
         stack["passthrough_min_bytes"] = json!(0);
     }
-    let mut site = if setting.channels { Site::start_with(&["--channel-writes"]) } else { Site::start() };
+    let mut arguments = vec!["--fuse-transport", if setting.over_rings { "uring" } else { "device" }];
+    if setting.channels {
+        arguments.push("--channel-writes");
+    }
+    let mut site = Site::start_with(&arguments);
     let mnt = site.mount_document("walks", &stack);
     let channel = setting.channels.then(|| site.connect(&mnt));
     let began = std::time::Instant::now();
@@ -133,4 +143,22 @@ fn every_order_on(setting: Setting) {
     }
     assert_eq!(failures, 0, "walks that failed");
     println!("{} orders in {:?}, with {setting:?}", orders.len(), began.elapsed());
+}
+
+/// FUSE over io_uring, with the kernel's switch on while the connection begins. Others who turn it wait.
+fn modes_of_an_image_over_rings() {
+    const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+    let Ok(before) = fs::read(SWITCH) else {
+        println!("skipped: this kernel has no FUSE over io_uring");
+        return;
+    };
+    let lock = fs::File::create("/tmp/polytropo-enable-uring.lock").expect("make the lock of the switch");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("lock the switch");
+    if let Err(error) = fs::write(SWITCH, "Y") {
+        println!("skipped: {SWITCH} cannot be set: {error}");
+        return;
+    }
+    let done = catch_unwind(|| every_order_on(Setting { over_rings: true, ..PASSED_THROUGH }));
+    fs::write(SWITCH, before).expect("put the switch back");
+    done.unwrap_or_else(|cause| std::panic::resume_unwind(cause));
 }
