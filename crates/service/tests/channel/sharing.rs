@@ -222,7 +222,8 @@ fn the_ceiling_holds_under_load() {
     let last = used(&site, &mounts[0]);
     let told = site.order(&json!({"op": "stats"}));
     let (told, rss_bytes) = (&told["past"][0]["windows"], told["rss_bytes"].as_u64().unwrap());
-    assert_eq!(told["bytes_max"], CACHE_BYTES);
+    // A sixteenth is left to what the service holds beside windows.
+    assert_eq!(told["bytes_max"], CACHE_BYTES - CACHE_BYTES / 16);
     assert!(told["bytes"].as_u64().unwrap() >= last, "{told} of {last}");
     assert!(
         told["fills"].as_u64() > told["evictions"].as_u64() && told["shown_again"].as_u64() > Some(0),
