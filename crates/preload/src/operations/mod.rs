@@ -10,6 +10,7 @@ mod names;
 mod placeholders;
 mod process;
 mod reading;
+mod status;
 mod table;
 mod worth;
 mod writing;

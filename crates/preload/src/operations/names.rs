@@ -11,6 +11,7 @@ use polytropo_client::{At, Attributes, Channel, Error, File, Listed, Opened, Res
 
 use super::directories;
 use super::process::{self, LINK};
+use super::status;
 use super::worth::{self, Event};
 use crate::hooks::Answer;
 use crate::sys::{self, AT_FDCWD, nr};
@@ -386,7 +387,7 @@ pub fn stat(number: usize, arguments: &[usize; 6]) -> Answer {
     if to == 0 || flags & !AT_SYMLINK_NOFOLLOW != 0 {
         return Answer::Pass(Why::NotOurs);
     }
-    attributes(directory, path, flags, |found| put_status(found, to))
+    attributes(directory, path, flags, |found| status::put(found, to))
 }
 
 /// Tells the attributes of what a path leads to. `flags` as of fstatat(2): nothing, or not to follow.
@@ -405,20 +406,13 @@ fn attributes(directory: usize, path: usize, flags: u32, tell: impl FnOnce(&Attr
     )
 }
 
-/// Writes the program's `struct stat`.
-pub fn put_status(found: &Attributes, to: usize) {
-    let words = status_words(found);
-    // SAFETY: the program's own structure, of 144 bytes.
-    unsafe { (to as *mut [u64; 18]).write_unaligned(words) };
-}
-
 /// fstatat(2) of an open directory itself.
 pub fn stat_directory(arguments: &[usize; 6]) -> Answer {
     let [descriptor, path, to, ..] = *arguments;
     if to == 0 {
         return Answer::Pass(Why::NotOurs);
     }
-    stat_open(descriptor, path, |found| put_status(found, to))
+    stat_open(descriptor, path, |found| status::put(found, to))
 }
 
 /// Of an open directory itself.
@@ -446,76 +440,12 @@ pub fn statx(arguments: &[usize; 6]) -> Answer {
         return Answer::Pass(Why::NotOurs);
     }
     let tell = |found: &Attributes| {
-        // SAFETY: the program's own structure, of 256 bytes.
-        unsafe { (to as *mut [u64; 32]).write_unaligned(statx_words(found)) };
+        status::put_statx(found, to);
     };
     if flags & AT_EMPTY_PATH != 0 {
         return stat_open(directory, path, tell);
     }
     attributes(directory, path, flags & AT_SYMLINK_NOFOLLOW, tell)
-}
-
-/// The kernel's `struct statx`.
-fn statx_words(found: &Attributes) -> [u64; 32] {
-    const BASIC: u64 = 0x7ff;
-    const BTIME: u64 = 0x800;
-    let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-    let [major, minor] = split_device(found.rdev);
-    let [own_major, own_minor] = split_device(process::setting().device());
-    let block = if found.blksize_bytes == 0 { 4096 } else { 1 << found.blksize_bytes.ilog2() };
-    let mut words = [0; 32];
-    words[0] = BASIC | if found.has_btime { BTIME } else { 0 } | block << 32;
-    words[2] = pair(found.nlink, found.uid);
-    words[3] = pair(found.gid, found.mode & 0xffff);
-    words[4] = found.ino;
-    words[5] = found.size_bytes;
-    words[6] = found.blocks_512;
-    let times = [
-        (found.atime_s, found.atime_ns),
-        (found.btime_s, found.btime_ns),
-        (found.ctime_s, found.ctime_ns),
-        (found.mtime_s, found.mtime_ns),
-    ];
-    for (place, (seconds, nanoseconds)) in words[8..].chunks_exact_mut(2).zip(times) {
-        (place[0], place[1]) = (seconds as u64, nanoseconds.into());
-    }
-    words[16] = pair(major, minor);
-    words[17] = pair(own_major, own_minor);
-    words
-}
-
-/// A device number's two parts.
-fn split_device(device: u64) -> [u32; 2] {
-    let major = (device >> 8 & 0xfff) | (device >> 32 & !0xfff);
-    let minor = (device & 0xff) | (device >> 12 & !0xff);
-    [major as u32, minor as u32]
-}
-
-/// The kernel's `struct stat`.
-fn status_words(found: &Attributes) -> [u64; 18] {
-    let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-    // FUSE keeps a power of two.
-    let block = if found.blksize_bytes == 0 { 4096 } else { 1 << found.blksize_bytes.ilog2() };
-    [
-        process::setting().device(),
-        found.ino,
-        found.nlink.into(),
-        pair(found.mode, found.uid),
-        found.gid.into(),
-        found.rdev,
-        found.size_bytes,
-        block,
-        found.blocks_512,
-        found.atime_s as u64,
-        found.atime_ns.into(),
-        found.mtime_s as u64,
-        found.mtime_ns.into(),
-        found.ctime_s as u64,
-        found.ctime_ns.into(),
-        0,
-        0,
-        0,
-    ]
 }
 
 /// Whether files of the mount can be executed at all, or have to be asked of the kernel. Whoever changes that ends the channel.

@@ -8,7 +8,7 @@ use polytropo_client::{At, Attributes, Channel, Error, File, Opened};
 use super::process::{self, LINK};
 use super::table::{DESCRIPTORS_MAX, Entry, Kind, NO_PLACE, Table};
 use super::worth::{self, Event};
-use super::{kept, names, writing};
+use super::{kept, names, status, writing};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::text::Text;
@@ -442,7 +442,7 @@ fn status(entry: &Entry, to: usize) -> Option<Answer> {
         return None;
     }
     let found = attributes(entry)?;
-    names::put_status(&found, to);
+    status::put(&found, to);
     Some(Answer::Done(0))
 }
 

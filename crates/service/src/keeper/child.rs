@@ -1,7 +1,6 @@
 //! The worker as its parent sees it: started, asked, watched.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
@@ -17,6 +16,7 @@ use rustix::io::Errno;
 
 use super::keeping::Keeping;
 use super::passing::Mounts;
+use super::said;
 use super::windows::{WindowPlace, WindowStore};
 use crate::control::{Refusal, describe};
 use crate::custody;
@@ -25,11 +25,6 @@ use crate::isolation::ids::Ids;
 use crate::link::{Link, Newcomer, PACKET_DESCRIPTORS_MAX, Report, Task};
 
 const START_TIMEOUT: Duration = Duration::from_secs(15);
-/// A worker may log so much in a period; more is dropped.
-const LOG_BURST_BYTES: usize = 64 << 10;
-const LOG_PERIOD: Duration = Duration::from_secs(10);
-const SENTENCE_MAX_CHARS: usize = 500;
-const LOG_LINE_MAX_BYTES: u64 = 4096;
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a process takes between closing its descriptors and its end.
 const LAST_STEPS: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
@@ -117,7 +112,7 @@ impl Child {
         let (pid, pidfd, log, owner) = told.recv().map_err(|e| cannot(&e))?.map_err(|e| cannot(&e))?;
         // Not on the waiting thread, which can start no other.
         if let Some(log) = log {
-            relay_log(log);
+            said::relay_log(log);
         }
         let child = Arc::new(Self {
             pid,
@@ -252,7 +247,7 @@ impl Child {
                 let known = watcher.door_ended(self, door);
                 self.keeping.end(door);
                 match problem {
-                    Some(problem) if known => warn!("door {door} ended: {}", presentable(&problem)),
+                    Some(problem) if known => warn!("door {door} ended: {}", said::presentable(&problem)),
                     _ if known => info!("door {door} ended"),
                     _ => {}
                 }
@@ -351,7 +346,7 @@ impl Child {
         };
         match self.await_answer(request, sent, &answer)? {
             Outcome::Done(None) => Ok(()),
-            Outcome::Done(Some(problem)) => Err(Refusal::new(presentable(&problem))),
+            Outcome::Done(Some(problem)) => Err(Refusal::new(said::presentable(&problem))),
             Outcome::Statistics(_) => Err(Refusal::new("the worker answered something else")),
         }
     }
@@ -375,7 +370,7 @@ impl Child {
         };
         match self.await_answer(request, sent, &answer)? {
             Outcome::Done(None) => Ok(()),
-            Outcome::Done(Some(problem)) => Err(Refusal::new(presentable(&problem))),
+            Outcome::Done(Some(problem)) => Err(Refusal::new(said::presentable(&problem))),
             Outcome::Statistics(_) => Err(Refusal::new("the worker answered something else")),
         }
     }
@@ -388,7 +383,7 @@ impl Child {
         };
         match self.await_answer(request, sent, &answer)? {
             Outcome::Statistics(statistics) => Ok(statistics),
-            Outcome::Done(problem) => Err(Refusal::new(presentable(&problem.unwrap_or_default()))),
+            Outcome::Done(problem) => Err(Refusal::new(said::presentable(&problem.unwrap_or_default()))),
         }
     }
 
@@ -465,51 +460,6 @@ impl Child {
     }
 }
 
-/// Copies what the worker logs into the keeper's log, on a thread of its own: the worker has no file of the host open, and
-/// one that runs wild cannot fill the disk with it.
-fn relay_log(pipe: std::process::ChildStderr) {
-    let relay = move || {
-        let mut budget = LOG_BURST_BYTES;
-        let mut since = Instant::now();
-        let mut reader = BufReader::new(pipe);
-        loop {
-            let mut line = Vec::new();
-            match (&mut reader).take(LOG_LINE_MAX_BYTES).read_until(b'\n', &mut line) {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
-            }
-            if since.elapsed() >= LOG_PERIOD {
-                if budget == 0 {
-                    warn!("the worker's log was too long and is cut");
-                }
-                (budget, since) = (LOG_BURST_BYTES, Instant::now());
-            }
-            if let Some(left) = budget.checked_sub(line.len()) {
-                budget = left;
-                // There is nobody to tell that the log cannot be written.
-                let _ = std::io::stderr().write_all(&printable_line(&line));
-            } else {
-                budget = 0;
-            }
-        }
-    };
-    if let Err(error) = std::thread::Builder::new().name("worker-log".into()).spawn(relay) {
-        error!("the worker's log cannot be read: {error}");
-    }
-}
-
-/// A sentence of a worker, fit to be shown: no terminal sequences, not too long.
-fn presentable(sentence: &str) -> String {
-    sentence.chars().take(SENTENCE_MAX_CHARS).map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-/// A hostile worker's line: no terminal sequences, one end.
-fn printable_line(line: &[u8]) -> Vec<u8> {
-    let keep = |byte: &u8| if byte.is_ascii_control() && *byte != b'\t' { b'?' } else { *byte };
-    let text = line.strip_suffix(b"\n").unwrap_or(line);
-    text.iter().map(keep).chain([b'\n']).collect()
-}
-
 fn what_went_wrong(report: Report) -> String {
     match report {
         Report::Done { problem: Some(problem), .. } => problem,
@@ -538,111 +488,4 @@ fn spawn(socket: OwnedFd, transport: Transport) -> std::io::Result<(std::process
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Nobody;
-
-    impl Watcher for Nobody {
-        fn door_ended(&self, _worker: &Child, door: u64) -> bool {
-            door == 1
-        }
-        fn worker_ended(&self, _: &Arc<Child>) {}
-    }
-
-    /// A process that stands for a worker, and its end of the link.
-    fn impostor() -> (std::process::Child, Arc<Child>, Link) {
-        let (process, child, theirs) = unheard();
-        child.listen(Arc::new(Nobody)).unwrap();
-        (process, child, theirs)
-    }
-
-    fn unheard() -> (std::process::Child, Arc<Child>, Link) {
-        let process = Command::new("sleep").arg("1000").spawn().unwrap();
-        let pid = rustix::process::Pid::from_child(&process);
-        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
-        let (ours, theirs) = Link::pair().unwrap();
-        let child = Arc::new(Child {
-            pid: process.id(),
-            pidfd,
-            ids: Ids::Same { count: 1 },
-            windows: OnceLock::new(),
-            namespace: OnceLock::new(),
-            link: ours,
-            mounts: Mutex::default(),
-            keeping: Keeping::default(),
-            sending: Mutex::new(()),
-            waiting: Mutex::default(),
-            last_request: AtomicU64::new(0),
-            alive: AtomicBool::new(true),
-            hears: Default::default(),
-        });
-        (process, child, theirs)
-    }
-
-    #[test]
-    fn a_worker_that_breaks_the_protocol_is_ended() {
-        let breaches: [fn(&Link); 6] = [
-            |link| link.send(&"nonsense", &[]).unwrap(),
-            |link| link.send(&Report::Ready {}, &[]).unwrap(),
-            |link| link.send(&Report::Ended { door: 7, problem: None }, &[]).unwrap(),
-            |link| link.send(&Report::Done { request: 9, problem: None }, &[]).unwrap(),
-            |link| link.send(&Report::Ended { door: 1, problem: None }, &[link.as_fd()]).unwrap(),
-            |link| {
-                let _ = rustix::net::send(link, &[b'{'; 65_537], rustix::net::SendFlags::empty());
-            },
-        ];
-        for breach in breaches {
-            let (mut process, _child, link) = impostor();
-            breach(&link);
-            assert!(!process.wait().unwrap().success());
-        }
-    }
-
-    /// Counts doors that ended.
-    #[derive(Default)]
-    struct Counts(AtomicU64);
-
-    impl Watcher for Counts {
-        fn door_ended(&self, _worker: &Child, _door: u64) -> bool {
-            self.0.fetch_add(1, SeqCst);
-            true
-        }
-        fn worker_ended(&self, _: &Arc<Child>) {}
-    }
-
-    #[test]
-    fn what_a_worker_said_before_it_died_is_heard_though_it_read_not_all() {
-        let counts = Arc::new(Counts::default());
-        let (mut process, child, link) = unheard();
-        for door in 0..20 {
-            link.send(&Report::Ended { door, problem: None }, &[]).unwrap();
-        }
-        child.link.send(&Task::Roots {}, &[]).unwrap();
-        drop(link);
-        child.listen(counts.clone()).unwrap();
-        process.wait().unwrap();
-        child.hears.1.wait_while(&mut child.hears.0.lock(), |hears| *hears);
-        assert_eq!(counts.0.load(SeqCst), 20);
-    }
-
-    #[test]
-    fn a_worker_that_keeps_to_it_is_answered() {
-        let (mut process, child, link) = impostor();
-        let asker = std::thread::spawn({
-            let child = child.clone();
-            move || child.statistics(Some(3))
-        });
-        let Some((Task::Statistics { request, door: Some(3) }, _)) = link.receive().unwrap() else {
-            panic!()
-        };
-        link.send(&Report::Ended { door: 1, problem: Some("\u{1b}[2J".into()) }, &[]).unwrap();
-        link.send(&Report::Done { request, problem: Some("\u{1b}no".into()) }, &[]).unwrap();
-        assert_eq!(asker.join().unwrap().unwrap_err().sentence, "?no");
-        // Too late, but asked for.
-        link.send(&Report::Done { request, problem: None }, &[]).unwrap();
-        assert!(process.try_wait().unwrap().is_none());
-        child.kill();
-        process.wait().unwrap();
-    }
-}
+mod tests;

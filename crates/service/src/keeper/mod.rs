@@ -10,6 +10,7 @@ mod passing;
 mod recovery;
 pub mod rootless;
 mod roots;
+mod said;
 mod table;
 mod windows;
 
