@@ -105,6 +105,22 @@ class Isolated:
         assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
         return done.stderr.removeprefix("polytropo: ").rstrip("\n")
 
+    def disk(self, at: Path, megabytes: int = 64) -> None:
+        """Mounts an ext4 filesystem of its own that turns read-only at its first error, as most hosts' do."""
+        image = self.directory / "disk.img"
+        with image.open("wb") as file:
+            file.truncate(megabytes << 20)
+        self.run("mkfs.ext4", "-q", "-F", image)
+        at.mkdir(exist_ok=True)
+        mounted = self.run("mount", "-o", "loop,errors=remount-ro", image, at, check=False)
+        if mounted.returncode != 0:
+            pytest.skip(f"no loop device here: {mounted.stderr.strip()}")
+
+    def break_disk(self, at: Path) -> None:
+        """Has the filesystem meet an error, so that the kernel makes it read-only under whoever writes to it."""
+        device = Path(self.run("findmnt", "-no", "SOURCE", at).stdout.strip())
+        Path(f"/sys/fs/ext4/{device.name}/trigger_fs_error").write_text("tried by a test")
+
     def json(self, *arguments: str | Path, **options: Any) -> Any:
         """Runs a command line with --json and returns what it printed."""
         return json.loads(self.polytropo(*arguments, "--json", **options).stdout)

@@ -187,6 +187,39 @@ def test_a_read_only_state_directory(isolated: Isolated, tmp_path: Path) -> None
     assert [image["names"] for image in isolated.json("image", "list")] == [["small:latest"]]
 
 
+@pytest.mark.timeout(120)
+def test_a_disk_that_turns_read_only_in_the_middle_of_an_import(isolated: Isolated, tmp_path: Path) -> None:
+    Layout(tmp_path / "small").image([SMALL])
+    isolated.disk(isolated.home)
+    isolated.polytropo("image", "import", tmp_path / "small")
+    process = subprocess.Popen(
+        isolated.command(POLYTROPO, "image", "import", "-", "--name", "half"),
+        env=isolated.environment,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(BIG[: len(BIG) // 2])
+    process.stdin.flush()
+    half = f"{isolated.home}/tmp/layer-*/layer/tree/dir-1/file-9"
+    while isolated.run("sh", "-c", f"ls {half}", check=False).returncode != 0:
+        assert process.poll() is None, process.communicate()
+    isolated.break_disk(isolated.home)
+    told = process.communicate(BIG[len(BIG) // 2 :])[1].decode()
+    assert process.returncode == 1 and told.count("\n") == 1, told
+    assert re.fullmatch(r"polytropo: .*(is read-only|Read-only).*; .*\n", told), told
+    assert [image["names"] for image in isolated.json("image", "list")] == [["small:latest"]]
+    # Once the disk is whole again, prune clears what was left, and the import is made anew.
+    isolated.run("umount", isolated.home)
+    isolated.run("e2fsck", "-fy", isolated.directory / "disk.img", check=False)
+    isolated.run("mount", "-o", "loop", isolated.directory / "disk.img", isolated.home)
+    isolated.polytropo("system", "prune")
+    assert isolated.run("ls", isolated.home / "tmp").stdout == ""
+    (tmp_path / "big.tar").write_bytes(BIG)
+    isolated.polytropo("image", "import", tmp_path / "big.tar", "--name", "whole")
+    assert len(isolated.json("image", "list")) == 2
+
+
 def test_a_record_that_is_damaged_is_told(state: State, tmp_path: Path) -> None:
     Layout(tmp_path / "small").image([SMALL])
     image = import_image(state, tmp_path / "small")[0]

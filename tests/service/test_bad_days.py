@@ -204,6 +204,34 @@ def test_a_state_directory_that_turned_read_only(isolated: Isolated, data: Path,
     assert "is read-only" in isolated.polytropo("doctor", check=False).stdout
 
 
+def test_a_disk_that_turns_read_only_in_the_middle_of_a_write(isolated: Isolated, mnt: Path) -> None:
+    isolated.disk(isolated.home)
+    isolated.run("chmod", "711", isolated.home)
+    isolated.polytropo("volume", "create", "orders")
+    stack = isolated.directory / "stack.json"
+    stack.write_text('{"version":1,"root":{"kind":"volume","name":"orders"}}')
+    isolated.polytropo("mount", stack, mnt)
+    isolated.run("sh", "-c", 'echo early >"$1/early" && sync "$1/early"', "sh", mnt)
+    script = 'exec 3>"$1/later"; echo first >&3; sync "$1/later"; echo on; read go; echo second >&3; sync "$1/later"'
+    writer = subprocess.Popen(
+        isolated.command("sh", "-c", script, "sh", mnt),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert writer.stdout is not None and writer.stdout.readline() == "on\n"
+    isolated.break_disk(isolated.home)
+    told = writer.communicate("go\n")[1]
+    assert writer.returncode != 0 and ("Read-only file system" in told or "Input/output error" in told), told
+    refused = isolated.run("touch", mnt / "new", check=False)
+    assert refused.returncode == 1 and "Read-only file system" in refused.stderr, refused.stderr
+    # What was there before can be read, and the mount goes on.
+    assert isolated.run("cat", mnt / "early").stdout == "early\n"
+    assert isolated.run("head", "-1", mnt / "later").stdout == "first\n"
+    isolated.polytropo("unmount", mnt)
+
+
 def test_a_volume_in_use_is_not_removed(isolated: Isolated, mnt: Path) -> None:
     isolated.polytropo("volume", "create", "orders")
     isolated.polytropo("mount", "-", mnt, stdin='{"version":1,"root":{"kind":"volume","name":"orders"}}')
