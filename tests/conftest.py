@@ -117,7 +117,7 @@ class Isolated:
             pytest.skip(f"no loop device here: {mounted.stderr.strip()}")
 
     def break_disk(self, at: Path) -> None:
-        """Has the filesystem meet an error, so that the kernel makes it read-only under whoever writes to it."""
+        """Has the filesystem meet an error: the kernel makes it read-only under whoever writes to it."""
         device = Path(self.run("findmnt", "-no", "SOURCE", at).stdout.strip())
         Path(f"/sys/fs/ext4/{device.name}/trigger_fs_error").write_text("tried by a test")
 

@@ -212,7 +212,8 @@ def test_a_disk_that_turns_read_only_in_the_middle_of_a_write(isolated: Isolated
     stack.write_text('{"version":1,"root":{"kind":"volume","name":"orders"}}')
     isolated.polytropo("mount", stack, mnt)
     isolated.run("sh", "-c", 'echo early >"$1/early" && sync "$1/early"', "sh", mnt)
-    script = 'exec 3>"$1/later"; echo first >&3; sync "$1/later"; echo on; read go; echo second >&3; sync "$1/later"'
+    write = 'exec 3>"$1/later"; echo first >&3; sync "$1/later"'
+    script = f'{write}; echo on; read go; echo second >&3; sync "$1/later"'
     writer = subprocess.Popen(
         isolated.command("sh", "-c", script, "sh", mnt),
         stdin=subprocess.PIPE,
