@@ -145,6 +145,20 @@ fn what_is_given_back_is_not_kept() {
 }
 
 #[test]
+fn many_threads_tell_in_one_order() {
+    let mut site = Site::new();
+    let channel = site.custodian.channel(site.descriptor.as_fd()).unwrap();
+    for _ in 0..100 {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..16).for_each(|number| drop(channel.permit(number, false, None))));
+            }
+        });
+        assert!(site.kept.look());
+    }
+}
+
+#[test]
 fn nonsense_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let file = File::create(directory.path().join("one")).unwrap();

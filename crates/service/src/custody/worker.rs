@@ -2,8 +2,8 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Relaxed};
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::AcqRel;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -25,7 +25,8 @@ pub struct Custodian {
     socket: OwnedFd,
     tell: Tell,
     waiting: Mutex<Waiting>,
-    last: AtomicU64,
+    /// Numbers given out. Taken before `waiting`.
+    last: Mutex<u64>,
     permits: AtomicUsize,
 }
 
@@ -53,16 +54,28 @@ impl Custodian {
             socket,
             tell,
             waiting: Mutex::default(),
-            last: AtomicU64::new(0),
+            last: Mutex::default(),
             permits: AtomicUsize::new(0),
         })
     }
 
     /// Before the program hears of the channel.
     pub fn channel(self: &Arc<Self>, memory: BorrowedFd<'_>) -> rustix::io::Result<Channel> {
-        let number = self.last.fetch_add(1, Relaxed) + 1;
-        self.say([CHANNEL, number, 0, 0], Some(memory))?;
+        let number = self.introduce(|number| [CHANNEL, number, 0, 0], Some(memory))?;
         Ok(Channel { custodian: self.clone(), number })
+    }
+
+    /// Tells of something new by a number of its own. Numbers reach the keeper in their order, whichever threads they come from: it takes
+    /// none that is lower than one before.
+    fn introduce(
+        &self,
+        message: impl FnOnce(u64) -> Message,
+        file: Option<BorrowedFd<'_>>,
+    ) -> rustix::io::Result<u64> {
+        let mut last = self.last.lock();
+        *last += 1;
+        self.say(message(*last), file)?;
+        Ok(*last)
     }
 
     fn say(&self, message: Message, file: Option<BorrowedFd<'_>>) -> rustix::io::Result<()> {
@@ -94,14 +107,15 @@ impl Channel {
             custodian.permits.fetch_sub(1, AcqRel);
             return None;
         }
-        let key = custodian.last.fetch_add(1, Relaxed) + 1;
         let about = number | if appends { APPENDS } else { 0 };
-        if let Err(errno) = custodian.say([PERMIT, key, self.number, about], file) {
-            log::warn!("writes to a file wait, for the keeper cannot have it: {errno}");
-            custodian.permits.fetch_sub(1, AcqRel);
-            return None;
+        match custodian.introduce(|key| [PERMIT, key, self.number, about], file) {
+            Ok(key) => Some(Permit { custodian: custodian.clone(), key }),
+            Err(errno) => {
+                log::warn!("writes to a file wait, for the keeper cannot have it: {errno}");
+                custodian.permits.fetch_sub(1, AcqRel);
+                None
+            }
         }
-        Some(Permit { custodian: custodian.clone(), key })
     }
 }
 
