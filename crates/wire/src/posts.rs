@@ -120,6 +120,12 @@ impl Post {
         taken.is_ok()
     }
 
+    /// For whoever ends the channel of a dead service: one that was taken is its program's again, which waits and takes it back.
+    pub fn hand_back(&self) {
+        // It was taken, so nobody else changes it.
+        self.state.store(STATE_PUBLISHED, Ordering::Release);
+    }
+
     /// For the service, before it appends the bytes of a post that it has taken.
     pub fn say_place(&self, offset: u64) {
         self.place.store(offset, Ordering::Relaxed);

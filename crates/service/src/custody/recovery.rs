@@ -84,13 +84,20 @@ pub fn recover(memory: &OwnedFd, files: &[&PermittedFile], recovered: &mut Recov
         // What the dead worker had taken is done again: the same bytes at the same place, in the same order. But not what it had done, since
         // it may have done later ones after that.
         let taken = post.state.load(Acquire) == STATE_TAKEN;
-        if !taken && !post.take() {
-            continue;
-        }
         if taken && post.is_applied() {
             if post.finish(0) {
                 wake(&post.state);
             }
+            continue;
+        }
+        if !by_number.contains_key(&post.file.load(Relaxed)) {
+            // Who wrote it without a permit waits, takes it back when the channel has ended, and writes by another way.
+            if taken {
+                post.hand_back();
+            }
+            continue;
+        }
+        if !taken && !post.take() {
             continue;
         }
         let outcome = match apply(memory, number, post, &by_number) {

@@ -117,13 +117,18 @@ fn programs_hear_of_it() {
     let _other = channel.permit(0x1_0002, false, None).unwrap();
     site.post(0, 0x1_0001, 0, b"bytes");
     site.post(1, 0x1_0002, 0, b"bytes");
-    site.post(2, 0x1_0003, u64::MAX, b"bytes");
+    site.post(5, 0x1_0001, u64::MAX, b"bytes");
+    // Of one that need not be kept: its writers wait.
+    site.post(2, 0x1_0003, 0, b"bytes");
+    site.post(4, 0x1_0003, 0, b"bytes");
+    assert!(site.post_at(4).take());
     let kept = std::mem::replace(&mut site.kept, Kept::new(pair().unwrap().0));
     let recovered = kept.recover();
     assert_eq!((recovered.posts, recovered.lost_posts, recovered.channels), (1, 2, 1));
     assert_eq!(site.state(0), (STATE_DONE, 0));
     assert_eq!(site.state(1), (STATE_DONE, libc::EIO as u32));
-    assert_eq!(site.state(2), (STATE_DONE, libc::EBADF as u32));
+    assert_eq!(site.state(5), (STATE_DONE, libc::EFBIG as u32));
+    assert!(site.post_at(2).take_back() && site.post_at(4).take_back());
     assert_eq!((site.state(3).0, site.ended()), (STATE_FREE, 1));
 }
 
