@@ -35,10 +35,14 @@ pub fn recover(memory: &OwnedFd, files: &HashMap<u64, OwnedFd>) -> Result<Recove
     if files.is_empty() {
         return Ok(recovered);
     }
-    for file in files.values() {
-        // The open file is the dead worker's; where its bytes go the entries say.
-        let flags = rustix::fs::fcntl_getfl(file)?;
-        rustix::fs::fcntl_setfl(file, flags & !OFlags::APPEND)?;
+    let mut refused = HashMap::new();
+    for (key, file) in files {
+        // The open file is the dead worker's; where its bytes go the entries say. A file that may only be appended to refuses this.
+        let flags = rustix::fs::fcntl_getfl(file);
+        let set = flags.and_then(|flags| rustix::fs::fcntl_setfl(file, flags & !OFlags::APPEND));
+        if let Err(errno) = set {
+            refused.insert(*key, errno);
+        }
     }
     let mut entries = vec![0; PAGES * ENTRY_BYTES];
     read_all(memory, &mut entries, ENTRIES_AT as u64)?;
@@ -59,7 +63,10 @@ pub fn recover(memory: &OwnedFd, files: &HashMap<u64, OwnedFd>) -> Result<Recove
         };
         let at = (BYTES_AT + page * PAGE_BYTES + from) as u64;
         let bytes = &mut bytes[..end - from];
-        let written = read_all(memory, bytes, at).and_then(|()| write_all(file, bytes, offset + from as u64));
+        let written = match refused.get(&key) {
+            None => read_all(memory, bytes, at).and_then(|()| write_all(file, bytes, offset + from as u64)),
+            Some(errno) => Err(*errno),
+        };
         match written {
             Ok(()) => recovered.bytes += bytes.len() as u64,
             Err(errno) => {

@@ -88,6 +88,22 @@ fn what_cannot_be_written_is_told() {
 }
 
 #[test]
+fn a_file_that_refuses_takes_no_other_along() {
+    let (memory, area) = memory();
+    hold(&area, 3, (1, 0), range_word(0, 100), b'x');
+    hold(&area, 4, (2, 0), range_word(0, 100), b'y');
+    let temp = tempfile::NamedTempFile::new().unwrap();
+    let flags = rustix::fs::OFlags::PATH;
+    let place = rustix::fs::open(temp.path(), flags, rustix::fs::Mode::empty()).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let mut files = kept(&file, 2);
+    files.insert(1, place);
+    let recovered = recover(&memory, &files).unwrap();
+    let expected = Recovered { bytes: 100, lost_bytes: 100, problem: Some(Errno::BADF), damaged: 0 };
+    assert_eq!(recovered, expected);
+}
+
+#[test]
 fn only_files_that_can_be_written_are_kept() {
     let temp = tempfile::NamedTempFile::new().unwrap();
     let open = |options: &std::fs::OpenOptions| OwnedFd::from(options.open(temp.path()).unwrap());
