@@ -47,58 +47,76 @@ pub fn start(keeper: Weak<Keeper>, ended: Receiver<Arc<Child>>) -> std::io::Resu
     let run = move || {
         while let Ok(dead) = ended.recv() {
             let Some(keeper) = keeper.upgrade() else { return };
-            keeper.take_over(&dead);
+            keeper.take_over(&dead, &ended);
         }
     };
     std::thread::Builder::new().name("recovery".into()).spawn(run).map(drop)
 }
 
 impl Keeper {
-    /// `dead` has ended. Returns when its doors are served again, or are dead too.
-    fn take_over(&self, dead: &Child) {
-        let orphans: Vec<_> = {
-            let table = self.table.lock();
-            let its = table.doors.iter().filter(|(_, door)| std::ptr::eq(&*door.worker, dead) && !door.ended);
-            its.map(|(&id, door)| (id, can_take_over(&door.state))).collect()
-        };
-        for (door, possible) in orphans {
-            match possible {
-                Ok(()) => self.serve_again(door),
-                Err(why) => self.give_up(door, why),
-            }
+    /// `dead` has ended. Returns when its doors are served again, or are dead too; and those of workers that ended meanwhile.
+    fn take_over(&self, dead: &Child, ended: &Receiver<Arc<Child>>) {
+        let mut waiting = self.orphans_of(dead);
+        while !waiting.is_empty() {
+            self.pause_before_restart(&waiting);
+            // One that cannot be served holds up no other.
+            waiting.retain(|&door| !self.serve_again(door));
+            waiting.extend(ended.try_iter().flat_map(|dead| self.orphans_of(&dead)));
+            self.tell_of_ends();
         }
+        self.tell_of_ends();
+    }
+
+    fn tell_of_ends(&self) {
         self.table.lock().settle();
         self.door_ends.notify_all();
         self.wake();
     }
 
-    fn serve_again(&self, door: u64) {
-        loop {
-            let Some(orphan) = self.orphan(door) else { return };
-            if self.is_stopped() {
-                return self.give_up(door, "the service is ending");
+    /// The doors of a dead worker that another one can take over. The others are given up.
+    fn orphans_of(&self, dead: &Child) -> Vec<u64> {
+        let doors: Vec<_> = {
+            let table = self.table.lock();
+            let its = table.doors.iter().filter(|(_, door)| std::ptr::eq(&*door.worker, dead) && !door.ended);
+            its.map(|(&id, door)| (id, can_take_over(&door.state))).collect()
+        };
+        let mut orphans = Vec::new();
+        for (door, possible) in doors {
+            match possible {
+                Ok(()) => orphans.push(door),
+                Err(why) => self.give_up(door, why),
             }
-            if self.config.restarts == 0 {
-                return self.give_up(door, "no other worker is to be started");
-            }
-            let pause = self.pause_before_restart();
-            if !pause.is_zero() {
-                warn!("workers die too often: door {door} gets another one in {} s", pause.as_secs());
-                if !self.waits_for(door, pause) {
-                    continue;
+        }
+        orphans
+    }
+
+    /// Tries to have a door served again. True if nothing is left to be done for it.
+    fn serve_again(&self, door: u64) -> bool {
+        let Some(orphan) = self.orphan(door) else { return true };
+        let hopeless = match (self.is_stopped(), self.config.restarts) {
+            (true, _) => Some("the service is ending"),
+            (false, 0) => Some("no other worker is to be started"),
+            (false, _) => None,
+        };
+        if let Some(why) = hopeless {
+            self.give_up(door, why);
+            return true;
+        }
+        let began = Instant::now();
+        match self.hand_over(&orphan) {
+            Ok(worker) => {
+                let mut table = self.table.lock();
+                if let Some(door) = table.doors.get_mut(&orphan.door) {
+                    door.worker = worker;
+                    door.incarnation = orphan.incarnation;
                 }
+                info!("door {door} is served again after {} ms", began.elapsed().as_millis());
+                // Should that worker be dead by now, we hear of it.
+                true
             }
-            let began = Instant::now();
-            match self.hand_over(&orphan) {
-                Ok(worker) => {
-                    let mut table = self.table.lock();
-                    if let Some(door) = table.doors.get_mut(&orphan.door) {
-                        door.worker = worker;
-                        door.incarnation = orphan.incarnation;
-                    }
-                    info!("door {door} is served again after {} ms", began.elapsed().as_millis());
-                }
-                Err(refusal) => warn!("door {door} cannot be served again: {}", refusal.sentence),
+            Err(refusal) => {
+                warn!("door {door} cannot be served again: {}", refusal.sentence);
+                false
             }
         }
     }
@@ -147,25 +165,24 @@ impl Keeper {
         }
     }
 
-    /// Counts a restart, and tells how long it has to wait.
-    fn pause_before_restart(&self) -> Duration {
-        let mut restarts = self.restarts.lock();
-        restarts.retain(|at| at.elapsed() < RESTARTS_PERIOD + PAUSE_MAX);
-        let recent = restarts.len();
-        restarts.push(Instant::now());
-        pause_after(recent, self.config.restarts)
-    }
-
-    /// False if there is nothing to wait for any more.
-    fn waits_for(&self, door: u64, pause: Duration) -> bool {
+    /// Counts a restart, however many doors it is for, and waits as long as it has to wait.
+    fn pause_before_restart(&self, doors: &[u64]) {
+        let pause = {
+            let mut restarts = self.restarts.lock();
+            restarts.retain(|at| at.elapsed() < RESTARTS_PERIOD + PAUSE_MAX);
+            let recent = restarts.len();
+            restarts.push(Instant::now());
+            pause_after(recent, self.config.restarts)
+        };
+        if pause.is_zero() || self.config.restarts == 0 {
+            return;
+        }
+        warn!("workers die too often: doors {doors:?} get another one in {} s", pause.as_secs());
         let until = Instant::now() + pause;
-        while Instant::now() < until {
-            if self.is_stopped() || self.orphan(door).is_none() {
-                return false;
-            }
+        let needed = || !self.is_stopped() && doors.iter().any(|&door| self.orphan(door).is_some());
+        while Instant::now() < until && needed() {
             std::thread::sleep(LOOK_EVERY);
         }
-        true
     }
 }
 
