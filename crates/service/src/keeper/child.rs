@@ -346,7 +346,10 @@ impl Child {
         };
         match self.await_answer(request, sent, &answer)? {
             Outcome::Done(None) => Ok(()),
-            Outcome::Done(Some(problem)) => Err(Refusal::new(said::presentable(&problem))),
+            Outcome::Done(Some(problem)) => {
+                self.keeping.end(what.door);
+                Err(Refusal::new(said::presentable(&problem)))
+            }
             Outcome::Statistics(_) => Err(Refusal::new("the worker answered something else")),
         }
     }

@@ -137,7 +137,9 @@ impl Keeper {
     pub fn end(&self) {
         self.stopped.store(true, SeqCst);
         let _turn = self.ordering.lock();
-        for mount in self.table.lock().mounts.values().rev() {
+        // Looking for them may wait for doors of ours, and whoever gives those up needs the table.
+        let mounts: Vec<_> = self.table.lock().mounts.values().rev().cloned().collect();
+        for mount in &mounts {
             if let Err(errno) = self.unmount_if_on_top(mount, Detach::ForGood) {
                 warn!("{} stays mounted: {errno}", mount.mountpoint.display());
             }
