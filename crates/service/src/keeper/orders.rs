@@ -22,6 +22,10 @@ use crate::control::{Answer, Order, Orders, Refusal};
 
 /// After the last unmount the door is given so long to end, so that all is written before the order is answered.
 const DOOR_END_TIMEOUT: Duration = Duration::from_secs(2);
+/// What killed workers left is written in this time at the latest.
+const WORKERS_END_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often somebody who waits for that looks.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Open files that one answer lists.
 const OPEN_FILES_SHOWN_MAX: usize = 4096;
 
@@ -144,8 +148,12 @@ impl Keeper {
                 warn!("{} stays mounted: {errno}", mount.mountpoint.display());
             }
         }
-        for worker in self.workers.lock().drain(..) {
-            worker.kill();
+        let workers: Vec<_> = self.workers.lock().drain(..).collect();
+        workers.iter().for_each(|worker| worker.kill());
+        // What they held of programs' writes, or had not taken yet, is written by us once they are dead.
+        let until = Instant::now() + WORKERS_END_TIMEOUT;
+        while workers.iter().any(|worker| worker.is_alive()) && Instant::now() < until {
+            std::thread::sleep(LOOK_EVERY);
         }
     }
 
