@@ -104,6 +104,21 @@ def test_open_files_go_on(keeper: Keeper, data: Path, options: dict[str, str]) -
     keeper.do("unmount", mountpoint=str(mnt))
 
 
+def test_one_death_is_one_however_many_doors(isolated: Isolated) -> None:
+    keeper = Keeper(isolated)
+    places = [isolated.directory / f"mnt{number}" for number in range(9)]
+    for number, mnt in enumerate(places):
+        data = isolated.directory / f"data{number}"
+        data.mkdir()
+        (data / "file").write_text(f"{number}\n")
+        keeper.mount(data, mnt, **EXCLUSIVE)
+    kill_worker(keeper)
+    for number, mnt in enumerate(places):
+        assert isolated.run("cat", mnt / "file", timeout_s=10).stdout == f"{number}\n"
+    assert "too often" not in keeper.log.read_text()
+    keeper.close()
+
+
 @pytest.mark.parametrize("kind", ["exclusive", "shared", "union"])
 @pytest.mark.parametrize("actors", [1, 2])
 def test_random_operations_with_kills_answer_as_on_the_host(
