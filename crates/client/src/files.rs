@@ -143,14 +143,14 @@ impl Channel {
     pub fn close(&self, file: File) -> Result<()> {
         let entered = self.enter(file)?;
         // What failed is told now or never; the file is closed all the same.
-        let settled = self.settle_all(&entered);
+        let settled = match self.settle_all(&entered) {
+            Err(Error::Gone) => self.settle_dead(&entered),
+            told => told,
+        };
         let close = |users: u32| (users & ALIVE != 0).then_some(users & !ALIVE | CLOSING);
         let closed = entered.state.users.fetch_update(AcqRel, Acquire, close);
         closed.map_err(|_| Error::Errno(EBADF))?;
-        match settled {
-            Err(Error::Gone) => Ok(()),
-            told => told,
-        }
+        settled
     }
 }
 

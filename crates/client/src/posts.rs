@@ -1,14 +1,20 @@
 //! Posted writes: the program's side. See [`polytropo_wire::posts`].
 
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use polytropo_wire::message::{Operation, opened_flags};
 use polytropo_wire::posts::{POST_BYTES, POSTS, RING_AT, STATE_FREE};
 
 use crate::channel::Channel;
-use crate::files::InUse;
+use crate::files::{File, InUse};
+use crate::sys;
 use crate::{EINVAL, EIO, Error, Result};
+
+/// How long a file is not closed whose writes are not known to be done, though the service is dead, or has ended the channel.
+const NAPS_AFTER_DEATH_MAX: u32 = 10_000;
+const NAPS_AFTER_END_MAX: u32 = 100;
+const NAP_NS: i64 = 1_000_000;
 
 /// Which posts are in use.
 #[derive(Default)]
@@ -65,8 +71,9 @@ impl Channel {
         }
         // Somebody else came to the file meanwhile.
         let cpu = self.notify_posts();
-        self.wait_post(post, cpu, true)?;
+        let waited = self.wait_post(post, cpu, true);
         used.state.posted.fetch_sub(1, Relaxed);
+        waited?;
         let outcome = post.outcome.load(Relaxed);
         self.free_post(number);
         match outcome {
@@ -160,6 +167,31 @@ impl Channel {
             self.reclaim_posts();
         }
         self.told(used)
+    }
+
+    /// Returns when it is known what became of all that was written to the file without waiting, of a channel that is of no other use any
+    /// more.
+    pub fn settle_gone(&self, file: File) -> Result<()> {
+        self.settle_dead(&self.enter(file)?)
+    }
+
+    /// As `settle_all`, where the service is gone: whoever ends the channel then does what was posted. What nobody did is lost.
+    #[cold]
+    pub(crate) fn settle_dead(&self, used: &InUse<'_>) -> Result<()> {
+        let mut naps = 0;
+        loop {
+            self.reclaim_posts();
+            if used.state.posted.load(Acquire) == 0 {
+                return self.told(used);
+            }
+            // Others may just be about to say that they are through.
+            let naps_max = if self.has_ended() { NAPS_AFTER_END_MAX } else { NAPS_AFTER_DEATH_MAX };
+            if naps >= naps_max {
+                return Err(Error::Errno(EIO));
+            }
+            naps += 1;
+            sys::futex_wait(&AtomicU32::new(0), 0, NAP_NS);
+        }
     }
 
     #[cold]

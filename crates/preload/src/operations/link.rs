@@ -13,6 +13,8 @@ const NONE: u32 = 0;
 const CONNECTING: u32 = 1;
 const READY: u32 = 2;
 const OFF: u32 = 3;
+/// Off, and there was one.
+const GONE: u32 = 4;
 /// Descriptors of the channel below this number would be in the way of the program's own.
 const LOWEST_DESCRIPTOR: i32 = 512;
 
@@ -63,7 +65,14 @@ impl Link {
 
     /// No use any more: everything goes to the kernel. The memory stays, since other threads may be in it.
     pub fn give_up(&self) {
-        self.state.store(OFF, Release);
+        let given_up = |state| Some(if matches!(state, READY | GONE) { GONE } else { OFF });
+        let _ = self.state.fetch_update(AcqRel, Acquire, given_up);
+    }
+
+    /// The channel that was given up, for what became of writes that had returned.
+    pub fn given_up(&self) -> Option<&Channel> {
+        // SAFETY: it was READY before; see `get`.
+        (self.state.load(Acquire) == GONE).then(|| unsafe { (*self.channel.get()).assume_init_ref() })
     }
 
     /// In a forked child, which has none of the memory: begins anew.

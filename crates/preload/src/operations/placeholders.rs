@@ -110,7 +110,9 @@ pub fn close_shared(file: u64) -> Result<(), isize> {
     if file == 0 {
         return Ok(());
     }
-    match LINK.get().map(|channel| channel.close(File::from_number(file))) {
+    let file = File::from_number(file);
+    let closed = LINK.get().map(|channel| channel.close(file));
+    match closed.or_else(|| LINK.given_up().map(|channel| channel.settle_gone(file))) {
         Some(Err(Error::Errno(errno))) => Err(-(errno as isize)),
         _ => Ok(()),
     }
