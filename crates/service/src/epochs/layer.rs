@@ -13,6 +13,13 @@ impl Epochs {
         self.learn(&entry);
         entry
     }
+
+    /// Of an inode that was just made: what is still told of a removed one that had its number is true no longer.
+    fn born(&self, entry: Entry) -> Entry {
+        self.learn(&entry);
+        drop(self.changing(entry.node));
+        entry
+    }
 }
 
 impl Libservice for Epochs {
@@ -48,12 +55,12 @@ impl Libservice for Epochs {
 
     fn mknod(&self, caller: &Caller, parent: NodeId, name: &Name, mode: u32, rdev: u64) -> Result<Entry> {
         let _changing = self.changing_names([(parent, name)]);
-        self.below.mknod(caller, parent, name, mode, rdev).map(|entry| self.learnt(entry))
+        self.below.mknod(caller, parent, name, mode, rdev).map(|entry| self.born(entry))
     }
 
     fn mkdir(&self, caller: &Caller, parent: NodeId, name: &Name, mode: u32) -> Result<Entry> {
         let _changing = self.changing_names([(parent, name)]);
-        self.below.mkdir(caller, parent, name, mode).map(|entry| self.learnt(entry))
+        self.below.mkdir(caller, parent, name, mode).map(|entry| self.born(entry))
     }
 
     fn symlink(&self, caller: &Caller, parent: NodeId, name: &Name, target: &[u8]) -> Result<Entry> {
@@ -107,12 +114,8 @@ impl Libservice for Epochs {
     ) -> Result<(Entry, Opened)> {
         let _changing = self.changing_names([(parent, name)]);
         let (entry, opened) = self.below.create(caller, parent, name, mode, flags)?;
-        self.learn(&entry);
-        if !flags.contains(OpenFlags::EXCLUSIVE) {
-            // Perhaps one that somebody else has just made, and that was cut.
-            drop(self.changing(entry.node));
-        }
-        Ok((entry, opened))
+        // Or one that somebody else has just made, and that was cut.
+        Ok((self.born(entry), opened))
     }
 
     fn tmpfile(
