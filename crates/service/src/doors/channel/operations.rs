@@ -353,11 +353,15 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The program needs no open file if it gets the bytes: what comes after a change it does by the kernel, which weighs rights anew. So
-    /// not if it could have lost them by then.
+    /// The program needs no open file if it gets the bytes.
     fn will_do_with_bytes(&self) -> bool {
+        self.word(5) == 1 && self.may_always_read()
+    }
+
+    /// What comes after a change a program without an open file does by the kernel, which weighs rights anew: it must not have lost them by then.
+    pub(super) fn may_always_read(&self) -> bool {
         let always = FsCapabilities::DAC_OVERRIDE | FsCapabilities::DAC_READ_SEARCH;
-        self.word(5) == 1 && (self.door.immutable || self.caller().capabilities.intersects(always))
+        self.door.immutable || self.caller().capabilities.intersects(always)
     }
 
     /// Whether the program hears of every change of the file's bytes by the tag that it gets.

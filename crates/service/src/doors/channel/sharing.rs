@@ -20,9 +20,10 @@ impl Work<'_> {
         Ok(answers.put(&New { kind: Kind::Listing, ino, everything, path: &path, payload: listing }))
     }
 
-    /// All bytes of a small file that this program may read and is just being told.
+    /// All bytes of a small file that this program may read and is just being told. Who finds them has no open file.
     pub(super) fn share_bytes(&self, attr: &Attr, bytes: &[u8]) {
-        let Some(answers) = self.client.answers.as_ref().filter(|_| bytes.len() <= BYTES_MAX) else { return };
+        let shares = bytes.len() <= BYTES_MAX && self.may_always_read();
+        let Some(answers) = self.client.answers.as_ref().filter(|_| shares) else { return };
         let Some(notes) = self.notes.as_ref().filter(|notes| notes.tag().is_good()) else { return };
         let (Some(everything), Some(sample)) = (notes.everything(), notes.inode()) else { return };
         let mut payload = head(sample, bytes.len(), &attributes(attr)).to_vec();
