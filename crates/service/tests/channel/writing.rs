@@ -271,6 +271,9 @@ fn changes_take_what_the_kernel_asks_for() {
             );
             assert_eq!(errno(channel.chmod(root, b"closed/root", 0o777, 0)), libc::EPERM);
             assert_eq!(errno(channel.chown(root, b"open/new", 0, 0, 0)), libc::EPERM);
+            // Nobody's, and yet it would take setuid bits away.
+            let same = u32::MAX;
+            assert_eq!(channel.chown(root, b"closed/root", same, same, 0), Err(Error::Kernel));
             assert_eq!(errno(channel.truncate(root, b"closed/root", 0)), libc::EACCES);
             assert_eq!(errno(channel.truncate(root, b"closed/writable", 0)), 0);
             let now = Time { seconds: 0, nanoseconds: libc::UTIME_NOW };
