@@ -206,10 +206,9 @@ impl Channel {
             if post.state.load(Acquire) == STATE_DONE {
                 return Ok(());
             }
-            // One that was taken will be done: if the service died, by whoever ends the channel then.
-            let ended = self.has_ended();
-            let dead = !ended && sys::has_hung_up(&self.socket);
-            if (ended || dead) && (!own || post.take_back()) {
+            // One that was taken will be done: if the service died, by whoever ends the channel then. A service that ended it may die as well.
+            let dead = sys::has_hung_up(&self.socket);
+            if (dead || self.has_ended()) && (!own || post.take_back()) {
                 return Err(Error::Gone);
             }
             naps_after_death += u32::from(dead);
