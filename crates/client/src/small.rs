@@ -38,11 +38,12 @@ impl Channel {
         let answers = self.listings.as_ref()?.answers()?;
         let record = answers.find(Kind::Bytes, ino)?;
         let known = bytes::View::of(record.payload())?;
-        let (attributes, size) = (known.attributes(), known.size_bytes());
+        // It may be overwritten just now, and have become another size.
+        let (attributes, size) = (known.attributes(), known.size_bytes().min(bytes::BYTES_MAX));
         let tag = premises.tag_with([(EVERYTHING, record.everything()), known.sample()]);
         let to = self.arena.chunk(chunk).cast::<u64>();
         for (at, word) in known.bytes().iter().take(size.div_ceil(8)).enumerate() {
-            // SAFETY: a chunk has room for so many words, is aligned to pages and ours alone now.
+            // SAFETY: a chunk has room for `BYTES_MAX`, is aligned to pages and ours alone now.
             unsafe { to.add(at).write(word.load(Relaxed)) };
         }
         let there = answers.is_there(record.position) && tag.holds(self.lookups.as_ref()?.epochs());
