@@ -46,8 +46,10 @@ pub fn open_channel(
         Ok((memory, bell))
     });
     let (memory, bell) = made.inspect_err(|_| refuse(peer.socket.as_fd(), Verdict::Failed))?;
+    let kept = shared.custodian.as_ref().map(|custodian| custodian.channel(memory.descriptor()));
+    let kept = kept.transpose().inspect_err(|_| refuse(peer.socket.as_fd(), Verdict::Failed))?;
     let covered = covered_nodes(shared, &peer);
-    let client = Client::new(memory, bell, peer, shared.clone(), covered)?;
+    let client = Client::new((memory, kept), bell, peer, shared.clone(), covered);
     let entered = watch(epoll, key, &client).and_then(|()| greet(&client, shown));
     if let Err(errno) = entered {
         refuse(client.peer.socket.as_fd(), Verdict::Failed);

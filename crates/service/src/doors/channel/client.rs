@@ -302,17 +302,15 @@ pub struct Client {
 
 impl Client {
     pub fn new(
-        memory: ChannelMemory,
+        (memory, kept): (ChannelMemory, Option<custody::Channel>),
         bell: OwnedFd,
         peer: Peer,
         door: Arc<Shared>,
         (covered, covered_inos): (FxHashSet<NodeId>, FxHashSet<u64>),
-    ) -> rustix::io::Result<Self> {
-        let kept = door.custodian.as_ref().map(|custodian| custodian.channel(memory.descriptor()));
-        let kept = kept.transpose()?;
+    ) -> Self {
         let rights = Rights::of(&peer, covered_inos.iter().copied());
         let answers = door.memories.as_ref().and_then(|memories| memories.of(rights));
-        Ok(Self {
+        Self {
             kept,
             memory,
             bell,
@@ -327,7 +325,7 @@ impl Client {
             draining: Draining::default(),
             posts_applied: AtomicU64::new(0),
             heard_by_kernel: AtomicBool::new(false),
-        })
+        }
     }
 
     /// Whether the keeper knows of an open file that may be written without waiting. Where there is no keeper, nobody need.

@@ -199,7 +199,7 @@ impl Site {
             mounts: event(),
         };
         let memory = ChannelMemory::new(Arc::default()).unwrap();
-        Arc::new(Client::new(memory, event(), peer, self.shared.clone(), Default::default()).unwrap())
+        Arc::new(Client::new((memory, None), event(), peer, self.shared.clone(), Default::default()))
     }
 
     fn answer(&self, client: &Arc<Client>, desk: &mut Desk, asked: &Asked) {
