@@ -234,7 +234,9 @@ impl Reading<'_> {
             let counter = self.table.of_inode(found.attr.ino);
             let sample = self.table.sample(counter);
             let attr = self.door.stack.getattr(self.caller, found.node, None);
-            let same = attr.ok().filter(|attr| attr.ino == found.attr.ino);
+            let regular = found.attr.file_type() == libc::S_IFREG;
+            let served = !regular || self.door.may_serve(found.node).is_ok();
+            let same = attr.ok().filter(|attr| attr.ino == found.attr.ino && served);
             if let (Some(sample), Some(attr)) = (sample, same) {
                 words[at + 1] = sample;
                 words[at + 4..at + 4 + ATTRIBUTE_WORDS].copy_from_slice(&attributes(&attr).to_words());
