@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 
-from trap import UNAWARE, begin, in_child
+from trap import UNAWARE, begin, in_child, unaware
 
 OTHER = """
 import fcntl, os, sys
@@ -20,6 +20,11 @@ for line in sys.stdin:
         print("free", flush=True)
     except OSError as error:
         print(error.strerror, flush=True)
+"""
+ALONE = """
+import fcntl, os
+try: fcntl.lockf(os.open("alone", os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB, 5, 0); print("free")
+except OSError as error: print(error.strerror)
 """
 begin()
 os.close(os.open("locked", os.O_CREAT | os.O_RDWR))
@@ -115,6 +120,18 @@ def dies() -> None:
 
 
 print(in_child(dies), seen())
+# What is open beside it may have to be made the kernel's, by fork(2) for one, which ends no lock.
+with open("alone", "w") as written:
+    written.write("0123456789")
+for _ in range(3):
+    files = [os.open("alone", os.O_RDONLY) for _ in range(2)]
+    fcntl.lockf(files[0], fcntl.LOCK_SH, 5, 0)
+    files.append(os.open("alone", os.O_RDONLY))
+    print("beside", [os.pread(file, 3, 0) for file in files], in_child(lambda: None))
+    print(unaware(sys.executable, "-c", ALONE))
+    for file in files:
+        os.close(file)
+    print("closed", unaware(sys.executable, "-c", ALONE))
 for other in others:
     other.communicate()
 print([other.returncode for other in others])

@@ -123,7 +123,7 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
             about_descriptor(table, number, arguments)
         }
         nr::FCNTL if matches!(arguments[1], F_SETLK | F_SETLKW) => {
-            elsewhere::note_lock(arguments[0]);
+            elsewhere::note_lock(table, arguments[0]);
             about_descriptor(table, number, arguments)
         }
         _ => about_descriptor(table, number, arguments),

@@ -1,7 +1,7 @@
 //! Descriptors that calls name where the table does not say, and ends of descriptors that mean more than an end.
 
 use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{Acquire, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
 use super::table::{Entry, Kind, Table};
 use super::{calls, directories, placeholders, process};
@@ -53,24 +53,48 @@ fn is_placeholder(table: &Table, descriptor: usize) -> bool {
 
 /// Files of ours of which this process has, or had, record locks. They all end with any descriptor of the file, but the kernel knows nothing of
 /// placeholders. A child has no locks; that it looks at these is no harm.
-static LOCKED: [AtomicU64; 16] = [const { AtomicU64::new(0) }; 16];
+static LOCKED: [AtomicU64; LOCKED_MAX] = [const { AtomicU64::new(0) }; LOCKED_MAX];
+const LOCKED_MAX: usize = 64;
 /// In the last place: more than there is room for.
 const MANY: u64 = u64::MAX;
 
-/// fcntl(2): a record lock is about to be taken.
+/// fcntl(2): a record lock is about to be taken. Whatever else is open of its file is made real before: that ends a descriptor of the
+/// file's, and with it all locks.
 #[cold]
-pub fn note_lock(descriptor: usize) {
+pub fn note_lock(table: &Table, descriptor: usize) {
     let ours = sys::status(descriptor).filter(|status| status.device == process::setting().device());
     let Some(inode) = ours.map(|status| status.inode) else { return };
     let (last, others) = LOCKED.split_last().expect("there are some");
+    let mut noted = false;
     for place in others {
-        match place.compare_exchange(0, inode, Release, Acquire) {
-            Ok(_) => return,
+        match place.compare_exchange(0, inode, AcqRel, Acquire) {
+            Ok(_) => {
+                noted = true;
+                break;
+            }
             Err(there) if there == inode => return,
             Err(_) => {}
         }
     }
-    last.store(MANY, Release);
+    if !noted {
+        last.store(MANY, Release);
+    }
+    for (number, entry) in table.known() {
+        if placeholders::settled(entry) == Kind::Placeholder && placeholders::inode(entry) == Some(inode) {
+            placeholders::upgrade(number, entry);
+        }
+    }
+}
+
+/// Whether a file may have record locks of this process: then the kernel opens it at once.
+#[inline]
+pub fn is_locked(inode: impl FnOnce() -> Option<u64>) -> bool {
+    LOCKED[0].load(Acquire) != 0 && inode().is_some_and(was_locked)
+}
+
+#[cold]
+fn was_locked(inode: u64) -> bool {
+    LOCKED.iter().map(|place| place.load(Acquire)).any(|place| place == inode || place == MANY)
 }
 
 /// A descriptor is about to end: a placeholder whose end takes record locks away is made real first.
@@ -84,9 +108,7 @@ pub fn before_end(descriptor: usize, entry: &Entry) {
 #[cold]
 fn end_with_locks(descriptor: usize, entry: &Entry) {
     let Some(status) = sys::status(descriptor) else { return };
-    let locked =
-        LOCKED.iter().map(|place| place.load(Acquire)).any(|place| place == status.inode || place == MANY);
-    if locked {
+    if was_locked(status.inode) {
         placeholders::upgrade(descriptor, entry);
     }
 }

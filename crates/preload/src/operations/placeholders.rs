@@ -8,7 +8,7 @@ use polytropo_client::{At, Attributes, Channel, Error, File, Opened};
 use super::process::{self, LINK};
 use super::table::{DESCRIPTORS_MAX, Entry, Kind, NO_PLACE, Table};
 use super::worth::{self, Event};
-use super::{kept, names, status, writing};
+use super::{elsewhere, kept, names, status, writing};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::text::Text;
@@ -171,7 +171,8 @@ fn place(table: &Table, used: kept::Use, descriptor: Result<usize, isize>, flags
             return None;
         }
     };
-    let Some(entry) = table.entry(descriptor).filter(|_| descriptor < DESCRIPTORS_MAX) else {
+    let locked = elsewhere::is_locked(|| LINK.get()?.inode_of(File::from_number(used.file)));
+    let Some(entry) = table.entry(descriptor).filter(|_| descriptor < DESCRIPTORS_MAX && !locked) else {
         sys::close(descriptor as i32);
         kept::release(used.index);
         return None;
@@ -426,6 +427,11 @@ pub fn answer(table: &Table, number: usize, arguments: &[usize; 6]) -> Option<An
 fn is_empty(path: usize) -> bool {
     // SAFETY: the program's own path; null is the kernel's business.
     path != 0 && unsafe { (path as *const u8).read_volatile() } == 0
+}
+
+/// The inode of a placeholder's file.
+pub fn inode(entry: &Entry) -> Option<u64> {
+    LINK.get()?.inode_of(File::from_number(entry.file()?))
 }
 
 /// What a placeholder's file is like, if the service or what is kept tells.

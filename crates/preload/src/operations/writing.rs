@@ -8,7 +8,7 @@ use polytropo_client::{At, Channel, Error, File, Result, Time};
 use super::placeholders::{self, Asked};
 use super::process::{self, LINK};
 use super::table::{AT_END, Entry, Held, Kind, NO_PLACE, Table};
-use super::{kept, names};
+use super::{elsewhere, kept, names};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::trace::{self, Counter, Why};
@@ -90,6 +90,10 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
         }
     };
     REFUSED.store(0, Relaxed);
+    if elsewhere::is_locked(|| Some(opened.attributes.ino)) {
+        let _ = channel.close(opened.file);
+        return Some(open_by_kernel(asked));
+    }
     let named = name(asked, opened.attributes.ino);
     let entry = named.ok().and_then(|named| table.entry(named));
     let (Ok(descriptor), Some(entry)) = (named, entry) else {
