@@ -25,6 +25,7 @@ const EBADF: isize = -9;
 const EIO: isize = -5;
 const EINVAL: isize = -22;
 const EMFILE: isize = -24;
+const F_DUPFD_CLOEXEC: usize = 1030;
 const RLIMIT_FSIZE: usize = 1;
 const BYTES_MAX: usize = 0x7fff_f000;
 /// What writev(2) puts together; more is the kernel's.
@@ -72,6 +73,9 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
     if asked.flags & sys::O_CREAT != 0 && !may_open_again(access, mode & !(umask as usize)) {
         return None;
     }
+    if asked.flags & (sys::O_CREAT | O_TRUNC) != 0 && !has_number(channel) {
+        return None;
+    }
     // Who has it open for reading keeps it from being written without waiting.
     if let Some(Ok(word)) = channel.open_known(at, rest, 0) {
         kept::give_up(word);
@@ -110,6 +114,19 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
         (opened.file.to_number(), NO_PLACE, asked.flags & STATUS_FLAGS),
     );
     Some(Answer::Asked(descriptor as isize))
+}
+
+/// Whether there is room for one more descriptor: without, the kernel neither makes nor cuts a file.
+fn has_number(channel: &Channel) -> bool {
+    let [.., own] = channel.descriptors();
+    // SAFETY: concerns no memory.
+    let number = unsafe { sys::call(nr::FCNTL, [own as usize, F_DUPFD_CLOEXEC, 0, 0, 0, 0]) };
+    if number < 0 {
+        kept::give_up_all();
+        return false;
+    }
+    sys::close(number as i32);
+    true
 }
 
 /// A file that is made with a mode that forbids what it is open for (`cp` of a read-only file) could not be opened by the kernel later.
