@@ -51,6 +51,7 @@ const YES: u32 = 1;
 const NO: u32 = 2;
 /// One more than the process's umask; 0 while it is unknown.
 static UMASK: AtomicU32 = AtomicU32::new(0);
+/// Counts beginnings and ends of its changes.
 static CHANGES_OF_UMASK: AtomicU64 = AtomicU64::new(0);
 
 /// open(2) for writing; None if the kernel has to do it.
@@ -226,7 +227,8 @@ pub fn umask() -> Option<u32> {
     }
     let changes = CHANGES_OF_UMASK.load(Acquire);
     let umask = sys::umask()?;
-    UMASK.store(umask + 1, Release);
+    // Who changes it meanwhile knows better.
+    let _ = UMASK.compare_exchange(0, umask + 1, AcqRel, Relaxed);
     if CHANGES_OF_UMASK.load(Acquire) != changes {
         UMASK.store(0, Release);
         return None;
@@ -236,10 +238,14 @@ pub fn umask() -> Option<u32> {
 
 /// umask(2).
 pub fn change_umask(arguments: &[usize; 6]) -> Answer {
-    CHANGES_OF_UMASK.fetch_add(1, AcqRel);
+    let changes = CHANGES_OF_UMASK.fetch_add(1, AcqRel);
     // SAFETY: concerns no memory.
     let before = unsafe { sys::call(nr::UMASK, *arguments) };
     UMASK.store((arguments[0] as u32 & 0o777) + 1, Release);
+    if CHANGES_OF_UMASK.fetch_add(1, AcqRel) != changes + 1 {
+        // Another thread's change at the same time: the kernel knows which was the last.
+        UMASK.store(0, Release);
+    }
     Answer::Asked(before)
 }
 
