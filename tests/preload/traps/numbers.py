@@ -1,6 +1,7 @@
 """Who looks at all numbers of descriptors, or closes them all, finds its own and no others."""
 
 import os
+import resource
 import subprocess
 
 from trap import attempt, begin, in_child
@@ -24,6 +25,7 @@ for turn in range(3):
     print(
         attempt(os.dup, 512), attempt(os.read, 513, 1), attempt(os.lseek, 514, 0, 1), attempt(os.close, 515)
     )
+    print(attempt(os.dup2, 512, 700), attempt(os.fstat, 700))
     print(os.read(files[0], 3), os.write(files[1], b"x"))
     os.dup2(files[0], 600)
     print(os.read(600, 3), numbers())
@@ -55,6 +57,20 @@ def daemon() -> None:
 
 
 print(in_child(daemon), open("made").read())
+
+
+def full() -> None:
+    """Without a number nothing is made, and nothing cut."""
+    begin()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+    while isinstance(refused := attempt(os.open, "known", os.O_RDONLY), int):
+        pass
+    for name, flags in ("never", os.O_CREAT), ("never", os.O_CREAT | os.O_EXCL), ("made", os.O_TRUNC):
+        print(name, refused, attempt(os.open, name, flags | os.O_WRONLY))
+    print(os.path.exists("never"), os.path.getsize("made"))
+
+
+print(in_child(full))
 os.closerange(3, 2000)
 print(numbers(), os.open("known", os.O_RDONLY))
 begin()

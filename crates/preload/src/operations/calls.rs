@@ -265,6 +265,9 @@ fn replace(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
         return Answer::Done(EBUSY);
     }
     if let Some(entry) = table.entry(from) {
+        if entry.kind() == Kind::Own {
+            return Answer::Done(EBADF);
+        }
         if !placeholders::upgrade(from, entry) {
             return Answer::Done(placeholders::refusal());
         }

@@ -72,12 +72,8 @@ impl Place {
     }
 
     fn close_descriptor(&self) {
-        let descriptor = self.descriptor.swap(-1, AcqRel);
-        if let Ok(number) = usize::try_from(descriptor) {
-            if let Some(entry) = process::known_table().and_then(|table| table.entry(number)) {
-                entry.clear();
-            }
-            sys::close(descriptor);
+        if let Ok(number) = usize::try_from(self.descriptor.swap(-1, AcqRel)) {
+            close_own(number);
         }
     }
 
@@ -144,7 +140,7 @@ pub fn keep_descriptor(used: &Use, named: usize) {
     }
     let Some(moved) = move_up(named) else { return };
     if place.descriptor.compare_exchange(-1, moved as i32, AcqRel, Relaxed).is_err() {
-        sys::close(moved as i32);
+        close_own(moved);
     }
 }
 
@@ -216,6 +212,14 @@ pub fn discard(word: u64) {
 /// The index that a word stands for.
 pub fn index_of(word: u64) -> u32 {
     word as u32 & 0xffff
+}
+
+/// The number may be the program's afterwards.
+fn close_own(number: usize) {
+    if let Some(entry) = process::known_table().and_then(|table| table.entry(number)) {
+        entry.clear();
+    }
+    sys::close(number as i32);
 }
 
 fn move_up(descriptor: usize) -> Option<usize> {
