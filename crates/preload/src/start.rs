@@ -89,6 +89,8 @@ fn map_prepared(auxiliary: &Auxiliary) -> Result<Option<bool>, Aside> {
 }
 
 fn map_prepared_library(own: &Library<'_>, c_library: &Library<'_>, file: &[u8]) -> Option<()> {
+    // Of what was prelinked the list tells how far it was moved, not where it is.
+    (c_library.base != 0).then_some(())?;
     // SAFETY: a library begins with a page of headers.
     let head = unsafe { core::slice::from_raw_parts(c_library.base as *const u8, patch::PAGE_BYTES) };
     let parts = [Part { address: 0, bytes: head, executable: false }];
