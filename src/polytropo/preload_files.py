@@ -2,9 +2,11 @@
 
 One directory a tenant, whose files only we write: containers are shown it read-only. Sites are found once for
 each build of a C library, named by its build id, and checked against memory by whoever uses them; the code is
-used by programs that have loaded the very file that it was made of.
+used by programs that have loaded the very file that it was made of, as build id, size and time tell. A
+program in a container can forge all three, so code goes as soon as another library of the same build comes.
 """
 
+import fcntl
 import os
 import stat
 import struct
@@ -18,6 +20,7 @@ LIBRARY = "libpolytropo_preload.so"
 _STAMP = f"{LIBRARY}.stamp"
 _SITES_SUFFIX = ".sites"
 _CODE_SUFFIX = ".code"
+_SOURCE_SUFFIX = ".source"
 _SITES_PROGRAM = "polytropo-sites"
 _SITES_TIMEOUT_S = 20.0
 _C_LIBRARY_MAX_BYTES = 64 << 20
@@ -42,7 +45,7 @@ def stage_library(directory: Path) -> Path:
         if stamp.read_text() == wanted and library.exists():
             return library
     # What it can do decides which sites it wants.
-    for suffix in (_SITES_SUFFIX, _CODE_SUFFIX):
+    for suffix in (_SITES_SUFFIX, _CODE_SUFFIX, _SOURCE_SUFFIX):
         for found in directory.glob(f"*{suffix}"):
             found.unlink(missing_ok=True)
     _write(library, source.read_bytes(), 0o755)
@@ -62,20 +65,46 @@ def stage_sites(directory: Path, c_library: int) -> None:
         build_id = build_id_of(c_library)
     except (OSError, struct.error):
         return
-    if build_id is None or (directory / f"{build_id}{_SITES_SUFFIX}").exists():
+    if build_id is None:
         return
+    with suppress(OSError):
+        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            _stage_build(directory / build_id, c_library, status)
+        finally:
+            os.close(held)
+
+
+def _stage_build(stem: Path, c_library: int, status: os.stat_result) -> None:
+    source = stem.with_name(stem.name + _SOURCE_SUFFIX)
+    # Nobody chooses the time of a change.
+    identity = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    if stem.with_name(stem.name + _SITES_SUFFIX).exists():
+        known, _, digest = source.read_text().partition("\n") if source.exists() else ("", "", "")
+        if known != identity and digest != _digest_of(c_library):
+            stem.with_name(stem.name + _CODE_SUFFIX).unlink(missing_ok=True)
+        return
+    _write(source, f"{identity}\n{_digest_of(c_library)}".encode(), 0o644)
     import subprocess
 
     tool = service_binary().with_name(_SITES_PROGRAM)
     tool = tool if tool.exists() else Path(__file__).parent / "_bin" / _SITES_PROGRAM
-    with suppress(OSError, subprocess.SubprocessError):
+    with suppress(subprocess.SubprocessError):
         subprocess.run(
-            [tool, directory, f"/proc/self/fd/{c_library}"],
+            [tool, stem.parent, f"/proc/self/fd/{c_library}"],
             pass_fds=[c_library],
             capture_output=True,
             timeout=_SITES_TIMEOUT_S,
             check=False,
         )
+
+
+def _digest_of(library: int) -> str:
+    import hashlib
+
+    with Path(f"/proc/self/fd/{library}").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def build_id_of(library: int) -> str | None:

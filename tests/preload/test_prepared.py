@@ -1,5 +1,6 @@
 """C libraries that were prepared: their code is mapped from a file, with the jumps in it."""
 
+import os
 import shutil
 import struct
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from polytropo.preload_files import stage_sites
 from tests.preload.conftest import Compile, Preloaded
 
 DESCRIPTION_BYTES = 24 * 8
@@ -43,6 +45,27 @@ def test_only_its_jumps_differ_from_the_library(prepared: Path) -> None:
     library, made = LIBC.read_bytes(), prepared.read_bytes()
     differing = sum(a != b for a, b in zip(library, made, strict=False))
     assert 0 < differing < 4096 and len(made) > len(library)
+
+
+def test_code_is_not_left_to_another_library_that_claims_to_be_the_same(tmp_path: Path) -> None:
+    staged, copy, forged = (tmp_path / name for name in ("staged", "copy", "forged"))
+    staged.mkdir()
+    for made in copy, forged:
+        shutil.copy2(LIBC, made)
+    with forged.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+    status = LIBC.stat()
+    os.utime(forged, ns=(status.st_atime_ns, status.st_mtime_ns))
+    umask = os.umask(0)
+    try:
+        for library, there in (LIBC, True), (copy, True), (forged, False), (LIBC, False):
+            with library.open("rb") as file:
+                stage_sites(staged, file.fileno())
+            assert bool(list(staged.glob("*.code"))) == there, library
+            assert {path.stat().st_mode & 0o777 for path in staged.iterdir()} == {0o644}
+    finally:
+        os.umask(umask)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 //! `polytropo-sites DIRECTORY LIBRARY...`: scans C libraries once, so that the programs that use them need not.
 
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -13,6 +14,7 @@ use polytropo_preload::scan::{SITES_MAX, Site, scan, scratch_bytes};
 /// C libraries have a few megabytes; what is larger is none.
 const LIBRARY_BYTES_MAX: usize = 64 << 20;
 const HEADER_BYTES: usize = 56;
+const FILE_MODE: u32 = 0o644;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -84,11 +86,17 @@ fn name(image: &Image<'_>, suffix: &[u8]) -> io::Result<String> {
     String::from_utf8(name).map_err(|_| invalid("has no build id"))
 }
 
-/// Whole or not at all: programs may be reading what was there before.
+/// Whole or not at all: programs may be reading what was there before. They run it, so that nobody else may write it, whatever the umask says.
 fn put(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let unfinished = directory.join(format!("{name}.{}", std::process::id()));
-    std::fs::write(&unfinished, bytes)?;
-    std::fs::rename(unfinished, directory.join(name))
+    let write = || {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&unfinished)?;
+        file.set_permissions(Permissions::from_mode(FILE_MODE))?;
+        file.write_all(bytes)?;
+        std::fs::rename(&unfinished, directory.join(name))
+    };
+    write().inspect_err(|_| _ = std::fs::remove_file(&unfinished))
 }
 
 struct Segment {
