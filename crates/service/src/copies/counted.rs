@@ -33,17 +33,28 @@ impl Tally {
         programs.push(Arc::downgrade(program));
     }
 
-    /// The last of a program.
-    pub fn leave(&self, counts: &Counts) {
+    /// The last of a program, which is counted at every moment, and once.
+    pub fn leave(&self, program: &Arc<dyn Counting>) {
+        let mut programs = self.programs.lock();
+        programs.retain(|known| !std::ptr::addr_eq(known.as_ptr(), Arc::as_ptr(program)));
+        self.past.add_all(&program.counts());
+    }
+
+    /// What was counted elsewhere.
+    pub fn add_past(&self, counts: &Counts) {
         self.past.add_all(counts);
     }
 
     pub fn counts(&self) -> Counts {
         let all = Copied::default();
         all.add_all(&self.own.counts());
+        // Dropped without the lock, since one of them may be the last of its program.
+        let mut alive = Vec::new();
+        let programs = self.programs.lock();
+        alive.extend(programs.iter().filter_map(Weak::upgrade));
         all.add_all(&self.past.counts());
-        let programs: Vec<_> = self.programs.lock().iter().filter_map(Weak::upgrade).collect();
-        programs.iter().for_each(|program| all.add_all(&program.counts()));
+        alive.iter().for_each(|program| all.add_all(&program.counts()));
+        drop(programs);
         all.counts()
     }
 }
@@ -85,7 +96,7 @@ mod tests {
         };
         assert_eq!(counts_by_name(&tally.counts()), expected(&[(1, 1), (64 << 20, 1)]));
         // A program that ends is not counted twice.
-        tally.leave(&program.counts());
+        tally.leave(&known);
         drop((known, program));
         assert_eq!(counts_by_name(&tally.counts()), expected(&[(1, 1), (64 << 20, 1)]));
     }

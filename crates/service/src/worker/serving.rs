@@ -341,7 +341,7 @@ fn attend(number: u64, door: Arc<FuseDoor>, channels: Arc<ChannelDoor>, link: &L
     opened.doors.remove(&number);
     opened.channels.remove(&number);
     opened.past.add(&door.statistics());
-    opened.past_copies.leave(&channels.copied());
+    opened.past_copies.add_past(&channels.copied());
     drop(opened);
     // The stack's last writes are done before the keeper may hear of it. Somebody may be about to connect a program.
     channels.stop();

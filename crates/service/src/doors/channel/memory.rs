@@ -342,9 +342,15 @@ impl ChannelMemory {
     }
 }
 
+impl Drop for ChannelMemory {
+    fn drop(&mut self) {
+        let known: Arc<dyn Counting> = self.region.clone();
+        self.region.tally.leave(&known);
+    }
+}
+
 impl Drop for Region {
     fn drop(&mut self) {
-        self.tally.leave(&self.counts());
         // SAFETY: mapped in `ChannelMemory::new`; whoever uses the memory borrows from this value. A failure would only leave it mapped.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), TOTAL_BYTES) };
     }
