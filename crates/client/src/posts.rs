@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use polytropo_wire::message::{Operation, opened_flags};
-use polytropo_wire::posts::{POST_BYTES, POSTS, RING_AT, STATE_FREE};
+use polytropo_wire::posts::{POST_BYTES, RING_AT, STATE_FREE};
 
 use crate::channel::Channel;
 use crate::files::{File, InUse};
@@ -105,23 +105,11 @@ impl Channel {
                     return Ok(None);
                 }
                 let cpu = self.notify_posts();
-                self.wait_post(self.post(self.half_way(left)), cpu, false)?;
+                self.wait_post(self.post(left.trailing_zeros() as usize), cpu, false)?;
                 self.reclaim_posts();
             }
         }
         Ok(None)
-    }
-
-    /// Of those posts the one in the middle, in the order in which they are applied: who waits for the first one wakes up, and takes the
-    /// service's CPU away, for each few.
-    fn half_way(&self, posts: u64) -> usize {
-        let mut order = [(u64::MAX, 0); POSTS];
-        let set = (0..POSTS).filter(|number| posts >> number & 1 == 1);
-        for (place, number) in order.iter_mut().zip(set) {
-            *place = (self.post(number).sequence.load(Relaxed), number);
-        }
-        let middle = posts.count_ones() as usize / 2;
-        order.select_nth_unstable(middle).1.1
     }
 
     /// Frees posts that are done; what failed is kept for the next call on the file.
