@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -88,6 +89,20 @@ class Preloaded:
             if name not in ("LD_PRELOAD", "POLYTROPO_TRACE")
         }
         return self.run(*command, environment=environment, cwd=cwd, stdin=stdin)
+
+    def run_under_mdwe(self, *command: str) -> "subprocess.CompletedProcess[bytes]":
+        """Preloads a program that may not have memory both written and executed (PR_SET_MDWE, inherited)."""
+        script = f"""
+import ctypes, os
+refused = ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0)
+os.environ.update(LD_PRELOAD={str(self.library)!r})
+os.execv({command[0]!r}, {list(command)!r}) if refused == 0 else os._exit(77)
+"""
+        environment = {name: value for name, value in self.environment().items() if name != "LD_PRELOAD"}
+        done = self.run(sys.executable, "-c", script, environment=environment)
+        if done.returncode == 77:
+            pytest.skip("this kernel has no PR_SET_MDWE (6.3)")
+        return done
 
     def report(self) -> list[str]:
         """Its lines, one for each process that ended."""

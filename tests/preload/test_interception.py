@@ -200,16 +200,7 @@ def test_memory_that_must_not_be_both_written_and_executed(
     preloaded: Preloaded, compile_program: Compile
 ) -> None:
     """Programs inherit such a policy (PR_SET_MDWE); the library gives up before it changed anything."""
-    script = f"""
-import ctypes, os
-refused = ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0)
-os.environ.update(LD_PRELOAD={str(preloaded.library)!r})
-os.execv("/bin/cat", ["cat", "/etc/passwd"]) if refused == 0 else os._exit(77)
-"""
-    environment = {name: value for name, value in preloaded.environment().items() if name != "LD_PRELOAD"}
-    done = preloaded.run(sys.executable, "-c", script, environment=environment)
-    if done.returncode == 77:
-        pytest.skip("this kernel has no PR_SET_MDWE (6.3)")
+    done = preloaded.run_under_mdwe("/bin/cat", "/etc/passwd")
     assert done.returncode == 0 and done.stdout == Path("/etc/passwd").read_bytes(), done
     (line,) = preloaded.report()
     assert "stepped aside: the C library's code cannot be written" in line

@@ -4,7 +4,6 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -102,16 +101,7 @@ def test_a_library_that_was_replaced_is_not_given_the_code_of_the_old_one(
 
 
 def test_a_policy_against_writable_code_is_no_hindrance(with_sites: Preloaded, prepared: Path) -> None:
-    script = f"""
-import ctypes, os
-refused = ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0)
-os.environ.update(LD_PRELOAD={str(with_sites.library)!r})
-os.execv("/bin/cat", ["cat", "/proc/self/maps"]) if refused == 0 else os._exit(77)
-"""
-    environment = {name: value for name, value in with_sites.environment().items() if name != "LD_PRELOAD"}
-    done = with_sites.run(sys.executable, "-c", script, environment=environment)
-    if done.returncode == 77:
-        pytest.skip("this kernel has no PR_SET_MDWE (6.3)")
+    done = with_sites.run_under_mdwe("/bin/cat", "/proc/self/maps")
     assert done.returncode == 0 and prepared.name in done.stdout.decode(), done
 
 
