@@ -140,6 +140,43 @@ for _ in range(1000):
     assert max(map(int, re.findall(r"by request (\d+)", report))) < 100, report
 
 
+LISTED = """
+import os, time
+os.mkdir("listed")
+for _ in range(20):
+    os.listdir("listed")
+directory = os.open("listed", os.O_RDONLY | os.O_DIRECTORY)
+os.listdir(directory)
+def look():
+    found = os.fstat(directory)
+    return found.st_mode, found.st_uid, found.st_ino == os.stat("listed").st_ino, found.st_mtime_ns
+first = look()
+for _ in range(1000):
+    assert look() == first
+print(oct(first[0]), first[1:3])
+os.chmod("listed", 0o711)
+print(oct(look()[0]))
+time.sleep(0.02)
+os.close(os.open("listed/new", os.O_CREAT | os.O_WRONLY))
+print(look()[3] > first[3])
+os.remove("listed/new")
+os.rmdir("listed")
+print(os.fstat(directory).st_nlink)
+"""
+
+
+def test_open_directories_are_told_of_in_the_process(isolated: Isolated, library: Path) -> None:
+    """fstat(2) of a directory that was listed asks nobody until it changes."""
+    place = filled(isolated, "exclusive, writes")
+    python = Path(sys.executable).resolve()
+    plain = place.run(python, "-c", LISTED, preload=False)
+    done = place.run(python, "-c", LISTED)
+    assert (done.stdout, done.stderr) == (plain.stdout, "") and done.stdout
+    report = place.trace.read_text()
+    # Two questions a look.
+    assert place.in_process() > 1900, report
+
+
 FROM_A_DIRECTORY = """
 import os
 os.mkdir("many")

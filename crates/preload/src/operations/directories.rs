@@ -289,15 +289,20 @@ pub fn upgrade_all(before_exec: bool) {
 /// What becomes of a call that names descriptors. None: none of them is a placeholder, or the kernel does it with one as well.
 pub fn answer(number: usize, arguments: &[usize; 6]) -> Option<Answer> {
     // These do with a place what they would do with the directory.
-    const AS_GOOD: [usize; 8] =
-        [nr::CLOSE, nr::FCHDIR, nr::FSTATFS, nr::FSTAT, nr::NEWFSTATAT, nr::STATX, nr::DUP2, nr::DUP3];
+    const AS_GOOD: [usize; 6] = [nr::CLOSE, nr::FCHDIR, nr::FSTATFS, nr::STATX, nr::DUP2, nr::DUP3];
     if COUNT.load(Acquire) == 0 || AS_GOOD.contains(&number) {
         return None;
     }
     match number {
         nr::NEWFSTATAT if arguments[3] & AT_EMPTY_PATH == 0 => return None,
-        nr::NEWFSTATAT => return placeholder(arguments[0]).map(|_| names::stat_directory(arguments)),
-        nr::FSTAT => return placeholder(arguments[0]).map(|_| Answer::Pass(Why::NotOurs)),
+        nr::NEWFSTATAT => {
+            let [directory, path, to, ..] = *arguments;
+            return placeholder(directory).map(|_| names::stat_directory(directory, Some(path), to));
+        }
+        nr::FSTAT => {
+            let [directory, to, ..] = *arguments;
+            return placeholder(directory).map(|_| names::stat_directory(directory, None, to));
+        }
         nr::GETDENTS64 => return object_of(arguments[0]).map(|object| list(object, arguments)),
         nr::LSEEK => return object_of(arguments[0]).map(|object| seek(object, arguments)),
         nr::FCNTL | nr::DUP => {

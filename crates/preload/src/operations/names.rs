@@ -406,19 +406,18 @@ fn attributes(directory: usize, path: usize, flags: u32, tell: impl FnOnce(&Attr
     )
 }
 
-/// fstatat(2) of an open directory itself.
-pub fn stat_directory(arguments: &[usize; 6]) -> Answer {
-    let [descriptor, path, to, ..] = *arguments;
+/// fstat(2), or with a path fstatat(2), of an open directory itself.
+pub fn stat_directory(descriptor: usize, path: Option<usize>, to: usize) -> Answer {
     if to == 0 {
         return Answer::Pass(Why::NotOurs);
     }
     stat_open(descriptor, path, |found| status::put(found, to))
 }
 
-/// Of an open directory itself.
-fn stat_open(descriptor: usize, path: usize, done: impl FnOnce(&Attributes)) -> Answer {
+/// Of an open directory itself. Null for an empty path is known to newer kernels only.
+fn stat_open(descriptor: usize, path: Option<usize>, done: impl FnOnce(&Attributes)) -> Answer {
     // SAFETY: the program's own path; it is empty if its first byte is zero.
-    let empty = path != 0 && unsafe { (path as *const u8).read_volatile() } == 0;
+    let empty = path.is_none_or(|path| path != 0 && unsafe { (path as *const u8).read_volatile() } == 0);
     let found = LINK
         .get()
         .filter(|_| empty && !ENDED.load(Acquire))
@@ -443,7 +442,7 @@ pub fn statx(arguments: &[usize; 6]) -> Answer {
         status::put_statx(found, to);
     };
     if flags & AT_EMPTY_PATH != 0 {
-        return stat_open(directory, path, tell);
+        return stat_open(directory, Some(path), tell);
     }
     attributes(directory, path, flags & AT_SYMLINK_NOFOLLOW, tell)
 }

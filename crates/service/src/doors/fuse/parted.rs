@@ -32,6 +32,11 @@ pub fn spawn<T: Send + 'static>(
         if let Err(errno) = &parted {
             log::debug!("FUSE door: a thread shares the descriptors of others: {errno}");
         }
+        if parted.is_ok()
+            && let Err(errno) = close_others(number)
+        {
+            log::debug!("FUSE door: a thread keeps descriptors of others: {errno}");
+        }
         // The other end waits for it.
         let _ = tell.send(parted.is_ok());
         run(&Device::new(own))
@@ -44,10 +49,13 @@ pub fn spawn<T: Send + 'static>(
     Ok(thread)
 }
 
-/// Gives the calling thread a table of its own, with `kept` and the log.
+/// Gives the calling thread a table of its own, up to `kept`. Only if that fails the table is the others' still.
 fn part(kept: RawFd) -> io::Result<()> {
-    let unshare = libc::CLOSE_RANGE_UNSHARE;
-    close_range(kept + 1, RawFd::MAX, unshare)?;
+    close_range(kept + 1, RawFd::MAX, libc::CLOSE_RANGE_UNSHARE)
+}
+
+/// Leaves `kept` and the log in the table that `part` has made.
+fn close_others(kept: RawFd) -> io::Result<()> {
     close_range(0, STANDARD_ERROR - 1, 0)?;
     if kept > STANDARD_ERROR + 1 { close_range(STANDARD_ERROR + 1, kept - 1, 0) } else { Ok(()) }
 }
