@@ -24,7 +24,20 @@ impl<T> Default for Handles<T> {
     }
 }
 
+/// Where the numbers begin that a layer gives out itself, beside those of the layers below: half of what one process has.
+const APART: u64 = 1 << 39;
+
 impl<T> Handles<T> {
+    /// For a layer that passes the numbers of others on as well: its own are never among them.
+    pub fn apart() -> Self {
+        Self { next: AtomicU64::new(first_number() + APART), ..Self::default() }
+    }
+
+    /// Whether a number is one of those that begin apart.
+    pub fn is_apart(handle: HandleId) -> bool {
+        handle.0.wrapping_sub(first_number()) >= APART
+    }
+
     pub fn insert(&self, value: T) -> HandleId {
         let id = self.next.fetch_add(1, Relaxed);
         self.shard(id).write().insert(id, Arc::new(value));

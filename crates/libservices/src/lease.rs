@@ -199,4 +199,8 @@ impl Libservice for Lease {
     fn content(&self, handle: HandleId) -> Option<ContentId> {
         self.below.content(handle)
     }
+
+    fn content_of(&self, node: NodeId) -> Option<Content> {
+        self.below.content_of(node)
+    }
 }

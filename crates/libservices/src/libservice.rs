@@ -299,6 +299,13 @@ pub trait Libservice: Send + Sync {
         None
     }
 
+    /// The same of a regular file that need not be open, with its size, and without asking the host. What is told holds at the moment: until
+    /// somebody changes the file. `None` is always a correct answer, and the right one for a layer that looks at what is read.
+    fn content_of(&self, node: NodeId) -> Option<Content> {
+        let _ = node;
+        None
+    }
+
     /// Which inode of the host's this open file is of, at the moment: for telling where it was open.
     fn host_inode(&self, handle: HandleId) -> Option<HostInode> {
         self.below().and_then(|below| below.host_inode(handle))

@@ -29,6 +29,13 @@ pub struct ContentId {
     pub born: Timestamp,
 }
 
+/// Bytes that never change: whose, and how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content {
+    pub id: ContentId,
+    pub size_bytes: u64,
+}
+
 /// An inode of the host, as it can be told from all others at one time. The time of birth tells it from later ones of the same number, on
 /// filesystems that keep one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -16,6 +16,7 @@ pub mod link;
 pub mod logging;
 pub mod passing;
 pub mod sealed;
+pub mod slabs;
 pub mod state;
 pub mod windows;
 pub mod worker;

@@ -478,6 +478,15 @@ impl Libservice for Dir {
         born.filter(|_| unchanging).map(|born| ContentId { device, ino, born })
     }
 
+    fn content_of(&self, node: NodeId) -> Option<Content> {
+        if self.coherence != Coherence::Immutable {
+            return None;
+        }
+        let node = self.nodes.get(node).filter(|node| node.host_type == libc::S_IFREG)?;
+        let InodeKey { device, ino, born } = node.key;
+        Some(Content { id: ContentId { device, ino, born: born? }, size_bytes: node.first_size_bytes })
+    }
+
     fn host_inode(&self, handle: HandleId) -> Option<HostInode> {
         let InodeKey { device, ino, born } = self.files.get(handle).ok()?.node.key;
         Some(HostInode { device, ino, born })

@@ -23,6 +23,8 @@ pub struct Node {
     pub key: InodeKey,
     /// `S_IFMT` bits of the host's inode; never change in an inode's life.
     pub host_type: u32,
+    /// When it became known. Of an immutable directory's file that is its size.
+    pub first_size_bytes: u64,
     /// Both counts change only under the lock of the key's shard.
     lookups: AtomicU64,
     children: AtomicU64,
@@ -81,6 +83,7 @@ impl Node {
             id,
             key: stat.key,
             host_type: stat.attr.file_type(),
+            first_size_bytes: stat.attr.size_bytes,
             lookups: AtomicU64::new(0),
             children: AtomicU64::new(0),
             place: Mutex::default(),

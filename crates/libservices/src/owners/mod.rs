@@ -312,6 +312,10 @@ impl Libservice for Owners {
     fn content(&self, handle: HandleId) -> Option<ContentId> {
         self.below.content(handle)
     }
+
+    fn content_of(&self, node: NodeId) -> Option<Content> {
+        self.below.content_of(node)
+    }
 }
 
 fn hidden() -> Error {

@@ -267,6 +267,12 @@ impl Union {
         if open.held.is_upper() { None } else { open.service().content(open.handle) }
     }
 
+    pub(super) fn content_of_node(&self, node: NodeId) -> Option<Content> {
+        let node = self.nodes.get(node).filter(|node| node.kind == libc::S_IFREG)?;
+        let held = node.stack().top().clone();
+        if held.is_upper() { None } else { held.service().content_of(held.node) }
+    }
+
     pub(super) fn host_inode_below(&self, handle: HandleId) -> Option<HostInode> {
         let (_, open) = self.current(&self.own, handle).ok()?;
         open.service().host_inode(open.handle)

@@ -459,6 +459,10 @@ impl Libservice for Union {
         self.content_below(handle)
     }
 
+    fn content_of(&self, node: NodeId) -> Option<Content> {
+        self.content_of_node(node)
+    }
+
     fn host_inode(&self, handle: HandleId) -> Option<HostInode> {
         self.host_inode_below(handle)
     }

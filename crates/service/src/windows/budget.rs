@@ -31,7 +31,29 @@ pub enum Use {
     Answers,
 }
 
-/// A window's number, and a block of it.
+/// What has blocks in the budget: a window, or all slabs together.
+pub trait Owner: Send + Sync {
+    fn number(&self) -> u64;
+
+    /// Who uses the block next is to be noticed.
+    fn hide(&self, block: u64);
+
+    /// Gives the block's memory back.
+    fn evict(&self, block: u64);
+}
+
+/// Windows count from 1.
+pub const SLABS_NUMBER: u64 = 0;
+
+/// Why a block is taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    New,
+    /// It was used again, which the policy did not see.
+    Used,
+}
+
+/// An owner's number, and a block of it.
 type Key = (u64, u64);
 
 /// See the module.
@@ -53,14 +75,14 @@ struct State {
 }
 
 struct Account {
-    window: Weak<Window>,
+    owner: Weak<dyn Owner>,
     blocks: FxHashSet<u64>,
 }
 
 /// Blocks whose state is to change.
 struct Decided {
-    hide: Vec<(Weak<Window>, u64)>,
-    evict: Vec<(Weak<Window>, u64)>,
+    hide: Vec<(Weak<dyn Owner>, u64)>,
+    evict: Vec<(Weak<dyn Owner>, u64)>,
 }
 
 #[derive(Default)]
@@ -151,6 +173,15 @@ impl Budget {
         self.state.lock().drop_blocks(number);
     }
 
+    /// A block that was reserved could not be had.
+    pub fn drop_block(&self, number: u64, block: u64) {
+        let mut state = self.state.lock();
+        if let Some(account) = state.windows.get_mut(&number) {
+            account.blocks.remove(&block);
+        }
+        state.policy.remove(&(number, block));
+    }
+
     /// A block is asked for that readers do not see. False if it has to be read from below.
     pub fn ask(&self, window: &Window, block: u64) -> bool {
         let decided = {
@@ -169,36 +200,47 @@ impl Budget {
     }
 
     /// Makes room for a block that is about to be filled, and counts it.
-    pub fn reserve<'a>(&'a self, window: &'a Arc<Window>, block: u64) -> Reserved<'a> {
+    pub fn reserve<'a, O: Owner + 'static>(
+        &'a self,
+        owner: &'a Arc<O>,
+        block: u64,
+        admission: Admission,
+    ) -> Reserved<'a> {
         let decided = {
             let mut state = self.state.lock();
             state.under_way += 1;
             let mut moves = Moves::default();
-            let key = (window.number(), block);
+            let key = (owner.number(), block);
             if !state.policy.contains(&key) {
                 let blocks_max = state.blocks_max(self.bytes_max);
-                state.policy.admit(key, blocks_max, &mut moves);
-                let account = || Account { window: Arc::downgrade(window), blocks: FxHashSet::default() };
+                match admission {
+                    Admission::New => state.policy.admit(key, blocks_max, &mut moves),
+                    Admission::Used => state.policy.admit_used(key, blocks_max, &mut moves),
+                }
+                let known: Weak<dyn Owner> = Arc::<O>::downgrade(owner);
+                let account = || Account { owner: known, blocks: FxHashSet::default() };
                 state.windows.entry(key.0).or_insert_with(account).blocks.insert(block);
             }
             state.decided(moves)
         };
-        self.counters.fills.fetch_add(1, Relaxed);
+        if owner.number() != SLABS_NUMBER {
+            self.counters.fills.fetch_add(1, Relaxed);
+        }
         self.make(decided);
-        Reserved { budget: self, window, block }
+        Reserved { budget: self, owner: &**owner, block }
     }
 
     /// Does outside of the lock what was decided under it.
     fn make(&self, decided: Decided) {
-        for (window, block) in decided.hide {
-            if let Some(window) = window.upgrade() {
-                window.hide(block);
+        for (owner, block) in decided.hide {
+            if let Some(owner) = owner.upgrade() {
+                owner.hide(block);
             }
         }
         self.counters.evictions.fetch_add(decided.evict.len() as u64, Relaxed);
-        for (window, block) in decided.evict {
-            if let Some(window) = window.upgrade() {
-                window.evict(block);
+        for (owner, block) in decided.evict {
+            if let Some(owner) = owner.upgrade() {
+                owner.evict(block);
             }
         }
     }
@@ -210,7 +252,7 @@ impl Budget {
             bytes: state.words_bytes + state.other_bytes() + state.policy.len() as u64 * BLOCK_BYTES,
             held_bytes: state.held_bytes,
             answers_bytes: state.answers_bytes,
-            windows: state.windows.len() as u64,
+            windows: state.windows.keys().filter(|number| **number != SLABS_NUMBER).count() as u64,
             fills: self.counters.fills.load(Relaxed),
             shown_again: self.counters.shown_again.load(Relaxed),
             evictions: self.counters.evictions.load(Relaxed),
@@ -221,16 +263,16 @@ impl Budget {
 /// Room for a block while it is filled.
 pub struct Reserved<'a> {
     budget: &'a Budget,
-    window: &'a Window,
+    owner: &'a dyn Owner,
     block: u64,
 }
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        let counted = self.budget.state.lock().policy.contains(&(self.window.number(), self.block));
+        let counted = self.budget.state.lock().policy.contains(&(self.owner.number(), self.block));
         if !counted {
             // Somebody needed the room meanwhile.
-            self.window.evict(self.block);
+            self.owner.evict(self.block);
         }
         self.budget.state.lock().under_way -= 1;
     }
@@ -261,13 +303,13 @@ impl State {
         let windows = &mut self.windows;
         let hide = moves.hide.into_iter().filter_map(|(number, block)| {
             let account = windows.get(&number)?;
-            Some((account.window.clone(), block))
+            Some((account.owner.clone(), block))
         });
         let hide = hide.collect();
         let evict = moves.evict.into_iter().filter_map(|(number, block)| {
             let account = windows.get_mut(&number)?;
             account.blocks.remove(&block);
-            Some((account.window.clone(), block))
+            Some((account.owner.clone(), block))
         });
         Decided { hide, evict: evict.collect() }
     }

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags};
 use rustix::io::{Errno, Result};
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::budget::Budget;
+use super::budget::{Budget, Owner};
 use super::store::Place;
 
 /// A window's file as the service has it.
@@ -106,10 +106,6 @@ impl Window {
         header.size_bytes.store(SIZE_UNKNOWN, Relaxed);
         header.magic.store(MAGIC, Release);
         Ok(made)
-    }
-
-    pub(super) fn number(&self) -> u64 {
-        self.number
     }
 
     pub fn node(&self) -> Option<NodeId> {
@@ -240,20 +236,8 @@ impl Window {
         });
     }
 
-    /// Takes a block's bytes away.
-    pub fn evict(&self, block: u64) {
-        let changes = self.changes.lock();
-        self.view().take_back(&changes, block);
-        self.punch(block);
-    }
-
     pub fn is_hidden(&self, block: u64) -> bool {
         self.view().is_hidden(block)
-    }
-
-    /// Readers have to ask for the block.
-    pub fn hide(&self, block: u64) {
-        self.view().hide(&self.changes.lock(), block);
     }
 
     /// False if its bytes are not in place.
@@ -309,6 +293,23 @@ impl Window {
 
     pub fn take_lookups(&self) -> u32 {
         self.lookups.swap(0, Acquire)
+    }
+}
+
+impl Owner for Window {
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Readers have to ask for the block.
+    fn hide(&self, block: u64) {
+        self.view().hide(&self.changes.lock(), block);
+    }
+
+    fn evict(&self, block: u64) {
+        let changes = self.changes.lock();
+        self.view().take_back(&changes, block);
+        self.punch(block);
     }
 }
 

@@ -23,7 +23,7 @@ use crate::copies::Tally;
 use ahead::{Ahead, Plan};
 use behind::BytesRead;
 
-pub use budget::{Budget, Use, WindowStatistics};
+pub use budget::{Admission, Budget, Owner, SLABS_NUMBER, Use, WindowStatistics};
 pub use file::Window;
 pub use store::{Place, Store};
 
@@ -233,7 +233,7 @@ impl Windows {
         caller: &Caller,
         buffer: &mut [u8],
     ) -> Result<bool> {
-        let _reserved = self.store.budget().reserve(window, block);
+        let _reserved = self.store.budget().reserve(window, block, Admission::New);
         let changes = window.changes();
         let buffer = buffer.get_mut(..BLOCK_BYTES as usize);
         let buffer =

@@ -106,6 +106,13 @@ impl<K: Copy + Eq + Hash> Policy<K> {
         self.hide(blocks_max, moves);
     }
 
+    /// The same for one that was used before, though not as this key.
+    pub fn admit_used(&mut self, key: K, blocks_max: usize, moves: &mut Moves<K>) {
+        self.shrink(blocks_max.saturating_sub(1), moves);
+        self.put(Main, key);
+        self.hide(blocks_max, moves);
+    }
+
     /// Sees to it that there are not more than so many.
     pub fn shrink(&mut self, blocks: usize, moves: &mut Moves<K>) {
         let blocks_max = blocks + 1;

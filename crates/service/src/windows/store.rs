@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::budget::Budget;
 use super::file::Window;
+use crate::slabs::Slabs;
 
 /// Windows that doors share, in use or not: each is a descriptor.
 const SHARED_MAX: usize = 1024;
@@ -30,6 +31,7 @@ pub struct Store {
     budget: Arc<Budget>,
     shared: Mutex<Shared>,
     last_number: AtomicU64,
+    slabs: Option<Arc<Slabs>>,
 }
 
 struct Shared {
@@ -47,9 +49,11 @@ pub struct Place {
 
 impl Store {
     pub fn new(root: Option<OwnedFd>, bytes: u64) -> Arc<Self> {
+        let budget = Budget::new(bytes);
         Arc::new(Self {
+            slabs: if root.is_some() { Slabs::new(budget.clone()) } else { None },
             root: root.map(Arc::new),
-            budget: Budget::new(bytes),
+            budget,
             shared: Mutex::new(Shared { windows_max: shared_max(), windows: FxHashMap::default(), uses: 0 }),
             last_number: AtomicU64::new(0),
         })
@@ -66,6 +70,11 @@ impl Store {
 
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget
+    }
+
+    /// Where small files of images are cached; None where they are not.
+    pub fn slabs(&self) -> Option<&Arc<Slabs>> {
+        self.slabs.as_ref()
     }
 
     /// A window with room for `bytes`, of a door's `node` or to be shared.

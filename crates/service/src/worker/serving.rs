@@ -24,6 +24,7 @@ use crate::held::{self, Held};
 use crate::isolation;
 use crate::link::{Link, Newcomer, Report};
 use crate::passing::{KeepersRegistrar, SIZE_MIN_BYTES};
+use crate::slabs::{Slabs, SmallFiles};
 use crate::state::{DoorState, Past};
 use crate::windows::Store;
 
@@ -73,7 +74,12 @@ struct Stacks {
 }
 
 impl Stacks {
-    fn get(&self, document: &StackDocument, roots: Vec<OwnedFd>) -> Result<Arc<Epochs>, String> {
+    fn get(
+        &self,
+        document: &StackDocument,
+        roots: Vec<OwnedFd>,
+        slabs: Option<&Arc<Slabs>>,
+    ) -> Result<Arc<Epochs>, String> {
         let mut alive = self.alive.lock();
         alive.retain(|_, stack| stack.strong_count() > 0);
         let text = document.to_json();
@@ -82,6 +88,10 @@ impl Stacks {
         }
         let stack = build_with(document, roots, &self.interner)
             .map_err(|error| format!("the stack cannot be built: {error}"))?;
+        let stack = match slabs {
+            Some(slabs) => SmallFiles::over(stack, slabs.clone()),
+            None => stack,
+        };
         let stack = Epochs::over(stack);
         alive.insert(text, Arc::downgrade(&stack));
         Ok(stack)
@@ -266,6 +276,9 @@ impl Doors {
                     told["channels"] = serde_json::to_value(&opened.past_channels).unwrap_or_default();
                     let windows = self.store.as_ref().map(|store| store.budget().statistics());
                     told["windows"] = serde_json::to_value(windows.unwrap_or_default()).unwrap_or_default();
+                    let slabs = self.store.as_ref().and_then(|store| store.slabs());
+                    let slabs = slabs.map(|slabs| slabs.statistics()).unwrap_or_default();
+                    told["slabs"] = serde_json::to_value(slabs).unwrap_or_default();
                     told
                 })
             }
@@ -281,7 +294,7 @@ impl Plan {
         let rules = rules.chain([(&self.windows, false)]);
         isolation::landlock::allow_only(rules)
             .map_err(|error| format!("Landlock cannot be set up: {error}"))?;
-        let stack = stacks.get(&self.document, self.roots)?;
+        let stack = stacks.get(&self.document, self.roots, self.store.slabs())?;
         let passthrough = self.passthrough.map(|socket| Passthrough {
             registrar: Arc::new(KeepersRegistrar::new(socket)),
             size_min_bytes: self.document.passthrough_min_bytes.unwrap_or(SIZE_MIN_BYTES),
