@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.glibc import flags_for, newer_glibc
+
+# As a compiler: programs run with the C library of a later Debian.
+NEWER_GLIBC = "newer-glibc"
 PROGRAMS = Path(__file__).parent / "programs"
 TIMEOUT_S = 60.0
 
@@ -24,14 +28,21 @@ def compile_program(tmp_path_factory: pytest.TempPathFactory) -> Compile:
 
     def compiled(name: str | Path, *flags: str, compiler: str = "gcc") -> Path:
         source = name if isinstance(name, Path) else PROGRAMS / f"{name}.c"
-        if shutil.which(compiler) is None:
+        more: list[str] = []
+        if compiler == NEWER_GLIBC:
+            found = newer_glibc()
+            if isinstance(found, str):
+                pytest.skip(found)
+            more = flags_for(found)
+        real = "gcc" if compiler == NEWER_GLIBC else compiler
+        if shutil.which(real) is None:
             pytest.skip(f"{compiler} is not installed")
         program = directory / "-".join(
             [compiler, source.parent.name, source.stem, *(flag.strip("-") for flag in flags)]
         )
         if not program.exists():
             command: list[str | Path] = [
-                compiler,
+                real,
                 "-O2",
                 "-Wall",
                 "-pthread",
@@ -39,6 +50,7 @@ def compile_program(tmp_path_factory: pytest.TempPathFactory) -> Compile:
                 program,
                 source,
                 *flags,
+                *more,
             ]
             subprocess.run(command, check=True, timeout=TIMEOUT_S)
         return program

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.preload.conftest import Compile, Preloaded
+from tests.preload.conftest import NEWER_GLIBC, Compile, Preloaded
 
 
 def test_the_library_stands_alone(library: Path) -> None:
@@ -107,7 +107,7 @@ echo more >> 3; rm 4; git status --porcelain; git diff | cat; git log --format=%
 
 
 @pytest.mark.parametrize("name", ["threads", "children"])
-@pytest.mark.parametrize("compiler", ["gcc", "musl-gcc"])
+@pytest.mark.parametrize("compiler", ["gcc", "musl-gcc", NEWER_GLIBC])
 def test_c_programs(preloaded: Preloaded, compile_program: Compile, name: str, compiler: str) -> None:
     done = preloaded.same(compile_program(name, compiler=compiler))
     assert done.returncode == 0, done

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Isolated
-from tests.preload.conftest import Compile
+from tests.preload.conftest import NEWER_GLIBC, Compile
 from tests.preload.test_names import mount
 from tests.preload.test_shared_reads import OnMount
 
@@ -26,7 +26,11 @@ def filled(isolated: Isolated, kind: str) -> OnMount:
     return place
 
 
-@pytest.mark.parametrize(("compiler", "kind"), [*(("gcc", kind) for kind in KINDS), ("musl-gcc", KINDS[0])])
+# Every kind, and every C library.
+LIBRARIES = [*(("gcc", kind) for kind in KINDS), ("musl-gcc", KINDS[0]), (NEWER_GLIBC, KINDS[0])]
+
+
+@pytest.mark.parametrize(("compiler", "kind"), LIBRARIES)
 @pytest.mark.parametrize("name", ["small", "large"])
 def test_descriptors_behave_as_the_kernels(
     isolated: Isolated, library: Path, compile_program: Compile, kind: str, name: str, compiler: str
@@ -140,6 +144,18 @@ for _ in range(1000):
     assert max(map(int, re.findall(r"by request (\d+)", report))) < 100, report
 
 
+@pytest.mark.parametrize("compiler", ["gcc", "musl-gcc", NEWER_GLIBC])
+def test_threads_are_cancelled_at_any_moment(
+    isolated: Isolated, library: Path, compile_program: Compile, compiler: str
+) -> None:
+    """No thread waits for good because the signal came while it was in the library."""
+    program = compile_program("cancelled", compiler=compiler)
+    place = OnMount(isolated, mount(isolated, "exclusive, writes"))
+    done = place.run(program, "500")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "500 500 50, cleaned no more\n", "")
+    assert place.in_process() > 500
+
+
 LISTED = """
 import os, time
 os.mkdir("listed")
@@ -231,7 +247,7 @@ def test_opens_from_a_directory_take_one_request(isolated: Isolated, library: Pa
         assert place.in_process() > 600, report
 
 
-@pytest.mark.parametrize(("compiler", "kind"), [*(("gcc", kind) for kind in KINDS), ("musl-gcc", KINDS[0])])
+@pytest.mark.parametrize(("compiler", "kind"), LIBRARIES)
 def test_writing_in_all_ways(
     isolated: Isolated, library: Path, compile_program: Compile, kind: str, compiler: str
 ) -> None:

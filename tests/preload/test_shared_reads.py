@@ -13,7 +13,7 @@ import pytest
 
 from polytropo.preload import LEAVE_ALONE, why_not
 from tests.conftest import Isolated
-from tests.preload.conftest import Compile
+from tests.preload.conftest import NEWER_GLIBC, Compile
 
 Mount = Callable[..., Path]
 
@@ -94,7 +94,7 @@ def test_reading_in_all_ways(
 
 
 @pytest.mark.parametrize("name", ["threads", "children"])
-@pytest.mark.parametrize("compiler", ["gcc", "musl-gcc"])
+@pytest.mark.parametrize("compiler", ["gcc", "musl-gcc", NEWER_GLIBC])
 def test_threads_and_children(
     on_mount: Callable[[str], OnMount], compile_program: Compile, name: str, compiler: str
 ) -> None:

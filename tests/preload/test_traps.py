@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Isolated, machine
-from tests.preload.conftest import Compile
+from tests.preload.conftest import NEWER_GLIBC, Compile
 from tests.stacks import KINDS, PRIVATE, Mounted, mount
 
 TRAPS = Path(__file__).parent / "traps"
@@ -107,16 +107,27 @@ def grounds(library: Path) -> Iterator[Grounds]:
             mounted.unmount()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", NAMES)
-def test_it_is_as_on_ext4(grounds: Grounds, compile_program: Compile, name: str, kind: str) -> None:
+# Those of C by a later C library as well.
+WAYS = [
+    *((name, kind, "gcc") for name in NAMES for kind in KINDS),
+    *((name, KINDS[-1], NEWER_GLIBC) for name in NAMES if name.endswith(".c")),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "compiler"), WAYS)
+def test_it_is_as_on_ext4(
+    grounds: Grounds, compile_program: Compile, name: str, kind: str, compiler: str
+) -> None:
     interpreters: dict[str, list[str | Path]] = {".py": [PYTHON], ".sh": ["bash"], ".c": []}
     words = interpreters[Path(name).suffix]
-    words.append(compile_program(TRAPS / name) if name.endswith(".c") else grounds.programs / name)
+    program = (
+        compile_program(TRAPS / name, compiler=compiler) if name.endswith(".c") else grounds.programs / name
+    )
+    words.append(program)
     expected = grounds.expected(words)
     assert expected[0] == 0, expected
     mounted, variables = grounds.mounts[kind]
-    trace = grounds.place.directory / f"trace-{name}-{kind}"
+    trace = grounds.place.directory / f"trace-{name}-{kind}-{compiler}"
     tracing = {"POLYTROPO_TRACE": "1", "POLYTROPO_TRACE_FILE": str(trace)}
     done = grounds.run(words, mounted.at, variables | tracing)
     for got, wanted in zip(done, expected, strict=True):

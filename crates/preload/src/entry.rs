@@ -6,7 +6,8 @@
 
 use core::arch::global_asm;
 
-use crate::{hooks, table};
+use crate::patch::Entries;
+use crate::{bridge, hooks, table};
 
 /// The registers of a call, as the entry stores them.
 #[repr(C)]
@@ -14,9 +15,12 @@ pub struct Call {
     pub arguments: [usize; 6],
     /// The number; the result, once it is answered.
     pub rax: usize,
-    /// Where the program goes on.
+    /// Where the program goes on; [`FROM_BRIDGE`], and the length of its instruction once it is answered.
     pub resume_at: usize,
 }
+
+/// In the place of the address of a call that was on its way to the bridge.
+pub const FROM_BRIDGE: usize = 0;
 
 global_asm!(
     ".pushsection .text.polytropo_preload_entry, \"ax\", @progbits",
@@ -83,11 +87,86 @@ global_asm!(
     dispatch = sym hooks::dispatch,
 );
 
+// In the place of the bridge: a C function of the thread's mark, a call's number and its arguments. r11 has the bridge, to which whoever is passed
+// on goes as he came, so that it looks at the mark once more.
+global_asm!(
+    ".pushsection .text.polytropo_preload_entry, \"ax\", @progbits",
+    ".p2align 6",
+    ".globl polytropo_preload_bridge_entry",
+    ".hidden polytropo_preload_bridge_entry",
+    ".type polytropo_preload_bridge_entry, @function",
+    "polytropo_preload_bridge_entry:",
+    ".cfi_startproc",
+    "test byte ptr [rdi], {mark}",
+    "jne 3f",
+    "cmp rsi, {numbers}",
+    "jae 3f",
+    "lea rax, [rip + {seen}]",
+    "cmp byte ptr [rax + rsi], 0",
+    "je 3f",
+    "push rbp",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset rbp, -16",
+    "mov rbp, rsp",
+    ".cfi_def_cfa_register rbp",
+    "push r11",
+    "push r9",
+    "push r8",
+    "push rcx",
+    "push rdx",
+    "push rsi",
+    "push rdi",
+    // A `Call`, from its end.
+    "push {from_bridge}",
+    "push rsi",
+    "push qword ptr [rbp + 24]",
+    "push qword ptr [rbp + 16]",
+    "push r9",
+    "push r8",
+    "push rcx",
+    "push rdx",
+    "mov rdi, rsp",
+    "and rsp, -16",
+    "call {dispatch}",
+    "cmp qword ptr [rbp - 64], {from_bridge}",
+    "mov rax, [rbp - 72]",
+    "je 2f",
+    "leave",
+    ".cfi_remember_state",
+    ".cfi_def_cfa rsp, 8",
+    "ret",
+    ".cfi_restore_state",
+    "2:",
+    "mov rdi, [rbp - 56]",
+    "mov rsi, [rbp - 48]",
+    "mov rdx, [rbp - 40]",
+    "mov rcx, [rbp - 32]",
+    "mov r8, [rbp - 24]",
+    "mov r9, [rbp - 16]",
+    "mov r11, [rbp - 8]",
+    "leave",
+    ".cfi_def_cfa rsp, 8",
+    "3:",
+    "jmp r11",
+    ".cfi_endproc",
+    ".size polytropo_preload_bridge_entry, . - polytropo_preload_bridge_entry",
+    ".popsection",
+    mark = const bridge::MARK,
+    numbers = const table::NUMBERS,
+    from_bridge = const FROM_BRIDGE,
+    seen = sym table::SEEN,
+    dispatch = sym hooks::dispatch,
+);
+
 unsafe extern "C" {
     fn polytropo_preload_entry();
+    fn polytropo_preload_bridge_entry();
 }
 
-/// The address that trampolines jump to.
-pub fn address() -> usize {
-    polytropo_preload_entry as *const () as usize
+/// The addresses that trampolines jump to.
+pub fn addresses() -> Entries {
+    Entries {
+        of_calls: polytropo_preload_entry as *const () as usize,
+        of_bridge: polytropo_preload_bridge_entry as *const () as usize,
+    }
 }

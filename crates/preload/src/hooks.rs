@@ -1,6 +1,6 @@
 //! From registers to operations and back: no thinking here.
 
-use crate::entry::Call;
+use crate::entry::{Call, FROM_BRIDGE};
 use crate::operations;
 use crate::trace::{self, Counter};
 
@@ -20,7 +20,8 @@ pub enum Answer {
 /// Called by the entry for every call that the table does not pass on unseen.
 pub extern "C" fn dispatch(call: &mut Call) {
     let requests = operations::requests();
-    let (counter, result) = match operations::answer(call.rax, &call.arguments) {
+    let (counter, result) = match operations::answer(call.rax, &call.arguments, call.resume_at == FROM_BRIDGE)
+    {
         Answer::Pass(why) => (Counter::Kernel(why), None),
         Answer::Asked(result) => (Counter::Kernel(trace::Why::Asked), Some(result)),
         Answer::Done(result) if operations::requests() == requests => (Counter::Process, Some(result)),

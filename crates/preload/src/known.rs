@@ -6,9 +6,9 @@
 use crate::decode::decode;
 use crate::elf::Image;
 use crate::scan::{JUMP_BYTES, MOVED_BYTES_MAX, SITES_MAX, Site, Summary};
-use crate::table;
+use crate::{patch, table};
 
-const MAGIC: &[u8; 8] = b"plsites1";
+const MAGIC: &[u8; 8] = b"plsites2";
 const BUILD_ID_BYTES_MAX: usize = 32;
 const COUNTERS: usize = 6;
 /// Magic, which calls it is about, build id and its length, code's length, counters.
@@ -84,8 +84,11 @@ pub fn read(file: &[u8], image: &Image<'_>, sites: &mut [Site]) -> Option<Summar
     words.rest.is_empty().then_some(Summary { instructions, passed, no_room, unsure, leaving, sites: count })
 }
 
-/// Whether whole movable instructions and a `syscall` are there.
+/// Whether whole movable instructions and a `syscall` are there, or a call of the bridge.
 fn is_site(image: &Image<'_>, site: &Site) -> bool {
+    if site.calls_bridge() {
+        return patch::leads_to_bridge(image, site);
+    }
     let Some(length) = site.end.checked_sub(site.patch).map(|length| length as usize) else { return false };
     let at_call = site.syscall.checked_sub(site.patch).map(|length| length as usize);
     let Some(bytes) = image.bytes(site.patch as usize, length + 2) else { return false };

@@ -9,6 +9,7 @@
 #![cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]
 #![cfg_attr(not(test), no_std)]
 
+mod bridge;
 pub mod decode;
 pub mod elf;
 mod entry;

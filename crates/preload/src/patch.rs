@@ -10,6 +10,14 @@
 //!          jmp *entry(%rip)
 //! ```
 //!
+//! Of a call of the bridge (`bridge`) only the target is another:
+//!
+//! ```text
+//! trampoline:
+//!          lea bridge(%rip), %r11
+//!          jmp *entry of the bridge(%rip)
+//! ```
+//!
 //! Where the call itself had to be replaced, the trampoline goes on with it:
 //!
 //! ```text
@@ -18,14 +26,22 @@
 //!          jmp end of the site
 //! ```
 
+use crate::bridge::{Bridge, CALL, Entered};
 use crate::decode::decode;
 use crate::elf::Image;
 use crate::scan::{JUMP_BYTES, MOVED_BYTES_MAX, Site};
 use crate::sys::{self, PROT_EXEC, PROT_READ, PROT_WRITE};
 
 pub const PAGE_BYTES: usize = 4096;
-/// The entry's address stands at the start of the block.
-const HEAD_BYTES: usize = 16;
+/// Where trampolines lead; stands at the start of their block.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Entries {
+    pub of_calls: usize,
+    pub of_bridge: usize,
+}
+const HEAD_BYTES: usize = size_of::<Entries>();
+const OF_BRIDGE: usize = core::mem::offset_of!(Entries, of_bridge);
 const TRAMPOLINE_BYTES: usize = 48;
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const LEA_BYTES: usize = 7;
@@ -35,6 +51,7 @@ const _: () = assert!(MOVED_BYTES_MAX + LEA_BYTES + INDIRECT_JUMP_BYTES + JUMP_B
 const REACH_BYTES: usize = 1 << 30;
 const PROBE_BYTES: usize = 4 << 20;
 const INT3: u8 = 0xcc;
+const JUMP: u8 = 0xe9;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -48,7 +65,12 @@ pub enum Refused {
 ///
 /// # Safety
 /// No other thread may run in this process. The image must be the library mapped at `base`, and the sites its own.
-pub unsafe fn redirect(base: usize, image: &Image<'_>, sites: &[Site], entry: usize) -> Result<u32, Refused> {
+pub unsafe fn redirect(
+    base: usize,
+    image: &Image<'_>,
+    sites: &[Site],
+    entries: Entries,
+) -> Result<u32, Refused> {
     if sites.is_empty() {
         return Ok(0);
     }
@@ -57,7 +79,8 @@ pub unsafe fn redirect(base: usize, image: &Image<'_>, sites: &[Site], entry: us
     let block = map_near(base, size).ok_or(Refused::NoRoom)?;
     // SAFETY: mapped just now, `size` bytes, ours alone.
     let bytes = unsafe { core::slice::from_raw_parts_mut(block as *mut u8, size) };
-    bytes[..8].copy_from_slice(&entry.to_le_bytes());
+    bytes[..OF_BRIDGE].copy_from_slice(&entries.of_calls.to_le_bytes());
+    bytes[OF_BRIDGE..HEAD_BYTES].copy_from_slice(&entries.of_bridge.to_le_bytes());
     let trampolines = block + HEAD_BYTES;
     let written =
         write_trampolines(&mut bytes[HEAD_BYTES..], trampolines, block, base, image, sites).is_some();
@@ -92,7 +115,7 @@ pub fn trampoline_at(index: usize) -> usize {
     index * TRAMPOLINE_BYTES
 }
 
-/// Writes the trampolines of a library at `base`, to lie at `address`; the entry's address is at `entry_slot`.
+/// Writes the trampolines of a library at `base`, to lie at `address`; the entries are at `entry_slot`.
 pub fn write_trampolines(
     to: &mut [u8],
     address: usize,
@@ -132,6 +155,13 @@ fn write_trampoline(
     site: &Site,
 ) -> Option<()> {
     let (patch, syscall, end) = (site.patch as usize, site.syscall as usize, site.end as usize);
+    if site.calls_bridge() {
+        leads_to_bridge(image, site).then_some(())?;
+        let mut to = Writer { bytes: trampoline, at: 0, address };
+        to.relative(&[0x4c, 0x8d, 0x1d], base + syscall)?;
+        to.relative(&[0xff, 0x25], entry_slot + OF_BRIDGE)?;
+        return distance(base + patch + JUMP_BYTES, address).map(|_| ());
+    }
     let length = end.checked_sub(patch).filter(|length| (JUMP_BYTES..=MOVED_BYTES_MAX).contains(length))?;
     (image.bytes(syscall, SYSCALL.len())? == SYSCALL).then_some(())?;
     let moved = image.bytes(patch, length)?;
@@ -148,6 +178,20 @@ fn write_trampoline(
         to.relative(&[0xe9], base + end)?;
     }
     distance(base + patch + JUMP_BYTES, address).map(|_| ())
+}
+
+/// Whether a call of the bridge is there, and the bridge.
+pub fn leads_to_bridge(image: &Image<'_>, site: &Site) -> bool {
+    let Some((address, code)) = image.code() else { return false };
+    let at = |of: u32| (of as usize).checked_sub(address);
+    let (Some(call), Some(start), Some(end)) = (at(site.patch), at(site.syscall), at(site.end)) else {
+        return false;
+    };
+    let entered = code.get(call..end).and_then(decode).and_then(|instruction| {
+        let bridge = Bridge::from_start(code, start)?;
+        bridge.entered_by(instruction, end)
+    });
+    entered == Some(Entered::Called)
 }
 
 struct Writer<'a> {
@@ -209,11 +253,13 @@ unsafe fn write_jump(base: usize, site: &Site, trampoline: usize) {
     let _ = put_jump(bytes, address, trampoline);
 }
 
-/// Writes the jump of a site at `address` over all of its bytes.
+/// Writes the jump of a site at `address` over all of its bytes. What calls goes on to call.
 pub fn put_jump(bytes: &mut [u8], address: usize, trampoline: usize) -> Option<()> {
     let (jump, rest) = bytes.split_at_mut_checked(JUMP_BYTES)?;
     jump[1..].copy_from_slice(&distance(address.checked_add(JUMP_BYTES)?, trampoline)?);
-    jump[0] = 0xe9;
+    if jump[0] != CALL {
+        jump[0] = JUMP;
+    }
     rest.fill(INT3);
     Some(())
 }

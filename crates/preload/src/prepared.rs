@@ -10,18 +10,18 @@
 //! Pages of both are those of the page cache, shared by all programs. In memory:
 //!
 //! ```text
-//! base - DISTANCE: the entry's address, a page | trampolines ...             base: the library | its code, from the file | ...
+//! base - DISTANCE: the entries' addresses, a page | trampolines ...             base: the library | its code, from the file | ...
 //! ```
 //!
 //! It is used only for the very file that it was made of: the build id and the size of the code in memory, and the size and time of
 //! the file that the loader has mapped, have to be those described.
 
 use crate::elf::Image;
-use crate::patch::{self, PAGE_BYTES};
+use crate::patch::{self, Entries, PAGE_BYTES};
 use crate::scan::{Site, Summary};
 use crate::{sys, table};
 
-const MAGIC: &[u8; 8] = b"plcode01";
+const MAGIC: &[u8; 8] = b"plcode02";
 pub const SUFFIX: &[u8] = b".code";
 const BUILD_ID_WORDS: usize = 4;
 /// The description: everything in it are words of 64 bits.
@@ -202,11 +202,11 @@ impl Prepared {
     ///
     /// # Safety
     /// No other thread may run in this process, and the library must be mapped at `base`.
-    pub unsafe fn map(&self, base: usize, entry: usize) -> bool {
+    pub unsafe fn map(&self, base: usize, entries: Entries) -> bool {
         let rights = sys::PROT_READ | sys::PROT_EXEC;
         let Some(block) = base.checked_sub(DISTANCE_BYTES) else { return false };
         let told = &self.told;
-        // The entry's address lies before the trampolines; all in one range, so that nothing else comes between.
+        // The entries' addresses lie before the trampolines; all in one range, so that nothing else comes between.
         let bytes = PAGE_BYTES + told.trampolines_bytes;
         if sys::map(block, bytes).is_none() {
             return false;
@@ -214,7 +214,7 @@ impl Prepared {
         let trampolines = block + PAGE_BYTES;
         // SAFETY: mapped just now, and nobody knows of it.
         let mapped = unsafe {
-            (block as *mut usize).write(entry);
+            (block as *mut Entries).write(entries);
             sys::map_file(trampolines, told.trampolines_bytes, rights, self.descriptor, told.trampolines_at)
                 && sys::protect(block, PAGE_BYTES, sys::PROT_READ)
         };

@@ -7,6 +7,7 @@
 //! A jump takes five bytes of movable instructions that no other jump leads into: those before the call, which then stays where
 //! it is; or, where they are too few, those around it.
 
+use crate::bridge::{Bridge, CALL_BYTES, Entered};
 use crate::decode::{Flow, LENGTH_MAX, decode};
 use crate::elf::Image;
 use crate::table;
@@ -28,12 +29,19 @@ const SWITCH_BYTES: usize = 2048;
 pub struct Site {
     /// Where the jump goes: the first replaced instruction, counted from the library's base.
     pub patch: u32,
-    /// The `syscall` instruction.
+    /// The `syscall` instruction. Where a call of the bridge is led elsewhere: the bridge.
     pub syscall: u32,
     /// The end of what is replaced: at the call, which then stays, or behind it.
     pub end: u32,
     /// The call's number, where the instruction before says it.
     pub number: Option<u16>,
+}
+
+impl Site {
+    /// Whether it is a call of the bridge.
+    pub fn calls_bridge(&self) -> bool {
+        !(self.patch..=self.end).contains(&self.syscall)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +54,7 @@ pub struct Summary {
     pub no_room: u32,
     /// Those where the borders between instructions are not confirmed.
     pub unsure: u32,
-    /// Jumps and calls that leave the code: none, unless somebody has redirected it.
+    /// Jumps and calls that leave the code: none, unless somebody has redirected it. Ways into the bridge that are no plain calls.
     pub leaving: u32,
     /// Sites found.
     pub sites: u32,
@@ -121,9 +129,13 @@ pub fn scan(image: &Image<'_>, scratch: &mut [u8], sites: &mut [Site]) -> Option
         }
     });
     summary.leaving = leaving;
+    let bridge = sites[..found].iter().find_map(|site| Bridge::at(code, site.syscall as usize));
     let mut kept = 0;
     for index in 0..found {
         let at = sites[index].syscall as usize;
+        if bridge.is_some_and(|bridge| bridge.syscall == at) {
+            continue;
+        }
         match borders.judge(code, at) {
             Ok(site) if is_wanted(site.number) => {
                 let moved = |at: u32| at + address as u32;
@@ -139,6 +151,9 @@ pub fn scan(image: &Image<'_>, scratch: &mut [u8], sites: &mut [Site]) -> Option
             Err(Left::NoRoom) => summary.no_room += 1,
             Err(Left::Unsure) => summary.unsure += 1,
         }
+    }
+    if let Some(bridge) = bridge {
+        kept = borders.add_callers(code, address as u32, &bridge, (&mut *sites, kept), &mut summary.leaving);
     }
     summary.sites = kept as u32;
     Some(summary)
@@ -188,6 +203,44 @@ impl Borders<'_> {
             at = end;
         }
         leaving
+    }
+
+    /// Adds the calls of the bridge to the `kept` first of the sites. How many are there then?
+    fn add_callers(
+        &self,
+        code: &[u8],
+        address: u32,
+        bridge: &Bridge,
+        (sites, mut kept): (&mut [Site], usize),
+        others: &mut u32,
+    ) -> usize {
+        let own = bridge.start..bridge.syscall + SYSCALL_BYTES;
+        let before = kept;
+        let mut at = 0;
+        while at < code.len() {
+            let Some(instruction) = decode(&code[at..]) else {
+                at += 1;
+                continue;
+            };
+            let end = at + usize::from(instruction.length);
+            let entered = bridge.entered_by(instruction, end).filter(|_| !own.contains(&at));
+            match (entered, sites.get_mut(kept)) {
+                (Some(Entered::Called), Some(site)) if self.is_confirmed(code.len(), at) => {
+                    let patch = address + at as u32;
+                    let syscall = address + bridge.start as u32;
+                    *site = Site { patch, syscall, end: patch + CALL_BYTES as u32, number: None };
+                    kept += 1;
+                }
+                (Some(_), _) => *others += 1,
+                (None, _) => {}
+            }
+            at = end;
+        }
+        if kept == before {
+            *others += 1;
+        }
+        sites[..kept].sort_unstable_by_key(|site| site.patch);
+        kept
     }
 
     /// The site of the call at `at`.

@@ -38,7 +38,7 @@ fn run(registers: Registers) -> Result<(), Aside> {
     if variables.off {
         return Err(Aside::TurnedOff);
     }
-    let mut setting = variables.setting();
+    let setting = variables.setting();
     if setting.is_none() && !variables.trace {
         return Err(Aside::NoService);
     }
@@ -48,19 +48,17 @@ fn run(registers: Registers) -> Result<(), Aside> {
     if has_threads()? {
         return Err(Aside::Threads);
     }
-    let is_musl = match map_prepared(&auxiliary)? {
-        Some(is_musl) => is_musl,
-        None => patch_found(&auxiliary)?,
-    };
-    if let Some(setting) = &mut setting {
-        setting.set_opens(!is_musl);
-        operations::begin(*setting);
+    if map_prepared(&auxiliary)?.is_none() {
+        patch_found(&auxiliary)?;
+    }
+    if let Some(setting) = setting {
+        operations::begin(setting);
     }
     Ok(())
 }
 
-/// The short way: the loader's list, and a C library that was prepared. Tells whether it is musl; `None` if the long way is to be gone.
-fn map_prepared(auxiliary: &Auxiliary) -> Result<Option<bool>, Aside> {
+/// The short way: the loader's list, and a C library that was prepared. `None` if the long way is to be gone.
+fn map_prepared(auxiliary: &Auxiliary) -> Result<Option<()>, Aside> {
     let Some(program) = loaded::Program::of(auxiliary) else { return Ok(None) };
     let nothing = Library { base: 0, path: &[] };
     let (mut own, mut c_library, mut count, mut objection) = (nothing, nothing, 0, None);
@@ -82,10 +80,9 @@ fn map_prepared(auxiliary: &Auxiliary) -> Result<Option<bool>, Aside> {
     if !whole || count != 1 {
         return Ok(None);
     }
-    let is_musl = libraries::is_musl(c_library.name());
     // musl calls itself by another name than its file's, which is that of the loader.
-    let file = if is_musl { program.interpreter } else { c_library.path };
-    Ok(map_prepared_library(&own, &c_library, file).map(|()| is_musl))
+    let file = if libraries::is_musl(c_library.name()) { program.interpreter } else { c_library.path };
+    Ok(map_prepared_library(&own, &c_library, file))
 }
 
 fn map_prepared_library(own: &Library<'_>, c_library: &Library<'_>, file: &[u8]) -> Option<()> {
@@ -109,13 +106,13 @@ fn map_prepared_library(own: &Library<'_>, c_library: &Library<'_>, file: &[u8])
         Prepared::open(path.bytes()?, &image, stamp).filter(|prepared| is_good(prepared.summary()))?;
     // SAFETY: there is one thread, this one, and it is not in the library's code but for the loader's frames that called us,
     // whose return addresses lie behind calls, never inside of replaced instructions.
-    unsafe { prepared.map(c_library.base, entry::address()) }.then_some(())?;
+    unsafe { prepared.map(c_library.base, entry::addresses()) }.then_some(())?;
     trace::found(prepared.summary());
     Some(())
 }
 
-/// The long way: the mappings, and changes to the code in them. Tells whether the C library is musl.
-fn patch_found(auxiliary: &Auxiliary) -> Result<bool, Aside> {
+/// The long way: the mappings, and changes to the code in them.
+fn patch_found(auxiliary: &Auxiliary) -> Result<(), Aside> {
     let mut found = Found { program_headers: auxiliary.headers, ..Found::default() };
     if !maps::each(|mapping| found.see(mapping)) {
         return Err(Aside::NoProc);
@@ -126,8 +123,7 @@ fn patch_found(auxiliary: &Auxiliary) -> Result<bool, Aside> {
     if found.program.with_image(|image| image.has_early_constructors()) {
         return Err(Aside::Sanitizer);
     }
-    found.redirect()?;
-    Ok(found.is_musl())
+    found.redirect()
 }
 
 /// Whether this is a C library as it was built.
@@ -257,7 +253,6 @@ struct Mapped {
     parts: [(usize, usize, bool); PARTS_MAX],
     part_count: usize,
     path_hash: u64,
-    is_musl: bool,
 }
 
 fn hash(path: &[u8]) -> u64 {
@@ -293,16 +288,10 @@ impl Found {
                 self.open = false;
                 return;
             };
-            let is_musl = libraries::is_musl(mapping.name());
-            *library = Mapped { base: mapping.start, path_hash, is_musl, ..Mapped::default() };
+            *library = Mapped { base: mapping.start, path_hash, ..Mapped::default() };
             library.add(mapping);
             self.count += 1;
         }
-    }
-
-    /// musl, and glibc from 2.41 on, cancel a thread only at their own instruction.
-    fn is_musl(&self) -> bool {
-        self.libraries[..self.count].iter().any(|library| library.is_musl)
     }
 
     fn redirect(&self) -> Result<(), Aside> {
@@ -387,12 +376,12 @@ impl Mapped {
         let sites = &sites[..summary.sites as usize];
         // SAFETY: there is one thread, this one, and it is not in the library's code but for the loader's frames that called us,
         // whose return addresses lie behind calls, never inside of replaced instructions.
-        unsafe { patch::redirect(self.base, image, sites, entry::address()) }.map_err(
-            |refused| match refused {
+        unsafe { patch::redirect(self.base, image, sites, entry::addresses()) }.map_err(|refused| {
+            match refused {
                 patch::Refused::NoRoom => Aside::NoRoom,
                 patch::Refused::NotWritable => Aside::NotWritable,
-            },
-        )?;
+            }
+        })?;
         trace::found(&summary);
         Ok(())
     }

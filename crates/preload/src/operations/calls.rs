@@ -26,8 +26,8 @@ const ENOENT: isize = -2;
 const EBADF: isize = -9;
 const EBUSY: isize = -16;
 
-/// Decides one call.
-pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
+/// Decides one call. `at_bridge`: the thread can be cancelled while it waits in the kernel, but only there.
+pub fn answer(number: usize, arguments: &[usize; 6], at_bridge: bool) -> Answer {
     if matches!(number, nr::EXIT_GROUP) {
         process::tell();
         trace::report();
@@ -62,8 +62,8 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Answer {
         | nr::UTIMENSAT => writing::change(table, number, arguments),
         nr::UMASK => writing::change_umask(arguments),
         nr::SETRLIMIT | nr::PRLIMIT64 => writing::change_limit(table, number, arguments),
-        nr::OPEN => open(table, number, arguments, (arguments[1], arguments[2])),
-        nr::OPENAT => open(table, number, arguments, (arguments[2], arguments[3])),
+        nr::OPEN => open(table, number, arguments, (arguments[1], arguments[2]), at_bridge),
+        nr::OPENAT => open(table, number, arguments, (arguments[2], arguments[3]), at_bridge),
         nr::CLOSE => close(table, arguments),
         nr::DUP2 | nr::DUP3 => replace(table, number, arguments),
         nr::CLOSE_RANGE => close_range(table, arguments),
@@ -198,7 +198,13 @@ fn hand_over(table: &Table, number: usize, arguments: &[usize; 6]) {
 }
 
 /// open(2): what is opened for reading only, and by this process alone, is held from its beginning.
-fn open(table: &Table, number: usize, arguments: &[usize; 6], (flags, mode): (usize, usize)) -> Answer {
+fn open(
+    table: &Table,
+    number: usize,
+    arguments: &[usize; 6],
+    (flags, mode): (usize, usize),
+    at_bridge: bool,
+) -> Answer {
     let (directory, path) =
         if number == nr::OPEN { (sys::AT_FDCWD, arguments[0]) } else { (arguments[0], arguments[1]) };
     if let Some(errno) = names::missing(directory, path, flags) {
@@ -217,7 +223,7 @@ fn open(table: &Table, number: usize, arguments: &[usize; 6], (flags, mode): (us
     if let Some(answer) = placeholders::open(table, Asked { directory, path, flags }) {
         return answer;
     }
-    if !process::setting().opens() {
+    if at_bridge {
         // It may wait, for the other end of a FIFO.
         return Answer::Pass(Why::NotHeld);
     }

@@ -5,7 +5,7 @@
 
 use polytropo_client::{At, Channel, Error, PATH_BYTES_MAX, Result};
 
-use super::process::{self, LINK};
+use super::process::LINK;
 use super::{directories, names, writing};
 use crate::hooks::Answer;
 use crate::sys::{self, AT_FDCWD, nr};
@@ -61,7 +61,7 @@ impl Change {
 #[inline]
 pub fn answer(number: usize, arguments: &[usize; 6]) -> Option<Answer> {
     let change = change_of(number, arguments)?;
-    if names::has_ended() || !process::setting().opens() {
+    if names::has_ended() {
         return None;
     }
     let Some(channel) = LINK.get() else {

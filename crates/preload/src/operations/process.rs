@@ -22,8 +22,6 @@ pub struct Setting {
     /// `st_dev` of the mount, and its root's inode.
     device: u64,
     root: u64,
-    /// What the kernel opens may be opened from here: its thread can be cancelled at any place, not at the C library's own instruction only.
-    opens: bool,
     /// A channel is made for those only who have lost by doing without.
     patient: bool,
 }
@@ -37,7 +35,6 @@ impl Setting {
             mount_length: 0,
             device: 0,
             root: 0,
-            opens: false,
             patient: false,
         }
     }
@@ -84,14 +81,6 @@ impl Setting {
 
     pub fn root_inode(&self) -> u64 {
         self.root
-    }
-
-    pub fn set_opens(&mut self, opens: bool) {
-        self.opens = opens;
-    }
-
-    pub fn opens(&self) -> bool {
-        self.opens
     }
 
     pub fn set_patient(&mut self, patient: bool) {
