@@ -1,7 +1,8 @@
 """`make bench-path`: files through shared memory beside the same through the kernel, in one run.
 
-Single calls (one thread and two), whole programs, and how many calls of theirs still reach the kernel. Sides:
-the client of a channel, unmodified programs with the preload library (asked for, or auto: by itself), our
+Single calls (one thread and two), whole programs, how many calls of theirs still reach the kernel, and small
+files that another program or container has read before. Sides: the client of a channel,
+unmodified programs with the preload library (asked for, or auto: by itself), our
 FUSE door, kernel overlayfs, fuse-overlayfs and ext4 itself, all on one ext4 filesystem in memory. Rounds
 alternate the sides and rotate their order; figures are medians. Needs root; works in namespaces of its own
 and leaves nothing behind.
@@ -16,12 +17,12 @@ from pathlib import Path
 
 from benchmarks.common.host import ext4_in_memory
 from benchmarks.common.report import Report
-from benchmarks.path import places, programs
+from benchmarks.path import places, programs, sharing
 from benchmarks.path.places import FUSE, OVERLAY, PRELOADED, Keeper, Place
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROBE = REPOSITORY / "target" / "release" / "polytropo-path-probe"
-PARTS = ("calls", "programs", "kernel")
+PARTS = ("calls", "programs", "kernel", "sharing")
 
 
 def main() -> None:
@@ -58,6 +59,10 @@ def main() -> None:
         programs.count_calls(report, [side for side in sides if side.side in (PRELOADED, FUSE, OVERLAY)])
         report.notes.append("Calls that name files of the mount, counted by strace.")
         _finish(report, arguments.out, "kernel")
+    if "sharing" in parts:
+        report = Report("Small files that others read before", ours=PRELOADED)
+        sharing.measure(report, scratch, keeper, sharing.fill(scratch / "shared"), arguments.rounds)
+        _finish(report, arguments.out, "sharing")
 
 
 def _measure_calls(report: Report, sides: list[Place], arguments: argparse.Namespace) -> None:

@@ -134,17 +134,17 @@ def places_for_programs(scratch: Path, keeper: Keeper, lower: Path) -> list[Plac
     ]
 
 
-def overlayfs(scratch: Path, lower: Path) -> Path:
+def overlayfs(scratch: Path, lower: Path, name: str = "overlayfs") -> Path:
     """Kernel overlayfs over a directory."""
-    at, options = _over(scratch, lower, "overlayfs")
+    at, options = _over(scratch, lower, name)
     command("mount", "-t", "overlay", "overlay", "-o", options, at)
     return at
 
 
-def fuse_overlayfs(scratch: Path, lower: Path) -> Path:
+def fuse_overlayfs(scratch: Path, lower: Path, name: str = "fuse-overlayfs") -> Path:
     """fuse-overlayfs over a directory; its process ends with the namespace."""
-    at, options = _over(scratch, lower, "fuse-overlayfs")
-    command("fuse-overlayfs", "-o", options, at)
+    at, options = _over(scratch, lower, name)
+    command("fuse-overlayfs", "-o", f"{options},allow_other", at)
     return at
 
 

@@ -123,16 +123,16 @@ def _counted(log: Path, directory: Path) -> int:
 
 
 def _elapsed_ns(place: Place, words: tuple[str, ...]) -> float:
-    return _timed(place, lambda: _run(place, *words))
+    return timed(place, lambda: run(place, *words))
 
 
-def _timed(place: Place, work: Callable[[], object]) -> float:
+def timed(place: Place, work: Callable[[], object]) -> float:
     begun = time.perf_counter_ns()
     work()
     return float(time.perf_counter_ns() - begun)
 
 
-def _run(place: Place, *words: str) -> str:
+def run(place: Place, *words: str) -> str:
     done = subprocess.run(
         words,
         cwd=place.directory,
@@ -149,13 +149,11 @@ def _run(place: Place, *words: str) -> str:
 
 def _rocksdb(report: Report, place: Place) -> None:
     common = (f"--num={RECORDS}", "--value_size=400", "--compression_type=none", f"--reads={RECORDS}")
-    out = _run(
-        place, "db_bench", "--db=rocks", "--seed=1", *common, f"--benchmarks={','.join(DB_BENCHMARKS)}"
-    )
+    out = run(place, "db_bench", "--db=rocks", "--seed=1", *common, f"--benchmarks={','.join(DB_BENCHMARKS)}")
     found = dict(_DB_FIGURE.findall(out))
     for name in DB_BENCHMARKS:
         report.add(f"RocksDB {name}", place.side, float(found[name]) * 1000)
-    _run(place, "rm", "-r", "rocks")
+    run(place, "rm", "-r", "rocks")
 
 
 def _start_ns(place: Place) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -70,6 +70,23 @@ class WindowStats(msgspec.Struct, kw_only=True):
     evictions: int = 0
 
 
+class SlabStats(msgspec.Struct, kw_only=True):
+    """Small files of images, which all mounts together have once. What lies here is a part of the cache."""
+
+    slab_bytes: int = 0
+    files: int = 0
+    file_bytes: int = 0
+    """Of these files. A slab's rest is not filled yet, or was left by files that moved."""
+    hits: int = 0
+    """Reads that were answered from here."""
+    fills: int = 0
+    """Files that were read from layers."""
+    evictions: int = 0
+
+
+_Counts = TypeVar("_Counts", WindowStats, SlabStats)
+
+
 class PastStats(msgspec.Struct, kw_only=True):
     """What a worker's mounts did that are gone."""
 
@@ -81,6 +98,7 @@ class PastStats(msgspec.Struct, kw_only=True):
     copies: Copies = {}
     channels: ChannelStats = msgspec.field(default_factory=ChannelStats)
     windows: WindowStats = msgspec.field(default_factory=WindowStats)
+    slabs: SlabStats = msgspec.field(default_factory=SlabStats)
 
 
 class _ServiceStats(msgspec.Struct, kw_only=True):
@@ -117,6 +135,7 @@ class TenantStats(msgspec.Struct, kw_only=True):
     calls: dict[str, int] = {}
     """What became of the calls of preloaded programs, as they told."""
     windows: WindowStats = msgspec.field(default_factory=WindowStats)
+    slabs: SlabStats = msgspec.field(default_factory=SlabStats)
     mounts: list[MountStats] = []
 
 
@@ -167,15 +186,15 @@ def _add_service(stats: TenantStats, answer: dict[str, Any]) -> None:
     stats.read_bytes = sum(door.read_bytes for door in doors)
     stats.written_bytes = sum(door.written_bytes for door in doors)
     stats.copies = sum_copies(door.copies for door in doors)
-    stats.windows = sum_windows(past.windows for past in told.past)
+    stats.windows = _sum(WindowStats(), (past.windows for past in told.past))
+    stats.slabs = _sum(SlabStats(), (past.slabs for past in told.past))
 
 
-def sum_windows(each: Iterable[WindowStats]) -> WindowStats:
+def _sum(summed: _Counts, each: Iterable[_Counts]) -> _Counts:
     """Those of several workers of a service."""
-    summed = WindowStats()
-    for windows in each:
-        for field in windows.__struct_fields__:
-            setattr(summed, field, getattr(summed, field) + getattr(windows, field))
+    for counts in each:
+        for field in counts.__struct_fields__:
+            setattr(summed, field, getattr(summed, field) + getattr(counts, field))
     return summed
 
 

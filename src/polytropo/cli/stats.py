@@ -136,10 +136,14 @@ def _print_windows(shown: "list[TenantStats]") -> None:
             each.windows.fills,
             each.windows.shown_again,
             each.windows.evictions,
+            each.slabs.files,
+            format_size(each.slabs.slab_bytes),
+            each.slabs.hits,
         )
         for each in shown
     ]
-    print_table(("tenant", "ceiling", "cached", "files", "filled", "asked again", "evicted"), rows)
+    titles = ("tenant", "ceiling", "cached", "files", "filled", "asked again", "evicted")
+    print_table((*titles, "small files", "in slabs", "reads of them"), rows)
 
 
 def _memory(stats: "TenantStats") -> str:

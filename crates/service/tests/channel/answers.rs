@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("what_changes_is_seen_by_all_at_once", what_changes_is_seen_by_all_at_once),
     ("programs_of_other_rights_learn_nothing", programs_of_other_rights_learn_nothing),
     ("small_files_are_opened_by_all", small_files_are_opened_by_all),
+    ("a_directory_is_read_ahead", a_directory_is_read_ahead),
     ("names_that_move_take_no_bytes_along", names_that_move_take_no_bytes_along),
     ("the_log_comes_round_under_readers", the_log_comes_round_under_readers),
     ("nobody_writes_what_others_believe", nobody_writes_what_others_believe),
@@ -253,6 +254,70 @@ fn small_files_are_opened_by_all() {
         let refused = channel.open_to_read(At::Root, b"a/b/f1", 0).map(drop);
         assert_eq!(refused, Err(Error::Errno(libc::EACCES)));
         assert_eq!(read_shared(&channel, root, "a/b/f1"), None);
+    }));
+}
+
+/// Opens every file of a directory in the order in which it is listed; says what each has, and how many were asked for.
+fn read_in_order(channel: &Channel, root: u64, directory: &str) -> (Vec<(String, Vec<u8>)>, usize) {
+    let listed = channel.list(directory.as_bytes()).unwrap();
+    let (mut at, mut read, mut asked) = (0, Vec::new(), 0);
+    while let Some((name, after)) = channel.name_in(&listed, at).expect("a listing that is there") {
+        let name = String::from_utf8(name.bytes().to_vec()).unwrap();
+        at = after;
+        let path = format!("{directory}/{name}");
+        let bytes = read_shared(channel, root, &path).unwrap_or_else(|| {
+            asked += 1;
+            let opened = channel.open_to_read(At::Root, path.as_bytes(), 0).unwrap();
+            let mut bytes = vec![0; 20_000];
+            let count = channel.pread(opened.file, &mut bytes, 0).unwrap();
+            bytes.truncate(count);
+            channel.close(opened.file).unwrap();
+            bytes
+        });
+        read.push((name, bytes));
+    }
+    (read, asked)
+}
+
+fn a_directory_is_read_ahead() {
+    let (site, mnt) = site(&[]);
+    let root = root_ino(&mnt);
+    for (directory, count) in [("first", 200), ("second", 60)] {
+        fs::create_dir(mnt.join(directory)).unwrap();
+        for file in 0..count {
+            fs::write(mnt.join(format!("{directory}/{file}")), pattern(file, 0, file as usize * 20)).unwrap();
+        }
+    }
+    let channel = site.connect(&mnt);
+    channel.list(b"").unwrap();
+    let right = |read: &[(String, Vec<u8>)]| {
+        read.iter().all(|(name, bytes)| {
+            *bytes == pattern(name.parse().unwrap(), 0, bytes.len())
+                && bytes.len() == name.parse::<usize>().unwrap() * 20
+        })
+    };
+    let (read, asked) = read_in_order(&channel, root, "first");
+    assert!(right(&read) && read.len() == 200);
+    // Two to begin with, and for each part one, or two where the program was faster than the service.
+    assert!(asked <= 2 + 2 * 9, "{asked} questions");
+    let (read, asked) = read_in_order(&channel, root, "second");
+    assert!(right(&read) && read.len() == 60);
+    assert!(asked <= 1 + 2 * 3, "{asked} questions");
+    // Others of these rights ask for nothing, and hear of what changes.
+    let other = site.connect(&mnt);
+    assert_eq!(read_in_order(&other, root, "first").1, 0);
+    fs::write(mnt.join("first/7"), pattern(7, 0, 140)).unwrap();
+    assert_eq!(read_shared(&other, root, "first/7"), None);
+    fs::rename(mnt.join("first/8"), mnt.join("first/9")).unwrap();
+    assert_eq!(read_shared(&other, root, "first/9"), None);
+    // Of files that a program may not read nothing is brought, nor anything for who might lose a right.
+    assert!(as_child(|| {
+        become_user(4711, &[]);
+        let channel = site.connect(&mnt);
+        channel.list(b"").unwrap();
+        let (read, asked) = read_in_order(&channel, root, "second");
+        assert!(right(&read));
+        assert_eq!(asked, 60);
     }));
 }
 

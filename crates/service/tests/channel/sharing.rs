@@ -15,6 +15,7 @@ use crate::support::{Site, fork_child, pattern};
 
 pub const TESTS: &[Test] = &[
     ("an_image_is_cached_once", an_image_is_cached_once),
+    ("small_files_of_an_image_are_read_once", small_files_of_an_image_are_read_once),
     ("a_file_of_ones_own_is_nobody_elses", a_file_of_ones_own_is_nobody_elses),
     ("doors_show_only_what_was_opened_through_them", doors_show_only_what_was_opened_through_them),
     ("the_host_does_not_keep_them_as_well", the_host_does_not_keep_them_as_well),
@@ -75,6 +76,55 @@ fn an_image_is_cached_once() {
     // All of it, the window's words, and what is left of the last block.
     let bytes: u64 = seen.unwrap().values().sum();
     assert!((SIZE as u64..SIZE as u64 + (128 << 10)).contains(&bytes), "{bytes}");
+}
+
+fn small_files_of_an_image_are_read_once() {
+    let mut site = site();
+    let image = site.directory("image");
+    for number in 0..50 {
+        fs::write(image.join(format!("small-{number}")), pattern(number, 0, number as usize * 900)).unwrap();
+    }
+    let mounts: Vec<_> = (0..3).map(|n| container(&mut site, &format!("c{n}"))).collect();
+    let told = |site: &mut Site| {
+        let told = site.order(&json!({"op": "stats"}));
+        let slabs = &told["past"][0]["slabs"];
+        let number = |name: &str| slabs[name].as_u64().unwrap();
+        (number("fills"), number("files"), number("hits"), number("slab_bytes"))
+    };
+    let channels = [site.connect(&mounts[0]), site.connect(&mounts[1])];
+    for channel in &channels {
+        for number in 0..50 {
+            let name = format!("small-{number}");
+            assert_eq!(
+                read(channel, open(channel, &name, RDONLY)),
+                pattern(number, 0, number as usize * 900)
+            );
+        }
+    }
+    let (fills, files, hits, slab_bytes) = told(&mut site);
+    assert_eq!((fills, files), (50, 50));
+    assert!(hits >= 50 && slab_bytes < 4 << 20, "{hits} hits, {slab_bytes} bytes");
+    // The kernel's way, in a third container.
+    for number in 1..50 {
+        let name = format!("small-{number}");
+        assert!(fs::read(mounts[2].join(name)).unwrap() == pattern(number, 0, number as usize * 900));
+    }
+    let (fills, files, more, _) = told(&mut site);
+    assert_eq!((fills, files), (50, 50));
+    assert!(more >= hits + 49, "{more} hits after {hits}");
+    // What one of them changes is its own.
+    let opened = fs::File::open(mounts[2].join("small-9")).unwrap();
+    fs::write(mounts[2].join("small-9"), b"changed").unwrap();
+    assert_eq!(fs::read(mounts[2].join("small-9")).unwrap(), b"changed");
+    let mut bytes = [0; 8];
+    assert_eq!(std::os::unix::fs::FileExt::read_at(&opened, &mut bytes, 0).unwrap(), 7);
+    assert_eq!(&bytes[..7], b"changed");
+    let unchanged = read(&channels[1], open(&channels[1], "small-9", RDONLY));
+    assert_eq!(unchanged, pattern(9, 0, 8_100));
+    let again = open(&channels[0], "small-9", RDWR);
+    channels[0].pwrite(again, b"other", 0).unwrap();
+    let own = read(&channels[0], open(&channels[0], "small-9", RDONLY));
+    assert_eq!((&own[..5], &own[5..]), (&b"other"[..], &pattern(9, 0, 8_100)[5..]));
 }
 
 fn a_file_of_ones_own_is_nobody_elses() {

@@ -11,7 +11,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use polytropo_wire::VERSION;
-use polytropo_wire::answers::{Header, LOG_AT, LOG_WORDS, MAGIC, New, PLACES, PLACES_AT, TOTAL_BYTES, View};
+use polytropo_wire::answers::{
+    Header, Kind, LOG_AT, LOG_WORDS, MAGIC, New, PLACES, PLACES_AT, TOTAL_BYTES, View, bytes,
+};
+
+use polytropo_wire::listing::Sample;
 
 use super::client::Peer;
 use crate::sealed::{self, Mapping};
@@ -167,6 +171,15 @@ impl Answers {
                 log: NonNull::slice_from_raw_parts(base.add(LOG_AT).cast(), LOG_WORDS).as_ref(),
             }
         }
+    }
+
+    /// Whether a file's bytes are there, as they are while these counters are what they are.
+    pub fn has_bytes(&self, ino: u64, everything: u64, sample: Sample) -> bool {
+        let found = self.view().find(Kind::Bytes, ino);
+        found.is_some_and(|record| {
+            let known = bytes::View::of(record.payload());
+            record.everything() == everything && known.is_some_and(|known| known.sample() == sample)
+        })
     }
 
     /// Where programs find it; it is put there unless it is there already. None: there is no room, and nothing is told of that inode.

@@ -11,6 +11,7 @@ use polytropo_wire::message::FILES_MAX;
 use rustc_hash::FxHashSet;
 
 use super::Shared;
+use super::ahead::Order;
 use super::answers::{Answers, Rights};
 use super::grants::Grant;
 use super::memory::ChannelMemory;
@@ -289,6 +290,7 @@ pub struct Client {
     /// Shared with programs of the same rights; None: there is no room for it.
     pub answers: Option<Arc<Answers>>,
     pub turn: Turn,
+    pub(super) order: Order,
     /// The keeper has the memory, for the case that this process dies.
     kept: Option<custody::Channel>,
     files: Mutex<Files>,
@@ -320,6 +322,7 @@ impl Client {
             covered,
             covered_inos,
             turn: Turn::default(),
+            order: Order::default(),
             files: Mutex::default(),
             any_writes_through: AtomicBool::new(false),
             draining: Draining::default(),

@@ -293,7 +293,15 @@ impl Thread {
         let counters = &self.hall.counters;
         counters.requests.fetch_add(1, Relaxed);
         let reply = [0; REPLY_WORDS];
-        let mut work = Work { door: &self.shared, client, desk: &mut self.desk, request, reply, notes: None };
+        let mut work = Work {
+            door: &self.shared,
+            client,
+            desk: &mut self.desk,
+            request,
+            reply,
+            notes: None,
+            given: None,
+        };
         let done = catch_unwind(AssertUnwindSafe(|| work.run()));
         let reply = work.reply;
         let code = match done {
@@ -308,16 +316,17 @@ impl Thread {
                 error.errno().raw_os_error() as u32
             }
             Err(_) => {
-                if !self.hall.panicked.swap(true, Relaxed) {
-                    let (door, what) = (self.shared.id.0, request.operation);
-                    log::error!(
-                        "channel door {door}: a layer of the stack panicked in {what:?}; the program got EIO"
-                    );
-                }
+                self.hall.tell_of_panic(&request, "; the program got EIO");
                 Errno::IO.raw_os_error() as u32
             }
         };
         client.memory.answer(request.slot, code, &reply);
+        if let Some(given) = work.given.take().filter(|_| code == 0) {
+            let ahead = catch_unwind(AssertUnwindSafe(|| work.read_ahead(&given)));
+            if ahead.is_err() {
+                self.hall.tell_of_panic(&request, ", reading ahead");
+            }
+        }
     }
 
     /// Whether a program that may ask soon runs on another CPU.

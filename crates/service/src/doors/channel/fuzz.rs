@@ -212,7 +212,7 @@ impl Site {
         let operation = Operation::from_number(asked.operation);
         let request = Request { slot: asked.slot, operation, words: asked.words };
         let reply = [0; REPLY_WORDS];
-        let mut work = Work { door: &self.shared, client, desk, request, reply, notes: None };
+        let mut work = Work { door: &self.shared, client, desk, request, reply, notes: None, given: None };
         match work.run() {
             Err(Failure::Error(error)) => {
                 let errno = error.errno().raw_os_error();

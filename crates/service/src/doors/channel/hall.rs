@@ -104,7 +104,7 @@ pub struct Hall {
     pub crew: Crew,
     pub clients: Mutex<FxHashMap<u64, Arc<Client>>>,
     pub last_key: AtomicU64,
-    pub panicked: AtomicBool,
+    panicked: AtomicBool,
     /// Those who are looked at without being rung for; the number counts changes.
     active: Mutex<Active>,
     changes: AtomicU64,
@@ -147,6 +147,14 @@ impl Hall {
             started: AtomicUsize::new(0),
             ready: Mutex::default(),
         })
+    }
+
+    /// The first time. `outcome`: what became of it.
+    pub fn tell_of_panic(&self, request: &Request, outcome: &str) {
+        if !self.panicked.swap(true, Relaxed) {
+            let (door, what) = (self.shared.id.0, request.operation);
+            log::error!("channel door {door}: a layer of the stack panicked in {what:?}{outcome}");
+        }
     }
 
     /// Memory for a program that has come.

@@ -57,6 +57,11 @@ impl Listings {
         (stale * 8 <= view.count() * STALE_EIGHTHS_MAX).then_some(kept)
     }
 
+    /// What was listed last, true or not.
+    pub fn peek(&self, ino: u64) -> Option<Listing> {
+        self.0.lock().by_ino.get(&ino).cloned()
+    }
+
     pub fn root(&self) -> Option<u64> {
         self.0.lock().root
     }
@@ -253,7 +258,7 @@ impl Reading<'_> {
 }
 
 /// The index by name, twice as many places as names.
-fn put_index(places: &[(u64, usize)], words: &mut Vec<u64>) {
+pub(super) fn put_index(places: &[(u64, usize)], words: &mut Vec<u64>) {
     let slots = (places.len() * 2).next_power_of_two().max(2);
     let (begin, mask) = (words.len(), slots - 1);
     words.resize(begin + slots / 2, 0);

@@ -3,6 +3,7 @@
 //! A program connects at the keeper, which checks who it is; the worker makes its channel ([`memory`]) and serves it ([`driver`]).
 //! A request is copied out of the channel, done ([`operations`]; paths by [`walk`], rights by [`permissions`]) and answered there.
 
+mod ahead;
 mod answers;
 mod arrivals;
 mod changes;

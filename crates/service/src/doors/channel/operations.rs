@@ -11,6 +11,7 @@ use polytropo_wire::message::{
 };
 
 use super::Shared;
+use super::ahead::Given;
 use super::client::{Client, Kind, OpenFile};
 use super::grants::Grants;
 use super::memory::Request;
@@ -55,6 +56,8 @@ pub struct Work<'a> {
     pub reply: [u64; REPLY_WORDS],
     /// What the answer depends on, for those that may be kept.
     pub notes: Option<Notes<'a>>,
+    /// The small file that was opened.
+    pub given: Option<Given>,
 }
 
 pub(super) type Done = Result<(), Failure>;
@@ -133,7 +136,7 @@ impl Work<'_> {
     }
 
     /// What `node` is like, for an answer that depends on it.
-    fn noted(&self, node: NodeId, seen: &Attr) -> Attr {
+    pub(super) fn noted(&self, node: NodeId, seen: &Attr) -> Attr {
         self.notes.as_ref().map_or_else(
             || seen.clone(),
             |notes| notes.attributes(&*self.door.stack, self.caller(), node, seen),
@@ -239,12 +242,18 @@ impl Work<'_> {
             attr.size_bytes = 0;
             attr.blocks_512 = 0;
         }
+        let small = matches!(kind, Kind::File(_)) && attr.size_bytes <= CARRIED_BYTES_MAX as u64;
+        let given = target.name.clone().filter(|_| small && open_flags == OpenFlags::READ).map(|name| {
+            let (directory, parent) = target.parent();
+            Given { directory, directory_ino: parent.ino, name }
+        });
         let looked_up = match target.found.take() {
             Some(found) => found.into_node().0,
             // The start or a directory on the way: looked up once more for the open file.
             None => self.look_up_again(&target, node)?,
         };
         drop(target);
+        self.given = given;
         let file = OpenFile::new(self.door.clone(), looked_up, kind, open_flags, ticket);
         let file = Arc::new(file);
         self.finish_open(file, attr)?;
@@ -274,7 +283,7 @@ impl Work<'_> {
         Err(Failure::Kernel)
     }
 
-    fn open_node(&self, node: NodeId, attr: &Attr, flags: i32) -> Result<Way, Failure> {
+    pub(super) fn open_node(&self, node: NodeId, attr: &Attr, flags: i32) -> Result<Way, Failure> {
         let client = self.client;
         if flags & libc::O_DIRECTORY != 0 && !attr.is_dir() {
             return fail(Errno::NOTDIR, "open a file as a directory");
@@ -365,7 +374,7 @@ impl Work<'_> {
     }
 
     /// Whether the program hears of every change of the file's bytes by the tag that it gets.
-    fn stays_as_tagged(&self, file: &OpenFile) -> bool {
+    pub(super) fn stays_as_tagged(&self, file: &OpenFile) -> bool {
         !file.flags.contains(OpenFlags::WRITE)
             && self.notes.as_ref().is_some_and(|notes| notes.tag().is_good())
     }

@@ -20,6 +20,13 @@ impl Work<'_> {
         Ok(answers.put(&New { kind: Kind::Listing, ino, everything, path: &path, payload: listing }))
     }
 
+    /// Whether programs of the same rights find the file's bytes already. `attr` was noted.
+    pub(super) fn is_shared(&self, attr: &Attr) -> bool {
+        let (Some(answers), Some(notes)) = (&self.client.answers, &self.notes) else { return false };
+        let (Some(everything), Some(sample)) = (notes.everything(), notes.inode()) else { return false };
+        answers.has_bytes(attr.ino, everything, sample)
+    }
+
     /// All bytes of a small file that this program may read and is just being told. Who finds them has no open file.
     pub(super) fn share_bytes(&self, attr: &Attr, bytes: &[u8]) {
         let shares = bytes.len() <= BYTES_MAX && self.may_always_read();
