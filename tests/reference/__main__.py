@@ -13,6 +13,7 @@ parser.add_argument("--steps", type=int, default=1500)
 parser.add_argument("--actors", type=int, default=1)
 parser.add_argument("--variable", action="append", default=[], help="NAME=VALUE for half of the actors")
 parser.add_argument("--closed", action="store_true", help="keep no file open between operations")
+parser.add_argument("--named", action="store_true", help="close files before names may go")
 arguments = parser.parse_args()
 succeeded = compare(
     arguments.mount,
@@ -21,6 +22,7 @@ succeeded = compare(
     steps=arguments.steps,
     actors=arguments.actors,
     closed=arguments.closed,
+    named=arguments.named,
     variables=dict(word.split("=", 1) for word in arguments.variable),
 )
 print(f"{succeeded} of {arguments.steps} operations succeeded, all alike")

@@ -218,6 +218,10 @@ class Actor:
         if slot in self.files:
             os.close(self.files.pop(slot))
 
+    def do_close_all(self) -> None:
+        for slot in list(self.files):
+            self.do_close(slot)
+
     def do_pwrite(self, slot: int, offset: int, seed: int, length: int) -> int:
         return os.pwrite(self._fd(slot), pattern(seed, length), offset)
 

@@ -30,6 +30,10 @@ ON_OPEN_FILES = (
 )
 
 
+# After which a file may have no name.
+TAKE_NAMES = ("unlink", "rename")
+
+
 class Side:
     """Some actor processes that share one directory."""
 
@@ -165,9 +169,11 @@ def compare(
     check_every: int = 50,
     variables: Mapping[str, str] | None = None,
     closed: bool = False,
+    named: bool = False,
 ) -> int:
     """Does ``steps`` operations below both directories and raises AssertionError at the first difference.
 
+    With ``closed`` nothing stays open from one operation to the next, with ``named`` no file that has no name.
     Returns how many of them succeeded, so that a caller can see that the run was not all refusals.
     """
     dice = random.Random(seed)
@@ -178,6 +184,11 @@ def compare(
         for step in range(steps):
             name, arguments = chooser.next()
             actor = dice.randrange(actors)
+            if named and name in TAKE_NAMES:
+                for each in range(actors):
+                    _check(left.ask(each, "close_all", []), right.ask(each, "close_all", []), seed, history)
+            if named and name == "tmpfile":
+                continue
             history.append(f"{step}: actor {actor} {name} {arguments}")
             got, wanted = left.ask(actor, name, arguments), right.ask(actor, name, arguments)
             _check(got, wanted, seed, history)

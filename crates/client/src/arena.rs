@@ -28,6 +28,9 @@ pub struct Arena {
 /// In the number of a file that is open here alone.
 pub const LOCAL: u64 = 1 << 63;
 
+/// Numbers leave the bits between free for those who keep files of several channels.
+const LOCAL_TIMES_BITS: u32 = 40;
+
 /// The number of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk(u32);
@@ -60,7 +63,7 @@ impl Arena {
 
     /// A number for the file that is open here alone, and whose bytes lie in that chunk.
     pub fn local_number(&self, chunk: Chunk) -> u64 {
-        let times = self.local.fetch_add(1, Relaxed) & ((1 << 47) - 1);
+        let times = self.local.fetch_add(1, Relaxed) & ((1 << LOCAL_TIMES_BITS) - 1);
         LOCAL | times << 16 | (FILES_MAX + chunk.0 as usize) as u64
     }
 

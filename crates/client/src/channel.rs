@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use core::sync::atomic::{AtomicU32, AtomicU64, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
 
 use polytropo_queue::{Borrowed, Rcqs};
 use polytropo_wire::channel::{
@@ -74,6 +74,10 @@ pub struct Channel {
     /// `st_dev` of the mount, as statx(2) tells it (major << 32 | minor), and the mount's number.
     pub device: u64,
     pub mount_id: u64,
+    /// Which of a process's channels it is, for those who had several.
+    label: u32,
+    /// Nothing more is expected of it; its descriptors may belong to another.
+    given_up: AtomicBool,
 }
 
 /// A slot that this thread holds.
@@ -120,6 +124,8 @@ impl Channel {
             counters: Counters::default(),
             device: welcome.device,
             mount_id: welcome.mount_id,
+            label: 0,
+            given_up: AtomicBool::new(false),
         };
         if made.header().magic.load(Acquire) != MAGIC {
             return Err(Refused::Protocol);
@@ -207,7 +213,7 @@ impl Channel {
                 return Ok(());
             }
             // One that was taken will be done: if the service died, by whoever ends the channel then. A service that ended it may die as well.
-            let dead = sys::has_hung_up(&self.socket);
+            let dead = self.has_hung_up();
             if (dead || self.has_ended()) && (!own || post.take_back()) {
                 return Err(Error::Gone);
             }
@@ -221,6 +227,26 @@ impl Channel {
     /// Whether the service has given this channel up. Its end by death shows only when something is asked.
     pub fn has_ended(&self) -> bool {
         self.header().ended.load(Acquire) != 0
+    }
+
+    fn has_hung_up(&self) -> bool {
+        self.given_up.load(Acquire) || sys::has_hung_up(&self.socket)
+    }
+
+    pub fn label(&self) -> u32 {
+        self.label
+    }
+
+    /// Takes the place of a channel that is of no use any more, which is never dropped: gets its descriptors' numbers, so that whoever still
+    /// works with it does no harm by them.
+    pub fn succeed(&mut self, former: &Channel, label: u32) {
+        self.label = label;
+        former.given_up.store(true, Release);
+        self.socket.take_number_of(&former.socket);
+        self.bell.take_number_of(&former.bell);
+        self.windows.take_number_of(&former.windows);
+        former.lookups.iter().for_each(Lookups::drop_memory);
+        former.listings.iter().for_each(Listings::drop_memory);
     }
 
     /// In a forked child: the shared memory is not there, so nothing may touch it. Closes the descriptors.
@@ -266,7 +292,7 @@ impl Channel {
             if self.reclaim_posted() {
                 continue;
             }
-            if self.has_ended() || (nap % 100 == 99 && sys::has_hung_up(&self.socket)) {
+            if self.has_ended() || (nap % 100 == 99 && self.has_hung_up()) {
                 return Err(Error::Gone);
             }
             sys::futex_wait(&self.taken, u32::MAX, 1_000_000);
@@ -334,7 +360,7 @@ impl Channel {
             if slot.state.load(Acquire) == state::DONE {
                 return Ok(());
             }
-            if self.has_ended() || sys::has_hung_up(&self.socket) {
+            if self.has_ended() || self.has_hung_up() {
                 return Err(Error::Gone);
             }
         }

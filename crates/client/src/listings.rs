@@ -9,7 +9,7 @@
 //! looks at the turn afterwards.
 
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 use polytropo_wire::answers::{self, Kind};
@@ -101,6 +101,13 @@ impl Listings {
     /// What programs of the same rights share.
     pub fn answers(&self) -> Option<&Answers> {
         self.shared.as_ref()
+    }
+
+    /// Of a channel that has ended: nothing that is kept counts any more.
+    pub(crate) fn drop_memory(&self) {
+        // First, so that who reads zeros finds that his listing is not there any more.
+        self.used.fetch_add(2 << 32, SeqCst);
+        self.memory.clear();
     }
 
     /// In a forked child, where the shared memory is not mapped.

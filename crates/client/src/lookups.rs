@@ -146,6 +146,11 @@ impl Lookups {
         Tag::words_hold(tag, self.epochs())
     }
 
+    /// Of a channel that has ended: nothing that is kept counts any more.
+    pub(crate) fn drop_memory(&self) {
+        self.entries.clear();
+    }
+
     /// In a forked child, where the table is not mapped.
     pub fn forget_in_child(self) {
         let this = core::mem::ManuallyDrop::new(self);

@@ -264,6 +264,8 @@ impl Channel {
             let missing = match used.window() {
                 // SAFETY: the caller's word.
                 Some(window) => match unsafe { window.read(self, to, count, offset) } {
+                    // Before anybody else serves the file the channel has ended.
+                    Found::Bytes(_) if self.has_ended() => return Err(Error::Gone),
                     Found::Bytes(done) => {
                         self.counters.local_reads.fetch_add(1, Relaxed);
                         return Ok(Some(done));

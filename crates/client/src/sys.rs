@@ -22,6 +22,7 @@ mod number {
     pub const FUTEX: usize = 202;
     pub const CLOCK_GETTIME: usize = 228;
     pub const OPENAT: usize = 257;
+    pub const DUP3: usize = 292;
     pub const GETCPU: usize = 309;
 }
 #[cfg(target_arch = "aarch64")]
@@ -41,6 +42,7 @@ mod number {
     pub const FUTEX: usize = 98;
     pub const CLOCK_GETTIME: usize = 113;
     pub const OPENAT: usize = 56;
+    pub const DUP3: usize = 24;
     pub const GETCPU: usize = 168;
 }
 
@@ -96,6 +98,17 @@ impl Descriptor {
         match outcome(moved) {
             Ok(moved) => Self(moved as i32),
             Err(_) => self,
+        }
+    }
+
+    /// Moves to the number of a descriptor that is never used or closed again.
+    pub(crate) fn take_number_of(&mut self, former: &Descriptor) {
+        const O_CLOEXEC: usize = 0o2000000;
+        // SAFETY: no memory is involved.
+        let moved =
+            unsafe { call(number::DUP3, [self.0 as usize, former.0 as usize, O_CLOEXEC, 0, 0, 0]) };
+        if let Ok(moved) = outcome(moved) {
+            drop(core::mem::replace(self, Self(moved as i32)));
         }
     }
 }
@@ -247,6 +260,7 @@ const MAP_SHARED: usize = 1;
 const MAP_PRIVATE: usize = 2;
 const MAP_ANONYMOUS: usize = 0x20;
 const MAP_NORESERVE: usize = 0x4000;
+const MADV_DONTNEED: usize = 4;
 const MADV_DONTFORK: usize = 10;
 
 /// A mapping of this library's own; unmapped when dropped.
@@ -292,6 +306,13 @@ impl Mapping {
 
     pub fn base(&self) -> core::ptr::NonNull<u8> {
         self.base
+    }
+
+    /// Of anonymous memory: all of it is zeros again, and takes no room.
+    pub(crate) fn clear(&self) {
+        let range = [self.base.as_ptr() as usize, self.bytes];
+        // SAFETY: the range is this mapping, and who made it anonymous expects its words to change at any time. A failure leaves it as it was.
+        unsafe { call(number::MADVISE, [range[0], range[1], MADV_DONTNEED, 0, 0, 0]) };
     }
 }
 

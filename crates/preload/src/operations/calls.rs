@@ -242,7 +242,7 @@ fn open(
 }
 
 fn is_our_own(descriptor: usize) -> bool {
-    LINK.get().is_some_and(|channel| channel.descriptors().contains(&(descriptor as i32)))
+    LINK.descriptors().is_some_and(|own| own.contains(&(descriptor as i32)))
 }
 
 /// close(2). Nothing may be learnt of the old file after it is gone: so it is forgotten before and after.
@@ -315,7 +315,7 @@ fn close_range(table: &Table, arguments: &[usize; 6]) -> Answer {
     if flags != 0 {
         return Answer::Pass(Why::NotOurs);
     }
-    let mut own = LINK.get().map_or([i32::MAX; 3], |channel| channel.descriptors());
+    let mut own = LINK.descriptors().unwrap_or([i32::MAX; 3]);
     own.sort_unstable();
     let forget = || {
         for descriptor in first..=last.min(super::table::DESCRIPTORS_MAX as u32) {

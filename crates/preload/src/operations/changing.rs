@@ -81,8 +81,7 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Option<Answer> {
         // The kernel knows, or comes to the same; of several things that are wrong it tells the first.
         Err(Error::Errno(_) | Error::Kernel) => None,
         Err(Error::Gone) => {
-            LINK.give_up();
-            names::end();
+            LINK.give_up(channel);
             Some(Answer::Asked(do_again(number, arguments, &change)))
         }
     }

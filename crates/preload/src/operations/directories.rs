@@ -48,6 +48,8 @@ struct Object {
     users: AtomicU32,
     flags: AtomicU32,
     ino: AtomicU64,
+    /// Label of the channel that listed it.
+    label: AtomicU32,
     /// Its listing, by number.
     listing: AtomicU64,
     position: AtomicU64,
@@ -60,6 +62,7 @@ static OBJECTS: [Object; OBJECTS_MAX] = [const {
         users: AtomicU32::new(0),
         flags: AtomicU32::new(0),
         ino: AtomicU64::new(0),
+        label: AtomicU32::new(0),
         listing: AtomicU64::new(0),
         position: AtomicU64::new(0),
         offset: AtomicU64::new(0),
@@ -129,9 +132,14 @@ fn find_real(channel: &Channel, descriptor: usize) -> Option<u64> {
     (found != FOREIGN).then_some(found)
 }
 
+/// There is about to be another channel, which has listed nothing.
+pub fn begin_with_channel() {
+    REAL.iter().filter(|place| place.load(Relaxed) != 0).for_each(|place| place.store(0, Relaxed));
+}
+
 /// In a forked child, which has real ones.
 pub fn forget() {
-    REAL.iter().filter(|place| place.load(Relaxed) != 0).for_each(|place| place.store(0, Relaxed));
+    begin_with_channel();
     OF.iter().for_each(|place| place.store(0, Relaxed));
     OBJECTS.iter().for_each(|object| object.users.store(0, Relaxed));
     COUNT.store(0, Release);
@@ -203,7 +211,7 @@ pub fn open(number: usize, arguments: &[usize; 6]) -> Option<isize> {
     if flags & sys::O_DIRECTORY == 0 || flags & !FLAGS_KNOWN != 0 {
         return None;
     }
-    let listed = names::list(directory, path, flags & O_NOFOLLOW != 0)?;
+    let (channel, listed) = names::list(directory, path, flags & O_NOFOLLOW != 0)?;
     let way = sys::O_PATH | flags & (sys::O_DIRECTORY | sys::O_CLOEXEC | O_NOFOLLOW);
     // SAFETY: the program's own path.
     let opened = unsafe { sys::call(nr::OPENAT, [directory, path, way, 0, 0, 0]) };
@@ -212,20 +220,21 @@ pub fn open(number: usize, arguments: &[usize; 6]) -> Option<isize> {
     }
     let same = sys::status(opened as usize)
         .is_some_and(|status| (status.inode, status.device) == (listed.ino, process::setting().device()));
-    if same && keep(opened as usize, &listed, flags) {
+    if same && keep(opened as usize, (channel, &listed), flags) {
         return Some(opened);
     }
     sys::close(opened as i32);
     None
 }
 
-fn keep(descriptor: usize, listed: &Listed, flags: usize) -> bool {
+fn keep(descriptor: usize, (channel, listed): (&Channel, &Listed), flags: usize) -> bool {
     let Some(place) = OF.get(descriptor) else { return false };
     let free = OBJECTS.iter().position(|object| object.users.compare_exchange(0, 1, AcqRel, Relaxed).is_ok());
     let Some(number) = free else { return false };
     let object = &OBJECTS[number];
     object.flags.store(flags as u32, Relaxed);
     object.ino.store(listed.ino, Relaxed);
+    object.label.store(channel.label(), Relaxed);
     object.listing.store(Channel::number_of(listed), Relaxed);
     object.position.store(START, Relaxed);
     object.offset.store(0, Relaxed);
@@ -355,6 +364,10 @@ fn pass_upgraded(object: &Object) -> Answer {
 
 /// The listing that a call goes on with; a new one at the beginning, where the directory has changed.
 fn listing_of(channel: &Channel, object: &Object, position: u64) -> Option<Listed> {
+    if object.label.load(Relaxed) != channel.label() {
+        // What it was listed by is gone.
+        return None;
+    }
     let (ino, number) = (object.ino.load(Relaxed), object.listing.load(Acquire));
     let known = channel.listed_before(ino, number);
     if position != START {
@@ -464,7 +477,8 @@ fn seek(object: &Object, arguments: &[usize; 6]) -> Answer {
         (SEEK_SET, OFFSET_AFTER_DOT) => AFTER_DOT,
         (SEEK_SET, OFFSET_AFTER_DOT_DOT) => AFTER_DOT_DOT,
         (SEEK_SET, _) => {
-            let place = LINK.get().and_then(|channel| {
+            let channel = LINK.get().filter(|channel| channel.label() == object.label.load(Relaxed));
+            let place = channel.and_then(|channel| {
                 let ino = object.ino.load(Relaxed);
                 let listed = channel.listed_before(ino, object.listing.load(Acquire))?;
                 channel.place_of(&listed, offset)

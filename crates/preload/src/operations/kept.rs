@@ -6,8 +6,6 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
 
-use polytropo_client::File;
-
 use super::process::{self, LINK};
 use crate::sys::{self, nr};
 
@@ -32,7 +30,7 @@ const TIMES_BITS: u32 = 32;
 
 struct Place {
     state: AtomicU64,
-    /// The client's number.
+    /// The client's number, with its channel's label.
     file: AtomicU64,
     /// -1: none, so that the kernel has to name the file for each placeholder.
     descriptor: AtomicI32,
@@ -65,8 +63,8 @@ impl Place {
     fn clear(&self) {
         let file = self.file.swap(0, AcqRel);
         self.close_descriptor();
-        if let (true, Some(channel)) = (file != 0, LINK.get()) {
-            let _ = channel.close(File::from_number(file));
+        if let Some((channel, file)) = LINK.of(file).filter(|_| file != 0) {
+            let _ = channel.close(file);
         }
         self.state.fetch_and(!(USERS | CACHED | TAKEN), Release);
     }

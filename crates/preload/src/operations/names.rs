@@ -7,9 +7,10 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
-use polytropo_client::{At, Attributes, Channel, Error, File, Listed, Opened, Result};
+use polytropo_client::{At, Attributes, Channel, Error, Listed, Opened, Result};
 
 use super::directories;
+use super::link::label;
 use super::process::{self, LINK};
 use super::status;
 use super::worth::{self, Event};
@@ -73,6 +74,12 @@ pub fn forget() {
     CWD_INODE.store(0, Release);
 }
 
+/// There is about to be another channel.
+pub fn begin_with_channel() {
+    close_directory(CWD.swap(CWD_UNKNOWN, AcqRel));
+    CWD_INODE.store(0, Release);
+}
+
 /// A path of the program, without its zero byte. `None` for what is too long, or empty.
 #[inline]
 pub fn read_path(address: usize) -> Option<&'static [u8]> {
@@ -116,7 +123,14 @@ pub fn place<'a>(channel: &Channel, directory: usize, path: &'a [u8]) -> Option<
     match known {
         CWD_FOREIGN => None,
         CWD_ROOT => Some((At::Root, path)),
-        file => Some((At::File(File::from_number(file)), path)),
+        number => match LINK.of(number).filter(|(its, _)| its.label() == channel.label()) {
+            Some((_, file)) => Some((At::File(file), path)),
+            None => {
+                // Of a channel that has ended.
+                let _ = CWD.compare_exchange(number, CWD_UNKNOWN, AcqRel, Relaxed);
+                None
+            }
+        },
     }
 }
 
@@ -135,7 +149,7 @@ fn find_working_directory(channel: &Channel) -> Option<u64> {
     } else if let Some(inside) = setting.inside(path) {
         let flags = (sys::O_PATH | sys::O_DIRECTORY) as u32;
         match channel.open(At::Root, inside, flags, 0, 0) {
-            Ok(opened) if opened.attributes.ino == seen.inode => opened.file.to_number(),
+            Ok(opened) if opened.attributes.ino == seen.inode => label(channel, opened.file),
             Ok(opened) => {
                 let _ = channel.close(opened.file);
                 CWD_FOREIGN
@@ -258,7 +272,7 @@ pub fn count_change(path: usize) {
 }
 
 /// The listing of a directory that is to be opened; None if there is none.
-pub fn list(directory: usize, path: usize, stays: bool) -> Option<Listed> {
+pub fn list(directory: usize, path: usize, stays: bool) -> Option<(&'static Channel, Listed)> {
     if ENDED.load(Acquire) {
         return None;
     }
@@ -282,13 +296,14 @@ pub fn list(directory: usize, path: usize, stays: bool) -> Option<Listed> {
     };
     let flags = if stays { AT_SYMLINK_NOFOLLOW } else { 0 };
     if rest == b"." {
-        return channel.listed(inode).filter(|listed| channel.is_current(listed));
+        let listed = channel.listed(inode).filter(|listed| channel.is_current(listed))?;
+        return Some((channel, listed));
     }
     for _ in 0..LEVELS_MAX {
         if let Some(answer) = channel.stat_below(inode, rest, flags) {
             let found = answer.ok()?;
             if let Some(listed) = channel.listed(found.ino).filter(|listed| channel.is_current(listed)) {
-                return Some(listed);
+                return Some((channel, listed));
             }
             break;
         }
@@ -298,14 +313,14 @@ pub fn list(directory: usize, path: usize, stays: bool) -> Option<Listed> {
     }
     let mut buffer = [0; polytropo_client::PATH_BYTES_MAX];
     let bytes = channel.path_below(inode, rest, &mut buffer)?;
-    channel.list(&buffer[..bytes]).ok()
+    Some((channel, channel.list(&buffer[..bytes]).ok()?))
 }
 
 fn close_directory(file: u64) {
     if !matches!(file, CWD_UNKNOWN | CWD_ROOT | CWD_FOREIGN)
-        && let Some(channel) = LINK.get()
+        && let Some((channel, file)) = LINK.of(file)
     {
-        let _ = channel.close(File::from_number(file));
+        let _ = channel.close(file);
     }
 }
 
@@ -370,8 +385,7 @@ fn answer<T>(
         Err(Error::Errno(EBADF | EINVAL) | Error::Kernel) => Answer::Pass(Why::Unknown),
         Err(Error::Errno(errno)) => Answer::Done(-((errno & 0xffff) as isize)),
         Err(Error::Gone) => {
-            LINK.give_up();
-            end();
+            LINK.give_up(channel);
             Answer::Pass(Why::Unknown)
         }
     }

@@ -3,8 +3,9 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicI32, AtomicU32};
 
-use polytropo_client::{At, Attributes, Channel, Error, File, Opened};
+use polytropo_client::{At, Attributes, Channel, Error, Opened};
 
+use super::link::label;
 use super::process::{self, LINK};
 use super::table::{DESCRIPTORS_MAX, Entry, Kind, NO_PLACE, Table};
 use super::worth::{self, Event};
@@ -110,9 +111,7 @@ pub fn close_shared(file: u64) -> Result<(), isize> {
     if file == 0 {
         return Ok(());
     }
-    let file = File::from_number(file);
-    let closed = LINK.get().map(|channel| channel.close(file));
-    match closed.or_else(|| LINK.given_up().map(|channel| channel.settle_gone(file))) {
+    match LINK.of(file).map(|(channel, file)| channel.close(file)) {
         Some(Err(Error::Errno(errno))) => Err(-(errno as isize)),
         _ => Ok(()),
     }
@@ -149,7 +148,7 @@ pub fn open(table: &Table, asked: Asked) -> Option<Answer> {
     {
         let close_on_exec = asked.flags & sys::O_CLOEXEC != 0;
         let copied = kept::copy(&used, close_on_exec).unwrap_or_else(|| {
-            let named = name(channel, asked, used.file);
+            let named = name(asked, used.file);
             named.inspect(|named| kept::keep_descriptor(&used, *named))
         });
         return place(table, used, copied, asked.flags);
@@ -171,7 +170,7 @@ fn place(table: &Table, used: kept::Use, descriptor: Result<usize, isize>, flags
             return None;
         }
     };
-    let locked = elsewhere::is_locked(|| LINK.get()?.inode_of(File::from_number(used.file)));
+    let locked = elsewhere::is_locked(|| inode_of(used.file));
     let Some(entry) = table.entry(descriptor).filter(|_| descriptor < DESCRIPTORS_MAX && !locked) else {
         sys::close(descriptor as i32);
         kept::release(used.index);
@@ -205,7 +204,7 @@ fn open_and_keep(channel: &Channel, asked: Asked, key: At, rest: &[u8]) -> Optio
     };
     let (file, found) = (opened.file, &opened.attributes);
     let word = if found.mode & 0o170_000 == 0o100_000 {
-        kept::keep(file.to_number(), found.size_bytes)
+        kept::keep(label(channel, file), found.size_bytes)
     } else {
         channel.keep_open(key, rest, flags, file, None);
         None
@@ -214,13 +213,13 @@ fn open_and_keep(channel: &Channel, asked: Asked, key: At, rest: &[u8]) -> Optio
         let _ = channel.close(file);
         return None;
     };
-    let named = name(channel, asked, file.to_number()).ok();
+    let named = name(asked, label(channel, file)).ok();
     // If it has changed meanwhile, or answers cannot be kept, perhaps the kernel's walk came to something else.
     if let Some(named) = named
         && channel.keep_open(key, rest, flags, file, Some(word))
     {
         REFUSED.store(0, Relaxed);
-        return Some((kept::Use { index: kept::index_of(word), file: file.to_number() }, named));
+        return Some((kept::Use { index: kept::index_of(word), file: label(channel, file) }, named));
     }
     REFUSED.fetch_add(1, Relaxed);
     named.inspect(|named| sys::close(*named as i32));
@@ -236,7 +235,7 @@ fn ask_to_open(channel: &Channel, place: (At, &[u8]), flags: u32) -> Option<Open
     match channel.open_to_read(at, path, flags) {
         Ok(opened) => return Some(opened),
         Err(Error::Kernel) => _ = REFUSED.fetch_add(1, Relaxed),
-        Err(Error::Gone) => LINK.give_up(),
+        Err(Error::Gone) => LINK.give_up(channel),
         Err(Error::Errno(_)) => {}
     }
     None
@@ -244,12 +243,12 @@ fn ask_to_open(channel: &Channel, place: (At, &[u8]), flags: u32) -> Option<Open
 
 /// Has the kernel name a file that the service knows, and makes sure that it is the same; 0 in place of an errno if it is not.
 #[cold]
-fn name(channel: &Channel, asked: Asked, file: u64) -> Result<usize, isize> {
+fn name(asked: Asked, file: u64) -> Result<usize, isize> {
     let flags = sys::O_PATH | asked.flags & (sys::O_CLOEXEC | O_NOFOLLOW);
     // SAFETY: the program's own path.
     let named = unsafe { sys::call(nr::OPENAT, [asked.directory, asked.path, flags, 0, 0, 0]) };
     let named = usize::try_from(named).map_err(|_| named)?;
-    let inode = channel.inode_of(File::from_number(file));
+    let inode = inode_of(file);
     let same = sys::status(named)
         .is_some_and(|seen| seen.device == process::setting().device() && Some(seen.inode) == inode);
     if same {
@@ -431,12 +430,18 @@ fn is_empty(path: usize) -> bool {
 
 /// The inode of a placeholder's file.
 pub fn inode(entry: &Entry) -> Option<u64> {
-    LINK.get()?.inode_of(File::from_number(entry.file()?))
+    inode_of(entry.file()?)
+}
+
+/// The inode of a file that is open at the service.
+fn inode_of(number: u64) -> Option<u64> {
+    let (channel, file) = LINK.of(number)?;
+    channel.inode_of(file)
 }
 
 /// What a placeholder's file is like, if the service or what is kept tells.
 pub fn attributes(entry: &Entry) -> Option<Attributes> {
-    let (channel, file) = (LINK.get()?, File::from_number(entry.file()?));
+    let (channel, file) = LINK.of(entry.file()?)?;
     if entry.flags() & O_ACCMODE != 0 {
         // The kernel does not know yet what was written.
         return channel.fstat(file).ok();

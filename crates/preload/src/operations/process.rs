@@ -111,14 +111,13 @@ pub fn tell() {
 
 /// Requests on this process's channel, and how often the service had to be woken.
 pub fn asked() -> (u64, u64) {
-    let rings = LINK.get().map_or(0, |channel| channel.counters.rings.load(Relaxed));
-    (requests(), rings)
+    LINK.asked().into()
 }
 
 /// How many requests there were on this process's channel.
 #[inline]
 pub fn requests() -> u64 {
-    LINK.get().map_or(0, |channel| channel.counters.requests.load(Relaxed))
+    LINK.asked()[0]
 }
 
 struct Once(UnsafeCell<Setting>);
@@ -167,6 +166,13 @@ pub fn turn_off() {
         super::directories::upgrade_all(false);
     }
     OFF.store(true, Release);
+}
+
+/// There is about to be another channel, after one that has ended: what is kept of that is given up.
+pub fn begin_with_channel() {
+    kept::give_up_all();
+    super::names::begin_with_channel();
+    super::directories::begin_with_channel();
 }
 
 /// The table, whatever may be done with it now.

@@ -1,7 +1,8 @@
 //! Reads from files of ours.
 
-use polytropo_client::{At, Error, File};
+use polytropo_client::{At, Error};
 
+use super::link::label;
 use super::placeholders::{self, close_shared};
 use super::process::{self, LINK};
 use super::table::{AT_END, Entry, Held, Kind, Table};
@@ -46,23 +47,30 @@ fn read_shared(descriptor: usize, entry: &Entry, to: usize, count: usize, offset
         None if pays(entry) => open_shared(descriptor, entry)?,
         None => return None,
     };
-    let channel = LINK.get()?;
+    let (channel, number) = LINK.of(file)?;
     // SAFETY: the program's own buffer, as it would give it to the kernel.
-    let got = unsafe { channel.pread_raw(File::from_number(file), to as *mut u8, count, offset) };
+    let got = unsafe { channel.pread_raw(number, to as *mut u8, count, offset) };
     match got {
         Ok(got) => Some(got),
         Err(Error::Gone) => {
-            LINK.give_up();
+            LINK.give_up(channel);
+            leave_to_kernel(entry);
+            // Until there is another channel.
+            entry.begin_reads();
             None
         }
         Err(error) => {
             trace::note_refusal(if let Error::Errno(errno) = error { errno } else { 0 });
             // The kernel has it now, for instance since somebody writes it: not asked again for this descriptor.
-            if entry.kind() == Kind::Ours {
-                let _ = close_shared(entry.take_file());
-            }
+            leave_to_kernel(entry);
             None
         }
+    }
+}
+
+fn leave_to_kernel(entry: &Entry) {
+    if entry.kind() == Kind::Ours {
+        let _ = close_shared(entry.take_file());
     }
 }
 
@@ -77,10 +85,15 @@ fn pays(entry: &Entry) -> bool {
 fn open_shared(descriptor: usize, entry: &Entry) -> Option<u64> {
     let setting = process::setting();
     let generation = entry.generation();
+    let Some(channel) = LINK.get_or_connect(|| setting.connect()) else {
+        if LINK.may_return() {
+            entry.begin_reads();
+        }
+        return None;
+    };
     let mut buffer = [0; LINK_BYTES_MAX];
     let path = sys::path_of(descriptor, &mut buffer)?;
     let path = setting.inside(path)?;
-    let channel = LINK.get_or_connect(|| setting.connect())?;
     let opened = channel.open(At::Root, path, 0, 0, 0).ok()?;
     let file = opened.file;
     let same = sys::status(descriptor).is_some_and(|status| {
@@ -88,8 +101,9 @@ fn open_shared(descriptor: usize, entry: &Entry) -> Option<u64> {
         (status.inode, status.size_bytes, status.mtime_s, status.mtime_ns)
             == (there.ino, there.size_bytes, there.mtime_s, u64::from(there.mtime_ns))
     });
-    if same && entry.keep_file(generation, file.to_number()) {
-        return Some(file.to_number());
+    let number = label(channel, file);
+    if same && entry.keep_file(generation, number) {
+        return Some(number);
     }
     let _ = channel.close(file);
     None

@@ -181,6 +181,11 @@ impl Entry {
         self.reads.fetch_add(1, Relaxed)
     }
 
+    /// Counts from the beginning.
+    pub fn begin_reads(&self) {
+        self.reads.store(0, Relaxed);
+    }
+
     /// Whether anything was counted.
     pub fn was_read(&self) -> bool {
         self.reads.load(Relaxed) != 0

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use polytropo_client::{At, Channel, Error, File, Result, Time};
 
+use super::link::label;
 use super::placeholders::{self, Asked};
 use super::process::{self, LINK};
 use super::table::{AT_END, Entry, Held, Kind, NO_PLACE, Table};
@@ -87,7 +88,7 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
         Err(error) => {
             match error {
                 Error::Kernel => _ = REFUSED.fetch_add(1, Relaxed),
-                Error::Gone => LINK.give_up(),
+                Error::Gone => LINK.give_up(channel),
                 // The kernel comes to the same.
                 Error::Errno(_) => {}
             }
@@ -112,7 +113,7 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
         table,
         descriptor,
         entry,
-        (opened.file.to_number(), NO_PLACE, asked.flags & STATUS_FLAGS),
+        (label(channel, opened.file), NO_PLACE, asked.flags & STATUS_FLAGS),
     );
     Some(Answer::Asked(descriptor as isize))
 }
@@ -259,7 +260,8 @@ fn writable(table: &Table, descriptor: usize) -> Option<(&Entry, File, &Channel)
     if placeholders::settled(entry) != Kind::Placeholder || entry.flags() & O_ACCMODE as u32 == 0 {
         return None;
     }
-    Some((entry, File::from_number(entry.file()?), LINK.get()?))
+    let (channel, file) = LINK.of(entry.file()?)?;
+    Some((entry, file, channel))
 }
 
 /// Whether it is a placeholder that cannot be read.
@@ -272,13 +274,13 @@ pub fn appends(entry: &Entry) -> bool {
 }
 
 /// The answer to a write, cut or sync; the kernel's if it has to.
-fn told(descriptor: usize, entry: &Entry, result: Result<usize>) -> Answer {
+fn told((channel, descriptor, entry): (&Channel, usize, &Entry), result: Result<usize>) -> Answer {
     match result {
         Ok(done) => Answer::Done(done as isize),
         Err(Error::Errno(errno)) if entry.kind() == Kind::Placeholder => Answer::Done(-(errno as isize)),
         Err(error) => {
             if error == Error::Gone {
-                LINK.give_up();
+                LINK.give_up(channel);
             }
             if placeholders::upgrade(descriptor, entry) {
                 Answer::Pass(Why::NotShared)
@@ -315,7 +317,7 @@ pub fn pwrite(table: &Table, arguments: &[usize; 6]) -> Answer {
     if count == 0 {
         return Answer::Done(0);
     }
-    told(descriptor, entry, write_at(channel, entry, file, (from, count), offset as u64))
+    told((channel, descriptor, entry), write_at(channel, entry, file, (from, count), offset as u64))
 }
 
 /// write(2).
@@ -335,7 +337,7 @@ pub fn write(table: &Table, arguments: &[usize; 6]) -> Answer {
         {
             entry.advance(held, AT_END);
         }
-        return told(descriptor, entry, done);
+        return told((channel, descriptor, entry), done);
     }
     let Some((held, offset)) = reserve(entry, count as u64) else {
         return if placeholders::upgrade(descriptor, entry) {
@@ -351,7 +353,7 @@ pub fn write(table: &Table, arguments: &[usize; 6]) -> Answer {
         // If nobody has gone on from there yet.
         entry.advance(held, offset + written);
     }
-    told(descriptor, entry, done)
+    told((channel, descriptor, entry), done)
 }
 
 /// Moves the offset first, so that two threads write one after the other.
@@ -426,7 +428,7 @@ pub fn change(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
         nr::FSYNC | nr::FDATASYNC => channel.fsync(file, number == nr::FDATASYNC),
         _ => return pass(),
     };
-    told(descriptor, entry, done.map(|()| 0))
+    told((channel, descriptor, entry), done.map(|()| 0))
 }
 
 /// sync_file_range(2), which promises little: what the kernel would begin to write is with the service already.
@@ -447,7 +449,7 @@ fn sync_range(
     }
     match flags & KNOWN & !WRITE {
         0 => Answer::Done(0),
-        _ => told(descriptor, entry, channel.fsync(file, true).map(|()| 0)),
+        _ => told((channel, descriptor, entry), channel.fsync(file, true).map(|()| 0)),
     }
 }
 
