@@ -173,7 +173,7 @@ def compare(
 ) -> int:
     """Does ``steps`` operations below both directories and raises AssertionError at the first difference.
 
-    With ``closed`` nothing stays open from one operation to the next, with ``named`` no file that has no name.
+    With ``closed`` nothing stays open from one operation to the next, with ``named`` no file without a name.
     Returns how many of them succeeded, so that a caller can see that the run was not all refusals.
     """
     dice = random.Random(seed)

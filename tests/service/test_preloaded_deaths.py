@@ -1,4 +1,4 @@
-"""Preloaded programs outlive their service's worker: what they have open stays right, and they come back to shared memory."""
+"""Preloaded programs outlive their worker: open files stay right, and they come back to shared memory."""
 
 import random
 import re

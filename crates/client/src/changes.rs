@@ -44,7 +44,7 @@ impl Channel {
             match reply.and_then(|reply| reply.count(part)) {
                 Ok(written) => done += written,
                 // What was written before it counts.
-                Err(Error::Errno(_)) if done > 0 => return Ok(done),
+                Err(_) if done > 0 => return Ok(done),
                 Err(error) => return Err(error),
             }
             if done >= count || done % claim.capacity() != 0 {

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
 use polytropo_queue::{Borrowed, Rcqs};
 use polytropo_wire::channel::{
     AREA_BYTES, Header, MAGIC, POSTS_PART_AT, QUEUE_AT, QUEUE_BYTES, SLOTS, SLOTS_AT, Slot, TOLD, area_at,
-    state,
+    progress, state,
 };
 use polytropo_wire::hello::Welcome;
 use polytropo_wire::message::{FILES_MAX, Operation, REPLY_WORDS, REQUEST_WORDS, outcome};
@@ -429,6 +429,7 @@ impl Claim<'_> {
         for (place, word) in slot.request.iter().zip(request.iter().chain(core::iter::repeat(&0))) {
             place.store(*word, Relaxed);
         }
+        slot.progress.store(progress::NONE, Relaxed);
         slot.state.store(state::POSTED, Release);
     }
 
@@ -448,8 +449,15 @@ impl Claim<'_> {
         channel.put(self.number)?;
         let cpu = sys::current_cpu(channel.quick_cpu);
         channel.notify(cpu);
-        channel.wait(slot, cpu)?;
-        let outcome = slot.outcome.load(Relaxed);
+        let outcome = match channel.wait(slot, cpu) {
+            Ok(()) => slot.outcome.load(Relaxed),
+            Err(Error::Gone) => match slot.progress.load(Acquire) {
+                progress::DONE => 0,
+                progress::BEGUN => return Err(Error::GoneAmid),
+                _ => return Err(Error::Gone),
+            },
+            Err(error) => return Err(error),
+        };
         let mut words = [0; REPLY_WORDS];
         for (word, place) in words.iter_mut().zip(&slot.reply) {
             *word = place.load(Relaxed);

@@ -44,8 +44,10 @@ pub enum Error {
     Errno(i32),
     /// Not this path's business: ask the kernel.
     Kernel,
-    /// The service is gone or has given this channel up: ask the kernel from now on, or connect anew.
+    /// The service is gone or has given this channel up, and did nothing: ask the kernel from now on, or connect anew.
     Gone,
+    /// It is gone, and nobody knows whether it has done what it was at, as nothing forbade.
+    GoneAmid,
 }
 
 pub type Result<T> = core::result::Result<T, Error>;

@@ -105,8 +105,7 @@ impl Descriptor {
     pub(crate) fn take_number_of(&mut self, former: &Descriptor) {
         const O_CLOEXEC: usize = 0o2000000;
         // SAFETY: no memory is involved.
-        let moved =
-            unsafe { call(number::DUP3, [self.0 as usize, former.0 as usize, O_CLOEXEC, 0, 0, 0]) };
+        let moved = unsafe { call(number::DUP3, [self.0 as usize, former.0 as usize, O_CLOEXEC, 0, 0, 0]) };
         if let Ok(moved) = outcome(moved) {
             drop(core::mem::replace(self, Self(moved as i32)));
         }

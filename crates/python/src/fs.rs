@@ -30,7 +30,7 @@ fn raised(error: Error) -> PyErr {
             PyOSError::new_err((errno, std::io::Error::from_raw_os_error(errno).to_string()))
         }
         Error::Kernel => AskKernel::new_err("the operation is the kernel's business"),
-        Error::Gone => Gone::new_err("the channel is no more"),
+        Error::Gone | Error::GoneAmid => Gone::new_err("the channel is no more"),
     }
 }
 

@@ -94,6 +94,16 @@ pub mod state {
     pub const DONE: u32 = 3;
 }
 
+/// How far a request came that must not be done twice, for the program whose service dies before it answers.
+pub mod progress {
+    /// Nothing was done, or nothing is told of such requests.
+    pub const NONE: u32 = 0;
+    /// It is being done, after all was looked at that could forbid it.
+    pub const BEGUN: u32 = 1;
+    /// It is done, and the reply's words are there.
+    pub const DONE: u32 = 2;
+}
+
 /// One request and its reply.
 #[repr(C, align(128))]
 pub struct Slot {
@@ -103,7 +113,8 @@ pub struct Slot {
     pub request: [AtomicU64; REQUEST_WORDS],
     /// 0, or an error number, or one of [`crate::message::outcome`].
     pub outcome: AtomicU32,
-    pub reserved: AtomicU32,
+    /// One of [`progress`].
+    pub progress: AtomicU32,
     pub reply: [AtomicU64; REPLY_WORDS],
 }
 

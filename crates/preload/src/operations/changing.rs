@@ -13,6 +13,7 @@ use crate::trace::{self, Counter};
 
 const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
+const RENAME_EXCHANGE: usize = 2;
 
 /// A name and where it begins, as the program gave them.
 #[derive(Clone, Copy)]
@@ -82,12 +83,16 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Option<Answer> {
         Err(Error::Errno(_) | Error::Kernel) => None,
         Err(Error::Gone) => {
             LINK.give_up(channel);
+            None
+        }
+        Err(Error::GoneAmid) => {
+            LINK.give_up(channel);
             Some(Answer::Asked(do_again(number, arguments, &change)))
         }
     }
 }
 
-/// A service that went away may have done it before: then the kernel says that it is done already.
+/// A service that went away may have done it before, since nothing forbade it: then the kernel says that it is done already.
 #[cold]
 fn do_again(number: usize, arguments: &[usize; 6], change: &Change) -> isize {
     // SAFETY: the program's own call.
@@ -114,7 +119,8 @@ fn change_of(number: usize, arguments: &[usize; 6]) -> Option<Change> {
         nr::LINKAT if e == 0 => Change::Link(given(a, b), given(c, d), 0),
         nr::RENAME => Change::Rename(here(a), here(b), 0),
         nr::RENAMEAT => Change::Rename(given(a, b), given(c, d), 0),
-        nr::RENAMEAT2 => Change::Rename(given(a, b), given(c, d), e as u32),
+        // Twice done it is undone, should the service die of it.
+        nr::RENAMEAT2 if e & RENAME_EXCHANGE == 0 => Change::Rename(given(a, b), given(c, d), e as u32),
         _ => return None,
     })
 }

@@ -89,6 +89,13 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
             match error {
                 Error::Kernel => _ = REFUSED.fetch_add(1, Relaxed),
                 Error::Gone => LINK.give_up(channel),
+                // The file that it may have made, which nobody else did.
+                Error::GoneAmid => {
+                    LINK.give_up(channel);
+                    let arguments = [asked.directory, asked.path, asked.flags & !O_EXCL, mode, 0, 0];
+                    // SAFETY: the program's own path.
+                    return Some(Answer::Asked(unsafe { sys::call(nr::OPENAT, arguments) }));
+                }
                 // The kernel comes to the same.
                 Error::Errno(_) => {}
             }
@@ -279,7 +286,7 @@ fn told((channel, descriptor, entry): (&Channel, usize, &Entry), result: Result<
         Ok(done) => Answer::Done(done as isize),
         Err(Error::Errno(errno)) if entry.kind() == Kind::Placeholder => Answer::Done(-(errno as isize)),
         Err(error) => {
-            if error == Error::Gone {
+            if matches!(error, Error::Gone | Error::GoneAmid) {
                 LINK.give_up(channel);
             }
             if placeholders::upgrade(descriptor, entry) {

@@ -48,6 +48,10 @@ impl Work<'_> {
             .then(|| self.door.begin_grant(self.client, self.request.words[0], &file))
             .flatten();
         let written = self.door.own.write(&self.client.peer.caller, file.node, handle, offset, bytes);
+        if let Ok(count) = &written {
+            // What is appended is not to be appended twice.
+            self.client.memory.progress(self.request.slot, Some(&[*count as u64]));
+        }
         if grant.is_some() {
             self.door.outdate(file.node);
         }

@@ -11,7 +11,7 @@ use polytropo_queue::{Borrowed, Config, Rcqs};
 use polytropo_wire::VERSION;
 use polytropo_wire::channel::{
     AREA_BYTES, AREAS_AT, Header, MAGIC, POSTS_PART_AT, QUEUE_AT, QUEUE_BYTES, QUEUE_CAPACITY, SLOTS,
-    SLOTS_AT, Slot, TOLD, TOTAL_BYTES, area_at, state,
+    SLOTS_AT, Slot, TOLD, TOTAL_BYTES, area_at, progress, state,
 };
 use polytropo_wire::copies::Counts;
 use polytropo_wire::message::{FILES_MAX, Operation, REPLY_WORDS, REQUEST_WORDS};
@@ -187,6 +187,21 @@ impl ChannelMemory {
         if slot.state.swap(state::DONE, AcqRel) == state::AWAITED {
             wake(&slot.state);
         }
+    }
+
+    /// Before something is done that must not be done twice: its program may be left without an answer.
+    pub fn begin(&self, slot: usize) {
+        self.slot(slot).progress.store(progress::BEGUN, Release);
+    }
+
+    /// It is done, and these are the first words of the reply; or it failed, and nothing is.
+    pub fn progress(&self, slot: usize, done: Option<&[u64]>) {
+        let slot = self.slot(slot);
+        for (place, word) in slot.reply.iter().zip(done.unwrap_or_default()) {
+            place.store(*word, Relaxed);
+        }
+        let now = if done.is_some() { progress::DONE } else { progress::NONE };
+        slot.progress.store(now, Release);
     }
 
     fn part(&self, at: usize) -> NonNull<u8> {

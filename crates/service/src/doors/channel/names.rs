@@ -17,6 +17,15 @@ const AFTER_DOT_DOT: u64 = i64::MAX as u64 - 15;
 const INO_UNKNOWN: u64 = 0xffff_ffff;
 
 impl Work<'_> {
+    /// Does what must not be done twice, after all was looked at that could forbid it: a program that gets no answer learns how far it came.
+    fn once<T>(&self, work: impl FnOnce() -> polytropo_libservices::Result<T>) -> Result<T, Failure> {
+        let (memory, slot) = (&self.client.memory, self.request.slot);
+        memory.begin(slot);
+        let result = work();
+        memory.progress(slot, result.is_ok().then_some(&[]));
+        Ok(result?)
+    }
+
     /// Making or removing names in the target's directory takes writing to it.
     fn may_change_names(&self, target: &Target<'_>) -> Done {
         let (node, attr) = target.parent();
@@ -61,7 +70,13 @@ impl Work<'_> {
         let name = target.last_name(Errno::ISDIR)?;
         // Exclusive: what somebody else makes meanwhile was not weighed.
         let how = open | OpenFlags::EXCLUSIVE;
-        let made = self.door.own.create(&caller, target.parent().0, name, mode, how)?;
+        // How far it came stays so: the program has the kernel open the file that was made.
+        self.client.memory.begin(self.request.slot);
+        let made = self.door.own.create(&caller, target.parent().0, name, mode, how);
+        if made.is_err() {
+            self.client.memory.progress(self.request.slot, None);
+        }
+        let made = made?;
         self.door.settle();
         Ok(made)
     }
@@ -111,7 +126,7 @@ impl Work<'_> {
         let mut caller = self.caller().clone();
         caller.umask = self.word32(3)? & 0o777;
         let mode = self.word32(2)? & 0o1777;
-        self.made(self.door.stack.mkdir(&caller, target.parent().0, name, mode)?)
+        self.made(self.once(|| self.door.stack.mkdir(&caller, target.parent().0, name, mode))?)
     }
 
     pub(super) fn symbolic_link(&mut self) -> Done {
@@ -126,7 +141,7 @@ impl Work<'_> {
         if target.must_be_directory {
             return fail(Errno::NOENT, "make a link where a directory is wanted");
         }
-        self.made(self.door.stack.symlink(self.caller(), target.parent().0, name, &text)?)
+        self.made(self.once(|| self.door.stack.symlink(self.caller(), target.parent().0, name, &text))?)
     }
 
     pub(super) fn link(&mut self) -> Done {
@@ -147,7 +162,7 @@ impl Work<'_> {
         if !permissions::is_owner(self.caller(), attr) {
             return Err(Failure::Kernel);
         }
-        self.made(self.door.stack.link(self.caller(), node, to.parent().0, name)?)
+        self.made(self.once(|| self.door.stack.link(self.caller(), node, to.parent().0, name))?)
     }
 
     /// The request's second path, at words `at`; it lies behind the first, which has `first_bytes`.
@@ -195,11 +210,11 @@ impl Work<'_> {
         self.may_remove(&target, attr)?;
         let (parent, caller) = (target.parent().0, self.caller());
         match (directory, attr.is_dir()) {
-            (true, true) => self.door.stack.rmdir(caller, parent, name)?,
+            (true, true) => self.once(|| self.door.stack.rmdir(caller, parent, name))?,
             (true, false) => return fail(Errno::NOTDIR, "remove a file as a directory"),
             (false, true) => return fail(Errno::ISDIR, "remove a directory as a file"),
             (false, false) if target.must_be_directory => return fail(Errno::NOTDIR, "remove a file"),
-            (false, false) => self.door.stack.unlink(caller, parent, name)?,
+            (false, false) => self.once(|| self.door.stack.unlink(caller, parent, name))?,
         }
         self.door.settle();
         Ok(())
@@ -254,7 +269,7 @@ impl Work<'_> {
         }
         self.may_move(&from, &to, attr, true)?;
         let (parent, new_parent) = (from.parent().0, to.parent().0);
-        self.door.stack.rename(self.caller(), parent, name, new_parent, new_name, flags)?;
+        self.once(|| self.door.stack.rename(self.caller(), parent, name, new_parent, new_name, flags))?;
         self.door.settle();
         Ok(())
     }
