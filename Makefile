@@ -52,7 +52,7 @@ rust-test:
 .PHONY: loom
 loom:
 	RUSTFLAGS="--cfg modeled --cfg loom" cargo test --locked --release -p polytropo-queue --test loom --target-dir target/loom
-	RUSTFLAGS="--cfg modeled --cfg loom" cargo test --locked --release -p polytropo-wire --test loom --test posts --test windows --test answers --target-dir target/loom
+	RUSTFLAGS="--cfg modeled --cfg loom" cargo test --locked --release -p polytropo-wire --test loom --test posts --test windows --test answers --test marks --target-dir target/loom
 	RUSTFLAGS="--cfg modeled --cfg shuttle" cargo test --locked --release -p polytropo-queue --test shuttle --target-dir target/shuttle
 
 python-test: build venv

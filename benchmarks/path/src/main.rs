@@ -23,6 +23,9 @@ struct Arguments {
     /// Change files too.
     #[arg(long)]
     write: bool,
+    /// Nothing but names that are made, removed and renamed.
+    #[arg(long)]
+    changes: bool,
     /// Nothing but bytes read and written.
     #[arg(long)]
     throughput: bool,
@@ -91,10 +94,15 @@ fn measure<S: Side>(side: &S, arguments: &Arguments) -> Outcome<Figures> {
     if side.ask().is_some() {
         time(&mut figures, "request that does nothing", ms, || side.ask().unwrap_or(Ok(())))?;
     }
+    if arguments.changes {
+        change(side, &mut figures, ms)?;
+        return Ok(figures);
+    }
     read(side, &mut figures, ms)?;
     look(side, &mut figures, ms)?;
     if arguments.write {
         write(side, &mut figures, ms)?;
+        change(side, &mut figures, ms)?;
     }
     by_two(side, &mut figures, arguments)?;
     if arguments.socket.is_none() {
@@ -162,6 +170,13 @@ fn write<S: Side>(side: &S, figures: &mut Figures, ms: u64) -> Outcome<()> {
     let mut log = Log::begin(side, "appended")?;
     time(figures, "append 4 KiB", ms, || log.append(&bytes))?;
     log.end()?;
+    side.unlink("scratch")
+}
+
+/// Names that come, go and move.
+fn change<S: Side>(side: &S, figures: &mut Figures, ms: u64) -> Outcome<()> {
+    let bytes = vec![7; 4096];
+    side.close(side.open("scratch", CREATE)?)?;
     time(figures, "create+unlink", ms, || {
         side.close(side.open("new", CREATE)?)?;
         side.unlink("new")

@@ -116,10 +116,17 @@ impl Operation<'_> {
         let own_ino = || self.stack().getattr(&self.caller, self.node, None).map(|attr| attr.ino);
         let Some(offset) = listing.add_dots(asked.offset, own_ino)? else { return Ok(()) };
         let mut sink = |e: DirEntry<'_>, found: Option<&Entry>| {
+            let told = &self.session.told;
+            if let Some(found) = found {
+                told.name(self.node, e.name.as_bytes());
+                told.hold(found.node);
+            }
             let entry = found.map(|found| self.entry_out(found)).unwrap_or_default();
             let taken = listing.add(&line(&e, found), entry);
-            if let (true, Some(found)) = (taken, found) {
-                self.hold(&entry, e.name.as_bytes(), found, listing.reply.held);
+            match found {
+                Some(found) if taken => self.hold(&entry, e.name.as_bytes(), found, listing.reply.held),
+                Some(found) => told.forget(found.node, 1),
+                None => {}
             }
             taken
         };

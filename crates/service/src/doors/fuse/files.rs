@@ -157,7 +157,7 @@ impl Operation<'_> {
 
     pub(super) fn create(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::CreateIn = a.take()?;
-        let name = a.take_name()?;
+        let name = self.take_name(a)?;
         self.caller.umask = asked.umask;
         if asked.open_flags & abi::OPEN_KILL_SUIDGID != 0 {
             self.drop_fsetid();

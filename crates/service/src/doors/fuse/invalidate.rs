@@ -18,6 +18,7 @@ use super::abi::{InvalEntryOut, InvalInodeOut, notify};
 use super::device::Device;
 use super::parted;
 use super::session::Session;
+use super::told::Told;
 
 /// Names that may wait; beyond it all names are taken back at once.
 const NAMES_MAX: usize = 65_536;
@@ -98,6 +99,7 @@ impl Queue {
 /// What the stack tells of changes. Holds the queue weakly, because stacks outlive doors.
 struct Listener {
     door: DoorId,
+    told: Arc<Told>,
     queue: Weak<Queue>,
 }
 
@@ -106,7 +108,13 @@ impl Observer for Listener {
         if origin == self.door {
             return;
         }
-        if let Some(queue) = self.queue.upgrade() {
+        self.told.look();
+        let known = match change {
+            Change::Inode { node } | Change::Bytes { node, .. } => self.told.knows_inode(node),
+            Change::Entry { parent, name } => self.told.knows_name(parent, name),
+            Change::Elsewhere => false,
+        };
+        if let (true, Some(queue)) = (known, self.queue.upgrade()) {
             queue.add(change);
         }
     }
@@ -139,7 +147,8 @@ impl Notifier {
                 queue.add(Change::Inode { node });
             }
         }));
-        session.stack.observe(Arc::new(Listener { door: session.door, queue: Arc::downgrade(&queue) }));
+        let (door, told) = (session.door, session.told.clone());
+        session.stack.observe(Arc::new(Listener { door, told, queue: Arc::downgrade(&queue) }));
         Ok(Self { queue, thread: Some(thread) })
     }
 
@@ -195,30 +204,37 @@ impl Sender {
         }
         let numbers = &self.session.numbers;
         for (parent, name) in &batch.names {
+            self.session.told.forget_name(NodeId(*parent), name);
             let name = name.as_bytes();
             let parent = numbers.of_node(NodeId(*parent));
             let out = InvalEntryOut { parent, namelen: name.len() as u32, flags: 0 };
             self.notify(device, notify::INVAL_ENTRY, &[out.as_bytes(), name, b"\0"]);
         }
         for (node, changed) in &batch.inodes {
-            let first = numbers.of_node(NodeId(*node));
-            self.forget_inode(device, first, changed);
-            let second = self.session.number_of(NodeId(*node));
+            let node = NodeId(*node);
+            let told = self.session.told.begin_outdating(node);
+            let first = numbers.of_node(node);
+            let mut taken = self.forget_inode(device, first, changed);
+            let second = self.session.number_of(node);
             if second != first {
-                self.forget_inode(device, second, changed);
+                taken &= self.forget_inode(device, second, changed);
+            }
+            // Of an inode that it is only about to hear of it has not taken it.
+            if taken && *changed == (0..u64::MAX) {
+                self.session.told.outdated(node, told);
             }
         }
     }
 
-    /// The attributes, and pages with any of these bytes.
-    fn forget_inode(&self, device: &Device, number: u64, changed: &Range<u64>) {
+    /// The attributes, and pages with any of these bytes. False if the kernel has no such inode.
+    fn forget_inode(&self, device: &Device, number: u64, changed: &Range<u64>) -> bool {
         let out = match (i64::try_from(changed.start), i64::try_from(changed.end)) {
             (Ok(off), Ok(end)) if end > off => InvalInodeOut { ino: number, off, len: end - off },
             // No bytes at all.
             (Ok(_), Ok(_)) => InvalInodeOut { ino: number, off: -1, len: 0 },
             (start, _) => InvalInodeOut { ino: number, off: start.unwrap_or_default(), len: 0 },
         };
-        self.notify(device, notify::INVAL_INODE, &[out.as_bytes()]);
+        self.notify(device, notify::INVAL_INODE, &[out.as_bytes()])
     }
 
     fn forget_all_names(&self, device: &Device) {
@@ -233,8 +249,10 @@ impl Sender {
         }
     }
 
-    fn notify(&self, device: &Device, code: i32, parts: &[&[u8]]) {
-        match device.notify(code, parts) {
+    /// False if it does not concern anything that the kernel has.
+    fn notify(&self, device: &Device, code: i32, parts: &[&[u8]]) -> bool {
+        let taken = device.notify(code, parts);
+        match taken {
             // Not cached, or the connection is gone.
             Ok(()) | Err(Errno::NOENT | Errno::NODEV | Errno::NOTCONN | Errno::NOTDIR) => {}
             Err(errno) => {
@@ -244,6 +262,7 @@ impl Sender {
                 );
             }
         }
+        taken.is_ok()
     }
 }
 
@@ -290,7 +309,11 @@ mod tests {
     #[test]
     fn a_door_hears_nothing_of_what_it_did_itself() {
         let queue = Arc::new(Queue::default());
-        let listener = Listener { door: DoorId(3), queue: Arc::downgrade(&queue) };
+        let told = Arc::<Told>::default();
+        let listener = Listener { door: DoorId(3), told: told.clone(), queue: Arc::downgrade(&queue) };
+        listener.changed(Change::Inode { node: NodeId(7) }, DoorId(4));
+        assert!(queue.pending.lock().is_empty(), "the kernel knows nothing of it");
+        told.hold(NodeId(7));
         listener.changed(Change::Inode { node: NodeId(7) }, DoorId(3));
         assert!(queue.pending.lock().is_empty());
         listener.changed(Change::Inode { node: NodeId(7) }, DoorId(4));

@@ -13,6 +13,7 @@ mod init;
 mod invalidate;
 mod late;
 mod late_errors;
+mod marks;
 mod names;
 mod numbers;
 mod once;
@@ -30,6 +31,7 @@ mod statistics;
 #[cfg(test)]
 mod tests;
 mod times;
+mod told;
 mod uring;
 mod worker;
 mod written;
@@ -178,6 +180,7 @@ impl FuseDoor {
         let payload_bytes = rings.as_ref().map(RingSet::payload_bytes);
         let session = Arc::new(Session::new(stack, door, options).offering_rings(payload_bytes));
         let recovered = past.map(|past| {
+            session.told.everything();
             session.resume(past.agreed);
             recover::recover(&session, past)
         });

@@ -1,7 +1,8 @@
 //! Operations on names and attributes.
 
 use polytropo_libservices::{
-    Attr, Capabilities, Entry, Errno, Error, RenameFlags, Result, SetAttr, SetTime, Timestamp, XattrFlags,
+    Attr, Capabilities, Entry, Errno, Error, Name, RenameFlags, Result, SetAttr, SetTime, Timestamp,
+    XattrFlags,
 };
 
 use super::abi::{self, InitFlags, SetattrValid};
@@ -16,13 +17,21 @@ const ACL_KILL_SGID: u32 = 1;
 impl Operation<'_> {
     /// Answers with an entry, which then counts as looked up.
     pub(super) fn put_entry(&self, name: &[u8], entry: &Entry, reply: &mut Reply<'_>) -> Result<()> {
+        self.session.told.hold(entry.node);
         let out = self.entry_out(entry);
         self.hold(&out, name, entry, reply.held);
         reply.put(&out)
     }
 
-    pub(super) fn lookup(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+    /// A name in this operation's directory, which the kernel will know something of.
+    pub(super) fn take_name<'n>(&self, a: &mut Arguments<'n>) -> Result<&'n Name> {
         let name = a.take_name()?;
+        self.session.told.name(self.node, name.as_bytes());
+        Ok(name)
+    }
+
+    pub(super) fn lookup(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
+        let name = self.take_name(a)?;
         match self.stack().lookup(&self.caller, self.node, name) {
             Err(e) if e.is(Errno::NOENT) && !self.agreed.timeouts.negative.is_zero() => {
                 reply.nothing_there = true;
@@ -69,7 +78,7 @@ impl Operation<'_> {
     }
 
     pub(super) fn symlink(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
-        let name = a.take_name()?;
+        let name = self.take_name(a)?;
         let target = a.take_string()?;
         let entry = self.make_new(name, || self.stack().symlink(&self.caller, self.node, name, target))?;
         self.put_entry(name.as_bytes(), &entry, reply)
@@ -78,7 +87,7 @@ impl Operation<'_> {
     pub(super) fn mknod(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::MknodIn = a.take()?;
         self.caller.umask = asked.umask;
-        let name = a.take_name()?;
+        let name = self.take_name(a)?;
         let entry = self.make_new(name, || {
             self.stack().mknod(&self.caller, self.node, name, asked.mode, asked.rdev.into())
         })?;
@@ -88,7 +97,7 @@ impl Operation<'_> {
     pub(super) fn mkdir(mut self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::MkdirIn = a.take()?;
         self.caller.umask = asked.umask;
-        let name = a.take_name()?;
+        let name = self.take_name(a)?;
         let entry = self.make_new(name, || self.stack().mkdir(&self.caller, self.node, name, asked.mode))?;
         self.put_entry(name.as_bytes(), &entry, reply)
     }
@@ -96,18 +105,18 @@ impl Operation<'_> {
     pub(super) fn link(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let asked: abi::LinkIn = a.take()?;
         let from = checked_node(&self.session.numbers, asked.oldnodeid)?;
-        let name = a.take_name()?;
+        let name = self.take_name(a)?;
         let entry = self.make(name, || self.stack().link(&self.caller, from, self.node, name))?;
         self.put_entry(name.as_bytes(), &entry, reply)
     }
 
     pub(super) fn unlink(self, a: &mut Arguments<'_>) -> Result<()> {
-        let name = a.take_name()?;
+        let name = self.take_name(a)?;
         self.take_away(name, Errno::NOENT, || self.stack().unlink(&self.caller, self.node, name))
     }
 
     pub(super) fn rmdir(self, a: &mut Arguments<'_>) -> Result<()> {
-        let name = a.take_name()?;
+        let name = self.take_name(a)?;
         self.take_away(name, Errno::NOENT, || self.stack().rmdir(&self.caller, self.node, name))
     }
 
@@ -125,7 +134,8 @@ impl Operation<'_> {
 
     fn rename_to(self, new_directory: u64, flags: RenameFlags, a: &mut Arguments<'_>) -> Result<()> {
         let new_parent = checked_node(&self.session.numbers, new_directory)?;
-        let (name, new_name) = (a.take_name()?, a.take_name()?);
+        let (name, new_name) = (self.take_name(a)?, a.take_name()?);
+        self.session.told.name(new_parent, new_name.as_bytes());
         self.move_name(name, (new_directory, new_parent), new_name, flags)
     }
 

@@ -72,6 +72,9 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
+    pub const NONE: Self =
+        Self { entry: Duration::ZERO, attributes: Duration::ZERO, negative: Duration::ZERO };
+
     pub fn entry_out(&self, entry: &Entry) -> abi::EntryOut {
         abi::EntryOut {
             nodeid: entry.node.0,

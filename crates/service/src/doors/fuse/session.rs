@@ -22,6 +22,7 @@ use super::opens::Opens;
 use super::reply::{Held, Reply, Timeouts};
 use super::request::{Arguments, Request, checked_node};
 use super::times::Times;
+use super::told::Told;
 use super::written::Written;
 use crate::state::{Agreed, Begun, JournalSlot};
 use rustc_hash::FxHashMap;
@@ -38,6 +39,8 @@ pub struct Session {
     pub late_errors: LateErrors,
     pub times: Times,
     pub written: Written,
+    /// Shared with the thread that sends notices.
+    pub told: Arc<Told>,
     /// Has the kernel told that what it knows of a node is out of date.
     pub outdated: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
     negotiated: OnceLock<Negotiated>,
@@ -65,6 +68,8 @@ pub struct Operation<'a> {
     pub header: InHeader,
     pub node: NodeId,
     pub caller: Caller,
+    /// To tell whether anything was changed by others since the request was begun.
+    pub looked: u64,
     /// Where this thread writes down what must not be done twice.
     pub journal: Option<&'a JournalSlot>,
     /// What a dead worker has done of this same request.
@@ -123,6 +128,7 @@ impl Session {
             late_errors: LateErrors::default(),
             times: Times::default(),
             written: Written::default(),
+            told: Arc::default(),
             outdated: OnceLock::new(),
             negotiated: OnceLock::new(),
             panicked: AtomicBool::new(false),
@@ -243,11 +249,14 @@ impl Session {
         if let Some(journal) = &own.journal {
             journal.take_up(header.nodeid, past.as_ref());
         }
+        let node = checked_node(&self.numbers, header.nodeid)?;
+        self.told.inode(node);
         let operation = Operation {
             session: self,
             agreed,
             header,
-            node: checked_node(&self.numbers, header.nodeid)?,
+            node,
+            looked: self.told.looked(),
             caller: self.caller(&header, &own.no_groups),
             journal: own.journal.as_deref(),
             past,
@@ -257,7 +266,6 @@ impl Session {
                 header.opcode,
                 opcode::WRITE | opcode::FALLOCATE | opcode::SETATTR | opcode::SETXATTR
             );
-        let node = operation.node;
         let done = operation.run(arguments, reply).map(|()| Answer::Payload);
         if changed_behind {
             self.tell_outdated(node);
@@ -355,6 +363,7 @@ impl Session {
             self.open_files.forget(node);
             self.open_directories.forget(node);
             self.opens.forget(node);
+            self.told.forget(node, count);
             self.stack.forget(node, count);
         }
     }
@@ -393,8 +402,14 @@ impl Operation<'_> {
         self.session.number_of(node)
     }
 
+    /// What the kernel is told of an entry, which counts as told of by now. What others may have changed since it was looked up the kernel is
+    /// not to keep: nobody will tell it.
     pub fn entry_out(&self, entry: &Entry) -> abi::EntryOut {
-        abi::EntryOut { nodeid: self.number_of(entry.node), ..self.agreed.timeouts.entry_out(entry) }
+        let timeouts = match self.session.told.looked() == self.looked {
+            true => self.agreed.timeouts,
+            false => Timeouts::NONE,
+        };
+        abi::EntryOut { nodeid: self.number_of(entry.node), ..timeouts.entry_out(entry) }
     }
 
     /// The kernel will hold one more look-up of what `out` tells of, found under `name` in this operation's directory.
