@@ -11,10 +11,7 @@ use polytropo_wire::channel::{
 };
 use polytropo_wire::hello::Welcome;
 use polytropo_wire::message::{FILES_MAX, Operation, REPLY_WORDS, REQUEST_WORDS, outcome};
-use polytropo_wire::posts::{
-    Ledger, PERMITS_AT, POST_AREAS_AT, POST_BYTES, POSTS, POSTS_AT, Post, STATE_DONE, STATE_PUBLISHED,
-    STATE_TAKEN,
-};
+use polytropo_wire::posts::{Ledger, PERMITS_AT, POST_AREAS_AT, POST_BYTES, POSTS, POSTS_AT, Post, Turn};
 
 use crate::answers::Answers;
 use crate::arena::Arena;
@@ -70,6 +67,7 @@ pub struct Channel {
     pub(crate) posts: Posts,
     quick_cpu: bool,
     spin: Spin,
+    post_spin: Spin,
     pub counters: Counters,
     /// `st_dev` of the mount, as statx(2) tells it (major << 32 | minor), and the mount's number.
     pub device: u64,
@@ -121,6 +119,7 @@ impl Channel {
             posts: Posts::default(),
             quick_cpu: sys::has_quick_cpu(),
             spin: Spin::default(),
+            post_spin: Spin::default(),
             counters: Counters::default(),
             device: welcome.device,
             mount_id: welcome.mount_id,
@@ -187,41 +186,42 @@ impl Channel {
         cpu
     }
 
-    /// Waits until a post is done; `cpu` is the one that `notify_posts` told. One's own is taken back when the channel has ended.
-    pub(crate) fn wait_post(&self, post: &Post, cpu: u32, own: bool) -> Result<()> {
+    /// Looks out a while, if the service runs on another CPU than `cpu`, for the end of that write; tells whether it came.
+    pub(crate) fn look_out_for(&self, post: &Post, turn: Turn, cpu: u32) -> bool {
         let service_cpu = self.header().service.cpu.load(Relaxed);
-        if service_cpu != 0 && service_cpu != cpu {
-            for _ in 0..SPIN_TURNS {
-                if post.state.load(Acquire) == STATE_DONE {
-                    return Ok(());
-                }
-                core::hint::spin_loop();
-            }
+        if service_cpu == 0 || service_cpu == cpu || !self.post_spin.should_look() {
+            return false;
         }
-        post.waiters.store(1, Relaxed);
-        fence(SeqCst);
-        let mut naps_after_death = 0;
-        loop {
-            let state = post.state.load(Acquire);
-            // Another thread's may be free again by now.
-            if state == STATE_DONE || (!own && state != STATE_PUBLISHED && state != STATE_TAKEN) {
-                return Ok(());
+        for _ in 0..SPIN_TURNS {
+            if post.pending_turn() != Some(turn) {
+                self.post_spin.looked(true);
+                return true;
             }
+            core::hint::spin_loop();
+        }
+        self.post_spin.looked(false);
+        false
+    }
+
+    /// Sleeps until that write is done, which the service was notified of after it was published. One's own is taken back when the channel
+    /// has ended.
+    pub(crate) fn wait_post(&self, post: &Post, turn: Turn, own: bool) -> Result<()> {
+        let mut naps_after_death = 0;
+        let done = post.wait(turn, |word| {
             self.counters.sleeps.fetch_add(1, Relaxed);
-            sys::futex_wait(&post.state, state, NAP_NS);
-            if post.state.load(Acquire) == STATE_DONE {
-                return Ok(());
+            sys::futex_wait(&post.state, word, NAP_NS);
+            if post.pending_turn() != Some(turn) {
+                return true;
             }
             // One that was taken will be done: if the service died, by whoever ends the channel then. A service that ended it may die as well.
             let dead = self.has_hung_up();
             if (dead || self.has_ended()) && (!own || post.take_back()) {
-                return Err(Error::Gone);
+                return false;
             }
             naps_after_death += u32::from(dead);
-            if naps_after_death > NAPS_AFTER_DEATH_MAX {
-                return Err(Error::Gone);
-            }
-        }
+            naps_after_death <= NAPS_AFTER_DEATH_MAX
+        });
+        if done { Ok(()) } else { Err(Error::Gone) }
     }
 
     /// Whether the service has given this channel up. Its end by death shows only when something is asked.

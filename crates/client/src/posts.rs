@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use polytropo_wire::message::{Operation, opened_flags};
-use polytropo_wire::posts::{POST_BYTES, RING_AT, STATE_FREE};
+use polytropo_wire::posts::{POST_BYTES, POSTS, Post, RING_AT, STATE_DONE, Turn};
 
 use crate::channel::Channel;
 use crate::files::{File, InUse};
@@ -15,6 +15,8 @@ use crate::{EINVAL, EIO, Error, Result};
 const NAPS_AFTER_DEATH_MAX: u32 = 10_000;
 const NAPS_AFTER_END_MAX: u32 = 100;
 const NAP_NS: i64 = 1_000_000;
+/// How often a thread waits for room that others take, before it asks instead.
+const TRIES_MAX: usize = 16;
 
 /// Which posts are in use.
 #[derive(Default)]
@@ -23,6 +25,15 @@ pub(crate) struct Posts {
     taken: AtomicU64,
     /// A bit for each taken one whose write has returned: freed by whoever finds it done.
     left: AtomicU64,
+}
+
+/// Numbers of the bits that are set.
+fn bits(mut word: u64) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let number = (word != 0).then(|| word.trailing_zeros() as usize)?;
+        word &= word - 1;
+        Some(number)
+    })
 }
 
 impl Channel {
@@ -56,22 +67,20 @@ impl Channel {
         post.file.store(used.file.0, Relaxed);
         post.offset.store(offset, Relaxed);
         post.bytes.store(count as u32, Relaxed);
-        post.waiters.store(0, Relaxed);
         // Before it can be done: whoever frees it counts down.
         used.state.posted.fetch_add(1, Relaxed);
         used.state.posted_any.store(1, Relaxed);
         if post.publish(self.issued(), permit, used.file.0) {
-            let left = self.posts.left.fetch_or(bit, AcqRel) | bit;
+            self.posts.left.fetch_or(bit, AcqRel);
             self.counters.posted_writes.fetch_add(1, Relaxed);
-            if left.count_ones() as usize % RING_AT == 0 {
+            if post.sequence.load(Relaxed) % RING_AT == 0 {
                 self.reclaim_posts();
                 self.notify_posts();
             }
             return Ok(Some(count));
         }
         // Somebody else came to the file meanwhile.
-        let cpu = self.notify_posts();
-        let waited = self.wait_post(post, cpu, true);
+        let waited = self.wait_own_post(post);
         used.state.posted.fetch_sub(1, Relaxed);
         waited?;
         let outcome = post.outcome.load(Relaxed);
@@ -83,14 +92,20 @@ impl Channel {
         }
     }
 
+    fn wait_own_post(&self, post: &Post) -> Result<()> {
+        let Some(turn) = post.pending_turn() else { return Ok(()) };
+        let cpu = self.notify_posts();
+        if self.look_out_for(post, turn, cpu) { Ok(()) } else { self.wait_post(post, turn, true) }
+    }
+
     fn free_post(&self, number: usize) {
-        self.post(number).state.store(STATE_FREE, Relaxed);
+        self.post(number).free();
         self.posts.taken.fetch_and(!(1 << number), Release);
     }
 
-    /// A post of this thread's own. None if the service does not get on: then by request.
+    /// A post of this thread's own. None if the service does not get on, or others are faster: then by request.
     fn take_post(&self) -> Result<Option<usize>> {
-        for _ in 0..2 {
+        for _ in 0..TRIES_MAX {
             let mut taken = self.posts.taken.load(Relaxed);
             while taken != u64::MAX {
                 let bit = 1 << taken.trailing_ones();
@@ -99,30 +114,56 @@ impl Channel {
                     return Ok(Some(bit.trailing_zeros() as usize));
                 }
             }
-            if !self.reclaim_posts() {
-                let left = self.posts.left.load(Acquire);
-                if left == 0 {
-                    return Ok(None);
-                }
-                let cpu = self.notify_posts();
-                self.wait_post(self.post(left.trailing_zeros() as usize), cpu, false)?;
-                self.reclaim_posts();
+            if self.reclaim_posts() {
+                continue;
             }
+            let left = self.posts.left.load(Acquire);
+            if left == 0 {
+                return Ok(None);
+            }
+            self.wait_for_room(left)?;
+            self.reclaim_posts();
         }
         Ok(None)
     }
 
+    /// Waits until one of those writes is done, awake, or else until half of them are: who sleeps until the first one is done keeps the service
+    /// from the others.
+    #[cold]
+    fn wait_for_room(&self, left: u64) -> Result<()> {
+        let mut order = [(0, Turn::default(), 0); POSTS];
+        let mut count = 0;
+        for number in bits(left) {
+            let post = self.post(number);
+            // The next write that the post is used for may be one that nobody tells the service of, so this is waited for and no other.
+            let Some(turn) = post.pending_turn() else { return Ok(()) };
+            order[count] = (post.sequence.load(Relaxed), turn, number);
+            count += 1;
+        }
+        let cpu = self.notify_posts();
+        let by_sequence = |entry: &(u64, Turn, usize)| entry.0;
+        let (first, &mut (_, turn, number), _) =
+            order[..count].select_nth_unstable_by_key(count / 2, by_sequence);
+        if let Some(&(_, turn, number)) = first.iter().min_by_key(|entry| entry.0)
+            && self.look_out_for(self.post(number), turn, cpu)
+        {
+            return Ok(());
+        }
+        self.wait_post(self.post(number), turn, false)
+    }
+
     /// Frees posts that are done; what failed is kept for the next call on the file.
     pub(crate) fn reclaim_posts(&self) -> bool {
-        let mut left = self.posts.left.load(Acquire);
-        let mut any = false;
-        while left != 0 {
-            let number = left.trailing_zeros() as usize;
-            let bit = 1 << number;
-            left &= !bit;
+        let is_done = |number: &usize| self.post(*number).kind() == STATE_DONE;
+        let done =
+            bits(self.posts.left.load(Acquire)).filter(is_done).fold(0, |done, number| done | 1 << number);
+        // From here on they are this thread's own. Some may be the next write's by now, which is left again.
+        let ours = if done == 0 { 0 } else { self.posts.left.fetch_and(!done, AcqRel) & done };
+        let mut freed = 0;
+        for number in bits(ours) {
             let post = self.post(number);
-            // Between a look at its state and the mark's going it could have become the next write's.
-            if !post.reclaim(|| self.posts.left.fetch_and(!bit, AcqRel) & bit != 0) {
+            if post.kind() != STATE_DONE {
+                self.posts.left.fetch_or(1 << number, AcqRel);
                 continue;
             }
             if let Some(state) = self.arena.file((post.file.load(Relaxed) & 0xffff) as usize) {
@@ -133,10 +174,13 @@ impl Channel {
                 // After the error, for whoever waits for the last one.
                 state.posted.fetch_sub(1, Release);
             }
-            self.free_post(number);
-            any = true;
+            post.free();
+            freed |= 1 << number;
         }
-        any
+        if freed != 0 {
+            self.posts.taken.fetch_and(!freed, Release);
+        }
+        freed != 0
     }
 
     /// Returns when all that this process wrote to the file without waiting is applied; tells what failed, once.

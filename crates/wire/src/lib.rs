@@ -28,4 +28,4 @@ pub mod sync;
 pub mod window;
 
 /// Changed with every change of a layout or a meaning; both sides refuse any other.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;

@@ -8,11 +8,12 @@
 //!
 //! Whatever stands here is believed by nobody but the program that wrote it: a post without a permit is a write like any other.
 
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 #[cfg(not(loom))]
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU32, AtomicU64, fence};
 // So that the model checker runs this very code.
 #[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 use crate::message::FILES_MAX;
 
@@ -21,17 +22,23 @@ pub const POSTS: usize = 64;
 /// Bytes of one post's area.
 pub const POST_BYTES: usize = 16 << 10;
 /// Posts of a sleeping service after which its bell is rung.
-pub const RING_AT: usize = 16;
+pub const RING_AT: u64 = 16;
 /// How long a post may lie while the service sleeps and nobody asks for the file.
 pub const LINGER_MS: u64 = 200;
 
+/// What a post's state says in its low bits. Above them it has those of the write's sequence number, so that who waits for one write is not
+/// kept by the next that the post is used for.
 pub const STATE_FREE: u32 = 0;
 pub const STATE_PUBLISHED: u32 = 1;
 /// The service is at it.
 pub const STATE_TAKEN: u32 = 2;
 pub const STATE_DONE: u32 = 3;
-/// The program gives it back to itself; the service has nothing to do with it.
-pub const STATE_RECLAIMED: u32 = 4;
+const STATE_BITS: u32 = 3;
+const STATE_MASK: u32 = (1 << STATE_BITS) - 1;
+
+/// Which of the writes that a post was used for: the upper bits of its state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn(u32);
 
 /// Begins the part.
 #[repr(C, align(128))]
@@ -43,9 +50,9 @@ pub struct Ledger {
 /// One write.
 #[repr(C, align(64))]
 pub struct Post {
-    /// One of `STATE_*`; a futex.
+    /// One of `STATE_*` and a turn; a futex.
     pub state: AtomicU32,
-    /// Not 0: somebody sleeps on the state.
+    /// Not 0: somebody sleeps on the state. Cleared by who wakes them alone: the sleeper may have come for the turn before.
     pub waiters: AtomicU32,
     pub file: AtomicU64,
     pub offset: AtomicU64,
@@ -73,111 +80,140 @@ const _: () =
 const _: () = assert!(POSTS == u64::BITS as usize);
 
 impl Post {
+    /// One of `STATE_*`.
+    pub fn kind(&self) -> u32 {
+        self.state.load(Acquire) & STATE_MASK
+    }
+
+    fn set(&self, kind: u32) {
+        // Only who has the post at the moment calls this.
+        self.state.store(self.state.load(Relaxed) & !STATE_MASK | kind, Release);
+    }
+
+    /// From one state to another; false if it is not in that.
+    fn pass(&self, from: u32, to: u32) -> bool {
+        let word = self.state.load(Relaxed);
+        let to = word & !STATE_MASK | to;
+        word & STATE_MASK == from && self.state.compare_exchange(word, to, AcqRel, Relaxed).is_ok()
+    }
+
     /// Publishes a filled post. True if the program need not wait: whoever comes to the file from now on sees the write.
     pub fn publish(&self, issued: &AtomicU64, permit: &AtomicU64, file: u64) -> bool {
         // After all posts that have returned, for whoever reads it; see `limit`.
-        let sequence = issued.fetch_add(1, Ordering::AcqRel);
-        self.sequence.store(sequence, Ordering::Relaxed);
-        self.state.store(STATE_PUBLISHED, Ordering::Release);
-        fence(Ordering::SeqCst);
-        permit.load(Ordering::Relaxed) == file
+        let sequence = issued.fetch_add(1, AcqRel);
+        self.sequence.store(sequence, Relaxed);
+        self.state.store((sequence as u32) << STATE_BITS | STATE_PUBLISHED, Release);
+        fence(SeqCst);
+        permit.load(Relaxed) == file
+    }
+
+    /// For the program: the write that has yet to be done, if there is one.
+    pub fn pending_turn(&self) -> Option<Turn> {
+        turn_of(self.state.load(Acquire))
+    }
+
+    /// Returns once that write is done: true; or when `sleep` does not want to wait any longer. That sleeps while the state is the word that
+    /// it is told, and may wake for no reason. Whoever calls this has the service look at posts, after it got to know the turn.
+    pub fn wait(&self, turn: Turn, mut sleep: impl FnMut(u32) -> bool) -> bool {
+        loop {
+            self.waiters.store(1, Relaxed);
+            // Either `finish` sees that somebody sleeps, or this sees the end.
+            fence(SeqCst);
+            let word = self.state.load(Acquire);
+            if turn_of(word) != Some(turn) {
+                return true;
+            }
+            if !sleep(word) {
+                return false;
+            }
+        }
     }
 
     /// Takes a published post back that nobody took. False: it is, or will be, applied.
     pub fn take_back(&self) -> bool {
-        let taken =
-            self.state.compare_exchange(STATE_PUBLISHED, STATE_FREE, Ordering::AcqRel, Ordering::Relaxed);
-        taken.is_ok()
+        self.pass(STATE_PUBLISHED, STATE_FREE)
     }
 
-    /// Whether its program takes a post that is done back now: nobody else does then. `is_left` clears the mark that says that nobody waits
-    /// for the post, and tells whether it was there: who has just written it may still have to set it.
-    pub fn reclaim(&self, is_left: impl FnOnce() -> bool) -> bool {
-        let won =
-            self.state.compare_exchange(STATE_DONE, STATE_RECLAIMED, Ordering::AcqRel, Ordering::Relaxed);
-        if won.is_err() {
-            return false;
-        }
-        let ours = is_left();
-        if !ours {
-            self.state.store(STATE_DONE, Ordering::Release);
-        }
-        ours
+    /// For the program, once it has seen that its write is done.
+    pub fn free(&self) {
+        self.set(STATE_FREE);
     }
 
     /// For the service: the sequence number if the post is published and of those that `limit` allows.
     pub fn pending(&self, limit: u64) -> Option<u64> {
-        if self.state.load(Ordering::Acquire) != STATE_PUBLISHED {
+        if self.kind() != STATE_PUBLISHED {
             return None;
         }
-        Some(self.sequence.load(Ordering::Relaxed)).filter(|sequence| *sequence < limit)
+        Some(self.sequence.load(Relaxed)).filter(|sequence| *sequence < limit)
     }
 
     /// For the service: false if the program took it back.
     pub fn take(&self) -> bool {
-        let taken =
-            self.state.compare_exchange(STATE_PUBLISHED, STATE_TAKEN, Ordering::AcqRel, Ordering::Relaxed);
-        taken.is_ok()
+        self.pass(STATE_PUBLISHED, STATE_TAKEN)
     }
 
     /// For whoever ends the channel of a dead service: one that was taken is its program's again, which waits and takes it back.
     pub fn hand_back(&self) {
-        // It was taken, so nobody else changes it.
-        self.state.store(STATE_PUBLISHED, Ordering::Release);
+        self.set(STATE_PUBLISHED);
     }
 
     /// For the service, before it appends the bytes of a post that it has taken.
     pub fn say_place(&self, offset: u64) {
-        self.place.store(offset, Ordering::Relaxed);
-        let sequence = self.sequence.load(Ordering::Relaxed);
-        self.place_of.store(sequence.wrapping_add(1), Ordering::Release);
+        self.place.store(offset, Relaxed);
+        let sequence = self.sequence.load(Relaxed);
+        self.place_of.store(sequence.wrapping_add(1), Release);
     }
 
     /// For the service, once the bytes of a post that it has taken are with the layers.
     pub fn say_applied(&self) {
-        let sequence = self.sequence.load(Ordering::Relaxed);
-        self.applied_of.store(sequence.wrapping_add(1), Ordering::Release);
+        let sequence = self.sequence.load(Relaxed);
+        self.applied_of.store(sequence.wrapping_add(1), Release);
     }
 
     /// Whether the bytes of a post that was taken are with the layers. What was posted later may be there, too, so it must not be done again.
     pub fn is_applied(&self) -> bool {
-        let sequence = self.sequence.load(Ordering::Relaxed);
-        self.applied_of.load(Ordering::Acquire) == sequence.wrapping_add(1)
+        let sequence = self.sequence.load(Relaxed);
+        self.applied_of.load(Acquire) == sequence.wrapping_add(1)
     }
 
     /// Where the bytes of a post that was taken go, if that was said.
     pub fn place(&self) -> Option<u64> {
-        let sequence = self.sequence.load(Ordering::Relaxed);
-        let said = self.place_of.load(Ordering::Acquire) == sequence.wrapping_add(1);
-        said.then(|| self.place.load(Ordering::Relaxed))
+        let sequence = self.sequence.load(Relaxed);
+        let said = self.place_of.load(Acquire) == sequence.wrapping_add(1);
+        said.then(|| self.place.load(Relaxed))
     }
 
     /// For the service. True if somebody is to be woken.
     pub fn finish(&self, outcome: u32) -> bool {
         self.mark_done(outcome);
-        fence(Ordering::SeqCst);
+        fence(SeqCst);
         self.is_awaited()
     }
 
     /// For the service, which then has a fence (SeqCst) before it asks `is_awaited`.
     pub fn mark_done(&self, outcome: u32) {
-        self.outcome.store(outcome, Ordering::Relaxed);
-        self.state.store(STATE_DONE, Ordering::Release);
+        self.outcome.store(outcome, Relaxed);
+        self.set(STATE_DONE);
     }
 
+    /// For the service: whether all who sleep on the state are to be woken now.
     pub fn is_awaited(&self) -> bool {
-        self.waiters.load(Ordering::Relaxed) != 0
+        self.waiters.load(Relaxed) != 0 && self.waiters.swap(0, Relaxed) != 0
     }
+}
+
+fn turn_of(word: u32) -> Option<Turn> {
+    matches!(word & STATE_MASK, STATE_PUBLISHED | STATE_TAKEN).then_some(Turn(word & !STATE_MASK))
 }
 
 /// To be read before the posts are looked through: those that begin while that goes on are left for the next time. Else one could
 /// be met whose predecessor, which had returned before it began, was published behind the back of the one who looks.
 pub fn limit(issued: &AtomicU64) -> u64 {
-    issued.load(Ordering::Acquire)
+    issued.load(Acquire)
 }
 
 /// For the service, which then applies all that is published.
 pub fn withdraw(permit: &AtomicU64) {
-    permit.store(0, Ordering::Relaxed);
-    fence(Ordering::SeqCst);
+    permit.store(0, Relaxed);
+    fence(SeqCst);
 }

@@ -4,11 +4,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use loom::sync::atomic::Ordering::{AcqRel, Relaxed, Release, SeqCst};
 use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
-use polytropo_wire::posts::{Post, STATE_FREE, STATE_PUBLISHED, limit, withdraw};
+use polytropo_wire::posts::{Post, STATE_DONE, STATE_FREE, STATE_PUBLISHED, limit, withdraw};
 
 const FILE: u64 = 7;
 const SLOTS: usize = 2;
@@ -143,6 +143,133 @@ fn taking_back() {
     });
 }
 
+/// A service that sleeps until its bell is rung, as `doors/channel/hall` has it, and a program that waits for room. Neither has a clock. Nobody
+/// blocks, since loom does not get over a deadlock: who rings for the service does its work until it sleeps again.
+struct Sleeping {
+    memory: Arc<Memory>,
+    /// Not 0: somebody looks for posts.
+    cpu: AtomicU32,
+    service: Mutex<Service>,
+    /// The program sleeps on the post.
+    asleep: Mutex<bool>,
+}
+
+#[derive(Default)]
+struct Service {
+    rung: bool,
+    sleeps: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// Who waits for a write waits for the next one, too.
+    AnyTurn,
+    /// The service is told before it is clear what is waited for.
+    NotifiedTooEarly,
+}
+
+impl Sleeping {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            memory: Memory::new(),
+            cpu: word32(1),
+            service: Mutex::default(),
+            asleep: Mutex::new(false),
+        })
+    }
+
+    fn post(&self) -> &Post {
+        &self.memory.posts[0]
+    }
+
+    fn notify(&self) {
+        fence(SeqCst);
+        if self.cpu.load(Relaxed) == 0 {
+            let sleeps = {
+                let mut service = self.service.lock().unwrap();
+                service.rung = true;
+                std::mem::take(&mut service.sleeps)
+            };
+            if sleeps {
+                self.serve();
+            }
+        }
+    }
+
+    /// The service, until it falls asleep.
+    fn serve(&self) {
+        loop {
+            self.cpu.store(1, Relaxed);
+            let post = self.post();
+            if post.pending(limit(&self.memory.issued)).is_some() && post.take() && post.finish(0) {
+                *self.asleep.lock().unwrap() = false;
+            }
+            self.cpu.store(0, Relaxed);
+            fence(SeqCst);
+            if post.pending(u64::MAX).is_some() {
+                continue;
+            }
+            let mut service = self.service.lock().unwrap();
+            if !std::mem::take(&mut service.rung) {
+                service.sleeps = true;
+                return;
+            }
+        }
+    }
+
+    fn wait_for_room(&self, fault: Fault) {
+        let post = self.post();
+        if fault == Fault::NotifiedTooEarly {
+            self.notify();
+        }
+        let Some(mut turn) = post.pending_turn() else { return };
+        if fault != Fault::NotifiedTooEarly {
+            self.notify();
+        }
+        if fault == Fault::AnyTurn
+            && let Some(other) = post.pending_turn()
+        {
+            turn = other;
+        }
+        post.wait(turn, |word| {
+            let mut asleep = self.asleep.lock().unwrap();
+            *asleep = post.state.load(Relaxed) == word;
+            !*asleep
+        });
+    }
+
+    /// Writes once more with the post if it is done, and does not wait. As after the first posts of a sleeping service, nobody is told.
+    fn write_again(&self) {
+        if self.post().kind() == STATE_DONE {
+            self.post().free();
+            self.post().publish(&self.memory.issued, &self.memory.permit, FILE);
+        }
+    }
+}
+
+/// Who waits for room while another thread of its program takes it, and the service falls asleep, is woken all the same.
+fn waiting_for_room(fault: Fault) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(move || {
+        let all = Sleeping::new();
+        all.memory.write(0, 1, false);
+        let service = {
+            let all = all.clone();
+            thread::spawn(move || all.serve())
+        };
+        let other = {
+            let all = all.clone();
+            thread::spawn(move || all.write_again())
+        };
+        all.wait_for_room(fault);
+        other.join().unwrap();
+        service.join().unwrap();
+        assert!(!*all.asleep.lock().unwrap(), "asleep for good");
+    });
+}
+
 /// Who sleeps until a post is done is woken: it says so and looks, the service finishes and looks.
 fn waking(faulty: bool) {
     loom::model(move || {
@@ -156,11 +283,16 @@ fn waking(faulty: bool) {
             })
         };
         let post = &memory.posts[0];
-        post.waiters.store(1, Relaxed);
-        if !faulty {
-            fence(loom::sync::atomic::Ordering::SeqCst);
+        let mut sleeps = false;
+        if faulty {
+            post.waiters.store(1, Relaxed);
+            sleeps = post.kind() != STATE_DONE;
+        } else if let Some(turn) = post.pending_turn() {
+            post.wait(turn, |_| {
+                sleeps = true;
+                false
+            });
         }
-        let sleeps = post.state.load(Acquire) != polytropo_wire::posts::STATE_DONE;
         let wakes = service.join().unwrap();
         assert!(!sleeps || wakes, "asleep for good");
     });
@@ -272,4 +404,12 @@ fn what_is_held_is_written_before_others_look() {
 fn sleepers_are_woken() {
     waking(false);
     assert!(found(|| waking(true)), "the missing fence was not noticed");
+}
+
+#[test]
+fn who_waits_for_room_is_woken_without_a_clock() {
+    waiting_for_room(Fault::None);
+    for fault in [Fault::AnyTurn, Fault::NotifiedTooEarly] {
+        assert!(found(move || waiting_for_room(fault)), "{fault:?} was not noticed");
+    }
 }

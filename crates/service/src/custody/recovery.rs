@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 use polytropo_wire::channel::{Header, POSTS_PART_AT, SLOTS, SLOTS_AT, Slot, TOTAL_BYTES};
@@ -75,7 +75,7 @@ pub fn recover(memory: &OwnedFd, files: &[&PermittedFile], recovered: &mut Recov
         }
     }
     let mut posted: Vec<(u64, usize)> = (0..POSTS)
-        .filter(|number| matches!(mapped.post(*number).state.load(Acquire), STATE_PUBLISHED | STATE_TAKEN))
+        .filter(|number| matches!(mapped.post(*number).kind(), STATE_PUBLISHED | STATE_TAKEN))
         .map(|number| (mapped.post(number).sequence.load(Relaxed), number))
         .collect();
     posted.sort_unstable();
@@ -83,7 +83,7 @@ pub fn recover(memory: &OwnedFd, files: &[&PermittedFile], recovered: &mut Recov
         let post = mapped.post(number);
         // What the dead worker had taken is done again: the same bytes at the same place, in the same order. But not what it had done, since
         // it may have done later ones after that.
-        let taken = post.state.load(Acquire) == STATE_TAKEN;
+        let taken = post.kind() == STATE_TAKEN;
         if taken && post.is_applied() {
             if post.finish(0) {
                 wake(&post.state);

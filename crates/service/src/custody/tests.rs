@@ -59,7 +59,7 @@ impl Site {
 
     fn state(&self, number: usize) -> (u32, u32) {
         let post = self.post_at(number);
-        (post.state.load(Relaxed), post.outcome.load(Relaxed))
+        (post.kind(), post.outcome.load(Relaxed))
     }
 
     fn ended(&self) -> u32 {

@@ -320,7 +320,7 @@ impl ChannelMemory {
 
     /// Whether the service is at it still.
     pub fn is_taken(&self, number: usize) -> bool {
-        self.post(number).state.load(Relaxed) == posts::STATE_TAKEN
+        self.post(number).kind() == posts::STATE_TAKEN
     }
 
     /// Copies the beginning of a slot's area. None beyond its end.
