@@ -75,6 +75,11 @@ impl Channel {
         self.claim()?.ask(Operation::Ping, &[0]).map(drop)
     }
 
+    /// Says that this program watches files, as long as this channel is there: changes by all channels are left to the kernel.
+    pub fn watch(&self) -> Result<()> {
+        self.claim()?.ask(Operation::Watch, &[]).map(drop)
+    }
+
     /// openat(2). `flags` and `mode` as there; `umask` is the process's.
     pub fn open(&self, at: At, path: &[u8], flags: u32, mode: u32, umask: u32) -> Result<Opened> {
         // What is not there is known by whoever asked for it.

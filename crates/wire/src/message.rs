@@ -118,6 +118,33 @@ operations! {
     SeekShared = 33,
     /// at, path bytes, first word wanted, sample of the part before, 1 if it must lie in the area -> [`listed`]; words of a [`crate::listing`] in the area
     List = 34,
+    /// The program watches files (inotify(7) and the like), as long as its channel is there: changes are the kernel's from now on, who sees and tells of them.
+    Watch = 35,
+}
+
+impl Operation {
+    /// Whether it may change what somebody who watches files is told of. `Open` does by its flags.
+    pub fn is_change(self) -> bool {
+        use Operation::*;
+        matches!(
+            self,
+            Write
+                | Truncate
+                | Allocate
+                | MakeDirectory
+                | Unlink
+                | Rename
+                | SymbolicLink
+                | Link
+                | ChangeMode
+                | ChangeOwner
+                | ChangeTimes
+                | TruncatePath
+                | SetAttribute
+                | RemoveAttribute
+                | WriteNext
+        )
+    }
 }
 
 /// Words of the reply to `Open`; the attributes follow from [`opened::ATTRIBUTES`] on.

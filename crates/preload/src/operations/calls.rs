@@ -35,7 +35,7 @@ pub fn answer(number: usize, arguments: &[usize; 6], at_bridge: bool) -> Answer 
     }
     let Some(table) = table() else { return Answer::Pass(Why::NotOurs) };
     if matches!(number, nr::FCNTL | nr::INOTIFY_ADD_WATCH | nr::FANOTIFY_MARK) && watches(number, arguments) {
-        process::turn_off();
+        process::watch();
         return Answer::Pass(Why::Unseen);
     }
     // Before what is done to descriptors: names in open directories need not be opened by the kernel for it.

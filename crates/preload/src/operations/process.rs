@@ -157,6 +157,16 @@ pub fn setting() -> &'static Setting {
     unsafe { &*SETTING.0.get() }
 }
 
+/// The program watches files: what it does itself is the kernel's, and what others do by their channels as soon as the service knows. For that the
+/// channel stays, and is made where there is none.
+pub fn watch() {
+    if let Some(channel) = LINK.get_or_connect(|| setting().connect()) {
+        // Whoever cannot be told sees what the kernel does.
+        let _ = channel.watch();
+    }
+    turn_off();
+}
+
 /// From now on everything is the kernel's.
 pub fn turn_off() {
     if let Some(table) = table() {

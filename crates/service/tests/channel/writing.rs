@@ -223,6 +223,15 @@ fn listings_are_whole() {
 
 fn changes_take_what_the_kernel_asks_for() {
     on_each(|mnt, _, site| {
+        let privileged = mnt.join("privileged");
+        fs::write(&privileged, "x").unwrap();
+        fs::set_permissions(&privileged, fs::Permissions::from_mode(0o4755)).unwrap();
+        let root = site.connect(mnt);
+        when_free(|| root.stat(At::Root, b"privileged", 0));
+        // Only the kernel's door gives the bit back after a death in the middle of a write.
+        let opened = root.open(At::Root, b"privileged", libc::O_WRONLY as u32, 0, 0);
+        assert!(matches!(opened, Err(Error::Kernel)), "{:?}", opened.map(drop));
+        drop(root);
         fs::set_permissions(mnt, fs::Permissions::from_mode(0o755)).unwrap();
         for (name, mode) in [("tmp", 0o1777), ("closed", 0o755), ("open", 0o777)] {
             fs::create_dir(mnt.join(name)).unwrap();

@@ -1,7 +1,7 @@
 //! One program at this door: who it is, its memory, its open files.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
@@ -300,6 +300,7 @@ pub struct Client {
     pub(super) posts_applied: AtomicU64,
     /// Something was applied that the kernel may have cached.
     pub(super) heard_by_kernel: AtomicBool,
+    watches: AtomicBool,
 }
 
 impl Client {
@@ -328,6 +329,18 @@ impl Client {
             draining: Draining::default(),
             posts_applied: AtomicU64::new(0),
             heard_by_kernel: AtomicBool::new(false),
+            watches: AtomicBool::new(false),
+        }
+    }
+
+    /// The program watches files, until its channel ends: whatever changes from now on the kernel is to see.
+    pub(super) fn watch(&self) {
+        if !self.watches.swap(true, Relaxed) {
+            self.door.watchers.fetch_add(1, SeqCst);
+        }
+        if let Some(grants) = &self.door.grants {
+            grants.withdraw_all();
+            grants.drain_all();
         }
     }
 
@@ -416,6 +429,9 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
+        if self.watches.load(Relaxed) {
+            self.door.watchers.fetch_sub(1, SeqCst);
+        }
         self.memory.end();
         for node in self.covered.drain() {
             self.door.stack.forget(node, 1);

@@ -29,7 +29,7 @@ mod walk;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -113,6 +113,8 @@ pub struct Shared {
     /// Bytes that were posted.
     grown: AtomicU64,
     looked_for_room: Mutex<Option<(Instant, bool)>>,
+    /// Programs that watch files.
+    watchers: AtomicU32,
     pub id: DoorId,
     pub modes: Arc<Modes>,
     pub windows: Windows,
@@ -176,6 +178,7 @@ impl Shared {
             kernel_door,
             grown: AtomicU64::new(0),
             looked_for_room: Mutex::new(None),
+            watchers: AtomicU32::new(0),
             own,
             stack: guarded,
             id,
@@ -228,6 +231,11 @@ impl Shared {
             (Decision::Open(_), Some(ticket)) => Ok(ticket),
             _ => Err(Failure::Kernel),
         }
+    }
+
+    /// Whether somebody has the kernel tell of changes.
+    pub fn is_watched(&self) -> bool {
+        self.watchers.load(Ordering::SeqCst) != 0
     }
 
     /// Whether all open files are known. Of stacks that others change the kernel always asks for opens, and holds back only what is

@@ -15,7 +15,7 @@ use super::ahead::Given;
 use super::client::{Client, Kind, OpenFile};
 use super::grants::Grants;
 use super::memory::Request;
-use super::permissions::{self, EXECUTE, READ, WRITE};
+use super::permissions::{self, EXECUTE, READ, WRITE, has};
 use super::walk::{Failure, Last, Target, fail, walk};
 use crate::doors::modes::Ticket;
 use crate::epochs::Notes;
@@ -71,8 +71,15 @@ impl Work<'_> {
         let Some(operation) = self.request.operation else {
             return fail(Errno::NOSYS, "do something unknown");
         };
+        if self.door.is_watched() && self.changes_something(operation)? {
+            return Err(Failure::Kernel);
+        }
         match operation {
             Operation::Ping => self.ping(),
+            Operation::Watch => {
+                self.client.watch();
+                Ok(())
+            }
             Operation::Open if self.opens_only()? => self.kept(Self::open),
             Operation::Open => self.open(),
             Operation::Close => self.client.close(self.word(0)),
@@ -99,6 +106,14 @@ impl Work<'_> {
             Operation::TruncatePath => self.truncate_path(),
             _ => Err(Failure::Kernel),
         }
+    }
+
+    fn changes_something(&self, operation: Operation) -> Result<bool, Failure> {
+        let changing = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
+        Ok(match operation {
+            Operation::Open => self.word32(2)? as i32 & changing != 0,
+            other => other.is_change(),
+        })
     }
 
     /// Does something whose answer the program may keep, and says with it what the answer depends on.
@@ -313,6 +328,12 @@ impl Work<'_> {
         }
         if wanted & WRITE != 0 && client.peer.read_only {
             return fail(Errno::ROFS, "write through a read-only mount");
+        }
+        let privileged = attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        if wanted & WRITE != 0 && privileged && has(self.caller(), FsCapabilities::FSETID) {
+            // The host takes these bits away at each write. Who may keep them gets them back, also after this worker was killed in between, which
+            // only the kernel's door writes down.
+            return Err(Failure::Kernel);
         }
         let ticket = self.door.enter(node, wanted).inspect_err(|_| self.spoil_if_counted())?;
         let how = if truncates { open_flags | OpenFlags::TRUNCATE } else { open_flags };

@@ -229,7 +229,8 @@ impl super::Shared {
         }
         let sole = || {
             let users = self.modes.users(file.node);
-            users.channel_writers == 1 && users.channel_readers == 0 && users.fuse() == 0
+            let alone = users.channel_writers == 1 && users.channel_readers == 0 && users.fuse() == 0;
+            alone && !self.is_watched()
         };
         if !sole() {
             return None;
