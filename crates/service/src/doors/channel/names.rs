@@ -22,7 +22,10 @@ impl Work<'_> {
         let (memory, slot) = (&self.client.memory, self.request.slot);
         memory.begin(slot);
         let result = work();
-        memory.progress(slot, result.is_ok().then_some(&[]));
+        if result.is_err() {
+            memory.progress(slot, None);
+        }
+        // How far it came stays so: the program asks the kernel to do it again, so that it hears of it.
         Ok(result?)
     }
 

@@ -211,9 +211,8 @@ impl FuseDoor {
             let threads = RingThreads::start(set, &common, gate.clone(), answerer, alive)?;
             *started.rings.lock() = Some(threads);
         }
-        if recovered.is_some() {
-            // Before any answer: names are looked up again that lead to what was lost, or that came and went through channels without the kernel
-            // having been told.
+        if recovered.is_some_and(|recovered| recovered.nodes_lost > 0) {
+            // Before any answer: names that lead to what was lost are looked up again. Only then, since it parts open files from their names.
             if let Err(errno) = device.notify(notify::INC_EPOCH, &[]) {
                 log::warn!("FUSE door {}: names that may lead elsewhere now stay: {errno}", door.0);
             }
