@@ -17,12 +17,12 @@ from pathlib import Path
 
 from benchmarks.common.host import ext4_in_memory
 from benchmarks.common.report import Report
-from benchmarks.path import places, programs, sharing
+from benchmarks.path import places, programs, sharing, starts
 from benchmarks.path.places import FUSE, OVERLAY, PRELOADED, Keeper, Place
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROBE = REPOSITORY / "target" / "release" / "polytropo-path-probe"
-PARTS = ("calls", "programs", "kernel", "sharing")
+PARTS = ("calls", "programs", "starts", "kernel", "sharing")
 
 
 def main() -> None:
@@ -54,6 +54,10 @@ def main() -> None:
         report = Report("Whole programs through shared memory", ours=PRELOADED)
         programs.measure(report, sides, arguments.rounds)
         _finish(report, arguments.out, "programs")
+    if "starts" in parts:
+        report = Report("Programs that live on the mount", ours=PRELOADED)
+        starts.measure(report, scratch, keeper, arguments.rounds)
+        _finish(report, arguments.out, "starts")
     if "kernel" in parts:
         report = Report("Storage calls that reach the kernel", ours=PRELOADED)
         programs.count_calls(report, [side for side in sides if side.side in (PRELOADED, FUSE, OVERLAY)])
