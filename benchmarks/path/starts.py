@@ -57,7 +57,8 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "perl, 3 modules": ("/usr/bin/perl", "-MPOSIX", "-MFile::Find", "-MData::Dumper", "-e", "1"),
     "dpkg --list": ("/usr/bin/dpkg", "--list"),
     "find /usr/share": ("/usr/bin/find", "/usr/share", "-size", "+1M"),
-    "grep -r in /usr/include": ("/bin/grep", "-rc", "needle", "/usr/include"),
+    "grep -r in 750 headers": ("/bin/grep", "-rc", "needle", "/usr/include/linux"),
+    "grep -r in all headers": ("/bin/grep", "-rc", "needle", "/usr/include"),
 }
 
 
