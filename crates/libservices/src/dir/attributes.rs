@@ -13,9 +13,12 @@ use crate::types::*;
 
 impl Dir {
     pub(super) fn attributes(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attr> {
-        if let Some(file) = handle.and_then(|handle| self.files.get(handle).ok()) {
+        let file = handle.and_then(|handle| self.files.get(handle).ok());
+        if let Some((file, host)) =
+            file.as_ref().and_then(|file| file.host_if_open().map(|host| (file, host)))
+        {
             let _bits = file.node.bits.read();
-            let attr = self.stat_fd(&*file.host).attempt("look at an open file")?.attr;
+            let attr = self.stat_fd(&**host).attempt("look at an open file")?.attr;
             file.node.set_privileges(privileges(&attr));
             return Ok(attr);
         }
@@ -74,7 +77,7 @@ impl Dir {
         if let Some(size_bytes) = changes.size_bytes {
             let own;
             let host = match &file {
-                Some(file) if file.flags.contains(OpenFlags::WRITE) => file.host.as_fd(),
+                Some(file) if file.flags.contains(OpenFlags::WRITE) => self.host(file)?.as_fd(),
                 _ => {
                     own = self.open_host(&node, OFlags::WRONLY)?;
                     own.as_fd()
@@ -86,7 +89,7 @@ impl Dir {
             }
         }
         let attr = match &file {
-            Some(file) => self.change(&node, file.host.as_fd(), changes)?,
+            Some(file) => self.change(&node, self.host(file)?.as_fd(), changes)?,
             None => self.change(&node, self.reach(&node)?.as_fd(), changes)?,
         };
         self.notices.inode(caller, node.id);

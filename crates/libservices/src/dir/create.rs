@@ -248,7 +248,7 @@ impl Dir {
         let entry = self.entry(&stat, parent, name, seen_at);
         self.notices.entry(caller, parent.id, name);
         let node = self.node(entry.node)?;
-        Ok((entry, self.opened(fd, &node, flags)))
+        Ok((entry, self.opened(Some(fd), &node, flags)))
     }
 
     pub(super) fn make_tmpfile(
@@ -274,7 +274,7 @@ impl Dir {
         self.nodes.install(&node, way);
         node.pin();
         let entry = Entry { node: node.id, generation: 0, attr: stat.attr };
-        Ok((entry, self.opened(fd, &node, flags)))
+        Ok((entry, self.opened(Some(fd), &node, flags)))
     }
 
     fn take_over(

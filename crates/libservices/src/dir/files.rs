@@ -1,7 +1,7 @@
 //! Open files: bytes, holes, durability.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{self, FallocateFlags, Mode, OFlags, SeekFrom};
 
@@ -14,9 +14,16 @@ use crate::types::*;
 
 /// One open regular file.
 pub struct File {
-    pub host: Arc<OwnedFd>,
+    /// Opened at its first use where that comes to the same; see [`Dir::host`].
+    host: OnceLock<Arc<OwnedFd>>,
     pub node: Arc<Node>,
     pub flags: OpenFlags,
+}
+
+impl File {
+    pub(super) fn host_if_open(&self) -> Option<&Arc<OwnedFd>> {
+        self.host.get()
+    }
 }
 
 /// Flags of the host's open file. `DIRECT` is kept above: what callers hand us need not be aligned, so the host
@@ -65,6 +72,9 @@ impl Dir {
     pub(super) fn open_file(&self, caller: &Caller, node: &Arc<Node>, flags: OpenFlags) -> Result<Opened> {
         if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
             self.writable()?;
+        } else if self.coherence == Coherence::Immutable && node.was_read() {
+            // Most opens of an image's files never come here to read: the kernel has the bytes, or the layer's file itself.
+            return Ok(self.opened(None, node, flags));
         }
         let host = self.open_host(node, host_flags(flags))?;
         if flags.contains(OpenFlags::TRUNCATE) {
@@ -74,16 +84,29 @@ impl Dir {
             })?;
             self.notices.inode(caller, node.id);
         }
-        Ok(self.opened(host, node, flags))
+        if self.coherence == Coherence::Immutable && !flags.contains(OpenFlags::WRITE) {
+            node.set_read();
+        }
+        Ok(self.opened(Some(host), node, flags))
     }
 
-    pub(super) fn opened(&self, host: OwnedFd, node: &Arc<Node>, flags: OpenFlags) -> Opened {
-        let file = File { host: Arc::new(host), node: node.clone(), flags };
+    pub(super) fn opened(&self, host: Option<OwnedFd>, node: &Arc<Node>, flags: OpenFlags) -> Opened {
+        let host = host.map_or_else(OnceLock::new, |host| OnceLock::from(Arc::new(host)));
+        let file = File { host, node: node.clone(), flags };
         Opened {
             handle: self.files.insert(file),
             keep_cache: self.coherence != Coherence::Shared,
             direct: flags.contains(OpenFlags::DIRECT),
         }
+    }
+
+    /// The host's open file.
+    pub(super) fn host<'a>(&self, file: &'a File) -> Result<&'a Arc<OwnedFd>> {
+        if let Some(host) = file.host.get() {
+            return Ok(host);
+        }
+        let host = self.open_host(&file.node, host_flags(file.flags))?;
+        Ok(file.host.get_or_init(|| Arc::new(host)))
     }
 
     /// Opens a regular file of the host. Nothing else is ever opened: to open a device is to act on it.
@@ -136,9 +159,10 @@ impl Dir {
     pub(super) fn read_file(&self, handle: HandleId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let file = self.files.get(handle)?;
         check_range(offset, buffer.len() as u64)?;
+        let host = self.host(&file)?;
         let mut done = 0;
         while done < buffer.len() {
-            match rustix::io::pread(&*file.host, &mut buffer[done..], offset + done as u64) {
+            match rustix::io::pread(&**host, &mut buffer[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
@@ -160,8 +184,8 @@ impl Dir {
         if !file.flags.contains(OpenFlags::APPEND) {
             check_range(offset, data.len() as u64)?;
         }
-        let done =
-            self.change_bytes(caller, &file.node, file.host.as_fd(), || write_all(&file.host, offset, data))?;
+        let host = self.host(&file)?;
+        let done = self.change_bytes(caller, &file.node, host.as_fd(), || write_all(host, offset, data))?;
         match file.flags.contains(OpenFlags::APPEND) {
             true => self.notices.inode(caller, file.node.id),
             false => self.notices.bytes(caller, file.node.id, offset, done as u64),
@@ -175,8 +199,8 @@ impl Dir {
         if !self.network_host || !file.flags.contains(OpenFlags::WRITE) {
             return Ok(());
         }
-        let copy =
-            self.with_room(|| rustix::io::fcntl_dupfd_cloexec(&*file.host, 0)).attempt("flush a file")?;
+        let host = self.host(&file)?;
+        let copy = self.with_room(|| rustix::io::fcntl_dupfd_cloexec(&**host, 0)).attempt("flush a file")?;
         // SAFETY: `into_raw_fd` gave up the descriptor, so it is closed once, here.
         let closed = unsafe { rustix::io::try_close(std::os::fd::IntoRawFd::into_raw_fd(copy)) };
         closed.attempt("flush a file")
@@ -184,7 +208,8 @@ impl Dir {
 
     pub(super) fn sync_file(&self, handle: HandleId, data_only: bool) -> Result<()> {
         let file = self.files.get(handle)?;
-        let done = if data_only { fs::fdatasync(&*file.host) } else { fs::fsync(&*file.host) };
+        let host = self.host(&file)?;
+        let done = if data_only { fs::fdatasync(&**host) } else { fs::fsync(&**host) };
         done.attempt("make a file durable")
     }
 
@@ -194,12 +219,12 @@ impl Dir {
             return self.sync_file(handle, false);
         }
         let file = self.files.get(handle)?;
-        sys::write_out(&*file.host).attempt("write a file out")
+        sys::write_out(&**self.host(&file)?).attempt("write a file out")
     }
 
     pub(super) fn begin_order_of_file(&self, handle: HandleId) -> Result<()> {
         let file = self.files.get(handle)?;
-        sys::begin_to_write_out(&*file.host).attempt("begin to write a file out")
+        sys::begin_to_write_out(&**self.host(&file)?).attempt("begin to write a file out")
     }
 
     pub(super) fn allocate(
@@ -211,8 +236,9 @@ impl Dir {
     ) -> Result<()> {
         let file = self.files.get(handle)?;
         let flags = FallocateFlags::from_bits_retain(mode.bits());
-        self.change_bytes(caller, &file.node, file.host.as_fd(), || {
-            fs::fallocate(&*file.host, flags, offset, length).attempt("allocate or free space")
+        let host = self.host(&file)?;
+        self.change_bytes(caller, &file.node, host.as_fd(), || {
+            fs::fallocate(&**host, flags, offset, length).attempt("allocate or free space")
         })?;
         self.notices.inode(caller, file.node.id);
         Ok(())
@@ -226,7 +252,7 @@ impl Dir {
             SeekTo::Hole => SeekFrom::Hole(offset),
         };
         // The position of the shared open file moves, but reads and writes never use it.
-        fs::seek(&*file.host, to).attempt("look for data or a hole")
+        fs::seek(&**self.host(&file)?, to).attempt("look for data or a hole")
     }
 
     /// EXDEV, EOPNOTSUPP and the like pass up: those who asked copy by reading and writing then.
@@ -240,9 +266,11 @@ impl Dir {
         let (source, target) = (self.files.get(from.0)?, self.files.get(to.0)?);
         let (mut read_at, mut write_at) = (from.1, to.1);
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let copied = self.change_bytes(caller, &target.node, target.host.as_fd(), || {
+        let (source_host, target_host) = (self.host(&source)?, self.host(&target)?);
+        let copied = self.change_bytes(caller, &target.node, target_host.as_fd(), || {
             let (from, to) = (Some(&mut read_at), Some(&mut write_at));
-            fs::copy_file_range(&*source.host, from, &*target.host, to, length).attempt("copy between files")
+            fs::copy_file_range(&**source_host, from, &**target_host, to, length)
+                .attempt("copy between files")
         })?;
         self.notices.inode(caller, target.node.id);
         Ok(copied as u64)

@@ -461,13 +461,14 @@ impl Libservice for Dir {
     }
 
     fn host_file(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
-        self.files.get(handle).ok().map(|file| file.host.clone())
+        let file = self.files.get(handle).ok()?;
+        self.host(&file).ok().cloned()
     }
 
     fn immutable_file(&self, handle: HandleId) -> Option<Arc<OwnedFd>> {
         let file = self.files.get(handle).ok()?;
         let unchanging = self.coherence == Coherence::Immutable && !file.flags.contains(OpenFlags::WRITE);
-        unchanging.then(|| file.host.clone())
+        if unchanging { self.host(&file).ok().cloned() } else { None }
     }
 
     fn content(&self, handle: HandleId) -> Option<ContentId> {

@@ -35,6 +35,8 @@ pub struct Node {
     queued: AtomicBool,
     /// What is known of setuid and setgid bits; see `Privileges`.
     privileges: AtomicU8,
+    /// It could be opened for reading.
+    read: AtomicBool,
     /// Held alone while setuid and setgid bits change, or are gone for a moment (`Dir::change_bytes`); shared by those
     /// who look at them and who change bytes of a file without any.
     pub bits: RwLock<()>,
@@ -91,12 +93,21 @@ impl Node {
             used: AtomicBool::new(false),
             queued: AtomicBool::new(false),
             privileges: AtomicU8::new(Privileges::Unknown as u8),
+            read: AtomicBool::new(false),
             bits: RwLock::new(()),
         })
     }
 
     pub fn is_dir(&self) -> bool {
         self.host_type == libc::S_IFDIR
+    }
+
+    pub fn was_read(&self) -> bool {
+        self.read.load(Relaxed)
+    }
+
+    pub fn set_read(&self) {
+        self.read.store(true, Relaxed);
     }
 
     /// The cached descriptor, O_PATH or better.

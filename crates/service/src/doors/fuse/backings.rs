@@ -77,7 +77,7 @@ impl Backings {
     }
 
     /// The same for a node that is registered already.
-    fn take_known(&self, node: NodeId) -> Option<u32> {
+    pub fn take_known(&self, node: NodeId) -> Option<u32> {
         self.kept.lock().take(node)
     }
 

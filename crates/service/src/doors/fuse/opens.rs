@@ -144,6 +144,12 @@ impl Opens {
         if opening.flags.contains(OpenFlags::TRUNCATE) || !self.renewed.has_room(opening.node) {
             return None;
         }
+        // The layer's file need not even be opened. Bytes that nobody ever changes are that file's.
+        if opening.stack.content(opening.opened.handle).is_some()
+            && let Some(id) = backings.take_known(opening.node)
+        {
+            return Some(id);
+        }
         let file = opening.stack.immutable_file(opening.opened.handle)?;
         // A size that cannot be told is the door's least worry then.
         let size = rustix::fs::fstat(&*file).map_or(0, |stat| stat.st_size as u64);
