@@ -9,6 +9,7 @@ pub mod custody;
 pub mod doors;
 pub mod enter;
 pub mod epochs;
+pub mod futex;
 pub mod held;
 pub mod isolation;
 pub mod keeper;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicU32, AtomicU64, fence};
+use std::sync::atomic::{AtomicU64, fence};
 
 use polytropo_wire::channel::{Header, POSTS_PART_AT, SLOTS, SLOTS_AT, Slot, TOTAL_BYTES};
 use polytropo_wire::message::FILES_MAX;
@@ -15,6 +15,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::kept::PermittedFile;
+use crate::futex::wake_all;
 use crate::held::{read_all, write_all};
 use crate::sealed::Mapping;
 
@@ -86,7 +87,7 @@ pub fn recover(memory: &OwnedFd, files: &[&PermittedFile], recovered: &mut Recov
         let taken = post.kind() == STATE_TAKEN;
         if taken && post.is_applied() {
             if post.finish(0) {
-                wake(&post.state);
+                wake_all(&post.state);
             }
             continue;
         }
@@ -112,12 +113,12 @@ pub fn recover(memory: &OwnedFd, files: &[&PermittedFile], recovered: &mut Recov
             }
         };
         if post.finish(outcome) {
-            wake(&post.state);
+            wake_all(&post.state);
         }
     }
     mapped.header().ended.store(1, SeqCst);
-    (0..SLOTS).for_each(|number| wake(&mapped.slot(number).state));
-    (0..POSTS).for_each(|number| wake(&mapped.post(number).state));
+    (0..SLOTS).for_each(|number| _ = wake_all(&mapped.slot(number).state));
+    (0..POSTS).for_each(|number| _ = wake_all(&mapped.post(number).state));
 }
 
 fn apply(
@@ -139,10 +140,4 @@ fn apply(
     let end = offset.checked_add(bytes.len() as u64).filter(|end| i64::try_from(*end).is_ok());
     end.ok_or(Errno::FBIG)?;
     write_all(file, &bytes, offset)
-}
-
-fn wake(word: &AtomicU32) {
-    use rustix::thread::futex;
-    // Nobody may be asleep there; the address is ours, so nothing else can fail.
-    let _ = futex::wake(word, futex::Flags::empty(), u32::MAX);
 }

@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::copies::{Counting, Tally};
+use crate::futex::wake_all;
 use crate::held::Source;
 
 /// A request, copied out of its slot.
@@ -124,9 +125,9 @@ impl ChannelMemory {
         self.header().ended.store(1, SeqCst);
         // Most channels end with their programs, and nobody sleeps. Who falls asleep just now looks again after a while.
         let sleeps = |number: &usize| self.slot(*number).state.load(SeqCst) == state::AWAITED;
-        (0..SLOTS).filter(sleeps).for_each(|number| wake(&self.slot(number).state));
+        (0..SLOTS).filter(sleeps).for_each(|number| _ = wake_all(&self.slot(number).state));
         let sleeps = |number: &usize| self.post(*number).is_awaited();
-        (0..POSTS).filter(sleeps).for_each(|number| wake(&self.post(number).state));
+        (0..POSTS).filter(sleeps).for_each(|number| _ = wake_all(&self.post(number).state));
     }
 
     /// Says that a thread on `cpu` (its number plus one) looks for requests, or with 0 that none does.
@@ -185,7 +186,7 @@ impl ChannelMemory {
         }
         slot.outcome.store(outcome, Relaxed);
         if slot.state.swap(state::DONE, AcqRel) == state::AWAITED {
-            wake(&slot.state);
+            wake_all(&slot.state);
         }
     }
 
@@ -303,7 +304,7 @@ impl ChannelMemory {
     pub fn finish_post(&self, number: usize, outcome: u32) {
         let post = self.post(number);
         if post.finish(outcome) {
-            wake(&post.state);
+            wake_all(&post.state);
         }
     }
 
@@ -315,7 +316,7 @@ impl ChannelMemory {
     pub fn tell_done(&self, numbers: impl Iterator<Item = usize>) {
         fence(SeqCst);
         let awaited = numbers.filter(|number| self.post(*number).is_awaited());
-        awaited.for_each(|number| wake(&self.post(number).state));
+        awaited.for_each(|number| _ = wake_all(&self.post(number).state));
     }
 
     /// Whether the service is at it still.
@@ -369,10 +370,4 @@ impl Drop for Region {
         // SAFETY: mapped in `ChannelMemory::new`; whoever uses the memory borrows from this value. A failure would only leave it mapped.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), TOTAL_BYTES) };
     }
-}
-
-fn wake(word: &std::sync::atomic::AtomicU32) {
-    use rustix::thread::futex;
-    // Nobody may be asleep there; the address is ours, so nothing else can fail.
-    let _ = futex::wake(word, futex::Flags::empty(), u32::MAX);
 }
