@@ -17,6 +17,9 @@ from polytropo.errors import PolytropoError
 from polytropo.keeper import service_binary
 
 LIBRARY = "libpolytropo_preload.so"
+BESIDE_SANITIZERS = "beside-libasan.so"
+"""A second name of the library's directory. AddressSanitizer ends programs whose first library is not its
+own, which it knows by a part of the path. Ours steps aside for it, but has to be loaded to do so."""
 _STAMP = f"{LIBRARY}.stamp"
 _SITES_SUFFIX = ".sites"
 _CODE_SUFFIX = ".code"
@@ -31,26 +34,29 @@ _BUILD_ID_MAX_BYTES = 32
 
 
 def stage_library(directory: Path) -> Path:
-    """Puts the library of this version into the directory, if it is not there.
+    """Puts the library of this version into the directory, if it is not there; the path to load it by.
 
     Raises PolytropoError, OSError.
     """
     source = Path(__file__).parent / "_bin" / LIBRARY
     library, stamp = directory / LIBRARY, directory / _STAMP
+    with suppress(FileExistsError):
+        (directory / BESIDE_SANITIZERS).symlink_to(".")
+    named = directory / BESIDE_SANITIZERS / LIBRARY
     try:
         wanted = _stamp_of(source)
     except FileNotFoundError:
         raise PolytropoError(f"the preload library {source} is missing; run `make build`") from None
     with suppress(FileNotFoundError):
         if stamp.read_text() == wanted and library.exists():
-            return library
+            return named
     # What it can do decides which sites it wants.
     for suffix in (_SITES_SUFFIX, _CODE_SUFFIX, _SOURCE_SUFFIX):
         for found in directory.glob(f"*{suffix}"):
             found.unlink(missing_ok=True)
     _write(library, source.read_bytes(), 0o755)
     _write(stamp, wanted.encode(), 0o644)
-    return library
+    return named
 
 
 def stage_sites(directory: Path, c_library: int) -> None:

@@ -6,13 +6,16 @@ from typing import Literal, cast, get_args
 from polytropo.errors import PolytropoError
 
 Mode = Literal["off", "auto", "on"]
-"""Without it; with it, but by FUSE until shared memory would have paid (`on` alone); with it, and soon."""
+"""Without it; with it as pays where it is used (see `DEFAULT`); with it, and soon."""
 
 VARIABLE = "POLYTROPO_PRELOAD"
 """What a user wants where no option says it; what the library in a program goes by."""
 
-DEFAULT: Mode = "off"
-"""It costs every program some 0.1 ms at its start, and pays for those that ask and read much again."""
+DEFAULT: Mode = "auto"
+"""Containers have it on: their roots let programs write through shared memory as well, and FUSE, which is
+asked for each open then, is the slower way. Programs that `on` runs have to show first that it pays, since
+FUSE asks nothing for them. They lose some 0.1 ms at each start, and those that read and ask much again gain
+a factor of 2 to 4."""
 
 
 def mode_of(asked: bool | None) -> Mode:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from polytropo.preload_files import LIBRARY
+from polytropo.preload_files import BESIDE_SANITIZERS, LIBRARY
 from tests.conftest import Isolated
 from tests.containers import host_image
 from tests.containers.conftest import leftovers
@@ -23,6 +23,13 @@ for at in range(0, 1 << 20, 5000):
 print(len(whole))
 """
 TRACE = ("-e", "POLYTROPO_TRACE=1")
+LISTED = f"/run/.polytropo/lib/{BESIDE_SANITIZERS}/{LIBRARY}\n"
+BUILDS = {
+    "musl": ["musl-gcc"],
+    "static": ["gcc", "-static"],
+    "glibc": ["gcc"],
+    "sanitized": ["gcc", "-fsanitize=address"],
+}
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +38,7 @@ def host_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = directory / "hello.c"
     source.write_text('#include <unistd.h>\nint main(void) { return write(1, "hello\\n", 6) != 6; }\n')
     built = {}
-    for name, command in {"musl": ["musl-gcc"], "static": ["gcc", "-static"], "glibc": ["gcc"]}.items():
+    for name, command in BUILDS.items():
         program = directory / name
         subprocess.run([*command, "-o", program, source], check=True, timeout=60)
         built[f"bin/hello-{name}"] = program
@@ -52,7 +59,7 @@ def in_process(text: str) -> int:
 
 
 def run(machine: Isolated, *words: str, **options: Any) -> "subprocess.CompletedProcess[str]":
-    return machine.polytropo("run", "--rm", "--preload", *words, **options)
+    return machine.polytropo("run", "--rm", *words, **options)
 
 
 def test_programs_load_it_and_behave(host: Isolated) -> None:
@@ -69,6 +76,9 @@ def test_programs_load_it_and_behave(host: Isolated) -> None:
         assert told.stdout == "hello\n"
         assert (": sites " in told.stderr) == (program == "glibc"), told
     assert run(host, "host", "chroot", "/", "/bin/hello-glibc").stderr == ""
+    # AddressSanitizer wants to be the first library.
+    sanitized = run(host, *TRACE, "host", "/bin/hello-sanitized")
+    assert sanitized.stdout == "hello\n" and sanitized.stderr.count("stepped aside: a sanitizer") == 1
     assert run(host, "-e", "POLYTROPO_PRELOAD=off", *TRACE, "host", "true").stderr.count("stepped aside") == 1
     without = host.polytropo("run", "--rm", "--no-preload", *TRACE, "host", "ls", "-A", "/run")
     assert (without.stdout, without.stderr) == ("", "")
@@ -110,17 +120,17 @@ def test_settings(host: Isolated, options: tuple[str, ...]) -> None:
 
 
 def test_exec_and_restart(host: Isolated) -> None:
-    host.polytropo("run", "-d", "--preload", "--name", "c", "host", "sleep", "600")
+    host.polytropo("run", "-d", "--name", "c", "host", "sleep", "600")
     told = host.polytropo("exec", *TRACE, "c", "python3", "-c", READS)
     assert in_process(told.stderr) > 150, told.stderr
     host.polytropo("stop", "-t", "0", "c")
     host.polytropo("start", "c")
     listed = host.polytropo("exec", "c", "cat", "/etc/ld.so.preload").stdout
-    assert listed == f"/run/.polytropo/lib/{LIBRARY}\n"
+    assert listed == LISTED
     host.polytropo("commit", "c", "committed")
     host.polytropo("rm", "-f", "c")
     shown = host.polytropo(
-        "run", "--rm", "committed", "ls", "/run/.polytropo", "/etc/ld.so.preload", check=False
+        "run", "--rm", "--no-preload", "committed", "ls", "/run/.polytropo", "/etc/ld.so.preload", check=False
     )
     assert shown.stderr.count("No such file or directory") == 2
 
@@ -134,7 +144,7 @@ def test_what_the_image_itself_loads_is_kept(host: Isolated, tmp_path: Path) -> 
     tar = host_image.make(tmp_path / "image.tar", ["cat", "sh"], more)
     host.polytropo("image", "import", tar, "--name", "own")
     shown = run(host, "own", "cat", "/etc/ld.so.preload", "/proc/self/maps").stdout
-    assert shown.startswith(f"/run/.polytropo/lib/{LIBRARY}\n/lib/other.so\n")
+    assert shown.startswith(f"{LISTED}/lib/other.so\n")
     assert "/lib/other.so" in shown.split("\n", 2)[2]
 
 
@@ -163,6 +173,6 @@ def test_containers_of_an_ordinary_user(isolated: Isolated, library: Path, host_
     packed.chmod(0o644)
     user.printed("image", "import", packed, "--name", "host")
     for who in ("root", "app"):
-        done = user.polytropo("run", "--rm", "--preload", "-u", who, *TRACE, "host", "python3", "-c", READS)
+        done = user.polytropo("run", "--rm", "-u", who, *TRACE, "host", "python3", "-c", READS)
         assert done.stdout == f"{Path('/usr/bin/perl').stat().st_size}\n", done
         assert in_process(done.stderr) > 150, done.stderr

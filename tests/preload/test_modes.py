@@ -49,4 +49,8 @@ def test_patient_programs_change_over_when_it_pays(
     assert answered(500, preload=True) > 350
     assert answered(500, **auto) < 50
     assert answered(20_000, **auto) > 10_000
-    assert answered(500, preload=None) == 0 and not place.trace.exists()
+    # Nobody says anything: the same.
+    assert answered(500, preload=None) < 50 and place.trace.exists()
+    assert answered(20_000, preload=None) > 10_000
+    place.trace.unlink()
+    assert answered(500, preload=False) == 0 and not place.trace.exists()

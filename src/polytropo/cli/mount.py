@@ -70,7 +70,7 @@ def unmount(mountpoints: tuple[Path, ...], lazy: bool) -> None:
 @click.option(
     "--preload/--no-preload",
     default=None,
-    help="Let it reach files through shared memory, without the kernel.",
+    help="Let it reach files through shared memory soon, or never; by default once that pays.",
 )
 @click.argument("mountpoint", type=MOUNTPOINT)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -80,9 +80,10 @@ def on(workdir: Path | None, preload: bool | None, mountpoint: Path, command: tu
     MOUNTPOINT, or a directory below it, is the program's working directory. What an ordinary user mounted
     is seen by programs started in this way only.
 
-    With --preload the program and what it starts reach files through shared memory where they can; left
-    alone are static, Go and setuid programs, debuggers and tracers (the README lists them with reasons).
-    Without either option the variable POLYTROPO_PRELOAD decides: off, on, or auto.
+    The program and what it starts reach files through shared memory where they can, once they have read
+    or asked so much again that it pays; with --preload soon, with --no-preload never. Left alone are static,
+    Go and setuid programs, debuggers and tracers (the README lists them with reasons). Without either
+    option the variable POLYTROPO_PRELOAD decides: off, on, or auto, which is the default.
 
     \b
     Example:
@@ -119,7 +120,7 @@ def _preload(state: "State", tenant: str, start: Path, program: str) -> None:
 
     try:
         os.environ.update(environment_on(state, tenant, start, program))
-    except PolytropoError as reason:
+    except (PolytropoError, OSError) as reason:
         if "POLYTROPO_DEBUG" in os.environ:
             click.echo(f"polytropo: {reason}", err=True)
 

@@ -54,8 +54,7 @@ def run(
         stdin_open=interactive,
         remove_at_end=remove,
         runtime=runtime,
-        # By itself it would serve nothing: of a root that can be written to the kernel tells no opens.
-        preload=mode_of(preload) == "on",
+        preload=mode_of(preload) != "off",
     )
     try:
         return run_container(State.open(), order, detach=detach, cid_file=cidfile, tell=print)

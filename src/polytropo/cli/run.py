@@ -41,7 +41,7 @@ from polytropo.cli.options import IMAGE, PATH, TENANT
 @click.option(
     "--preload/--no-preload",
     default=None,
-    help="Let its programs reach their files through shared memory, without the kernel.",
+    help="Let its programs reach their files through shared memory, without the kernel; the default.",
 )
 @click.option("--runtime", default="runc", help="The OCI runtime: runc or crun.")
 @click.argument("image", type=IMAGE)

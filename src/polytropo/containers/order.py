@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from polytropo.compose import Dir, Stack, Union
+from polytropo.containers.private_path import can_load
 from polytropo.containers.records import (
     SHORT_ID_LENGTH,
     Container,
@@ -68,7 +69,8 @@ def make_container(state: State, order: Order, image: "Image") -> Container:
     upper = Dir(files_of(state, container_id).upper, coherence="exclusive", ownership=host_ownership())
     # The service is then asked for each open, which pays where little is opened and much is read.
     passthrough = True if order.read_only or order.share_image else None
-    channel_writes = True if order.preload else None
+    preload = order.preload and can_load(image.layers)
+    channel_writes = True if preload else None
     root = Stack(Union(image.dirs, upper=upper), passthrough, channel_writes=channel_writes).to_document()
     args = _args(order, settings)
     environment = _environment(order, settings)
@@ -91,7 +93,7 @@ def make_container(state: State, order: Order, image: "Image") -> Container:
         stdin_open=order.stdin_open,
         remove_at_end=order.remove_at_end,
         runtime=order.runtime,
-        preload=order.preload,
+        preload=preload,
         stop_signal=settings.stop_signal or _STOP_SIGNAL,
         volumes=[parse_volume(state, tenant.name, text) for text in order.volumes],
         root=root,

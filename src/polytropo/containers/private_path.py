@@ -10,6 +10,7 @@ ones) uses FUSE, and so does everything when the library finds a reason to step 
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -33,6 +34,30 @@ _GLIBC_LOADER = "/lib64/ld-linux-x86-64.so.2"
 _MUSL = "/lib/ld-musl-x86_64.so.1"
 _FOREIGN_LOADER = "/lib/ld-linux.so.2"
 _GLIBC = ("/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc.so.6", "/usr/lib/libc.so.6", "/lib/libc.so.6")
+
+
+def can_load(layers: Sequence[Path]) -> bool:
+    """Whether programs of an image could load the library: if not, its containers are left to FUSE whole.
+
+    Each layer is looked at by itself, so that nothing has to be mounted.
+    """
+    found = {path for path in (_GLIBC_LOADER, _MUSL, _FOREIGN_LOADER) if _in_a_layer(layers, path)}
+    return _MUSL in found or (_GLIBC_LOADER in found and _FOREIGN_LOADER not in found)
+
+
+def _in_a_layer(layers: Sequence[Path], path: str) -> bool:
+    for layer in layers:
+        try:
+            root = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            # Where /lib is a link to /usr/lib, another layer than the link's may have the file.
+            if _has(root, path) or _has(root, f"/usr{path}"):
+                return True
+        finally:
+            os.close(root)
+    return False
 
 
 class PrivatePath(msgspec.Struct, frozen=True):
@@ -65,7 +90,7 @@ def prepare(state: State, container: Container, files: Files, root: int) -> Priv
 def _prepare(
     state: State, container: Container, files: Files, root: int, c_libraries: list[int], listed: bool
 ) -> PrivatePath:
-    from polytropo.preload_files import LIBRARY, stage_library, stage_sites
+    from polytropo.preload_files import stage_library, stage_sites
 
     channel = run_dir(state, container.tenant) / "channel"
     digest = container.image_digest.removeprefix("sha256:")[:_DIGEST_DIGITS]
@@ -79,7 +104,7 @@ def _prepare(
         binds = [Bind(channel, PLACE, True), Bind(directory, LIBRARY_PLACE, True)]
         if listed:
             path = files.etc / "ld.so.preload"
-            path.write_bytes(f"{LIBRARY_PLACE}/{LIBRARY}\n".encode() + _others(root))
+            path.write_bytes(f"{_shown_library()}\n".encode() + _others(root))
             path.chmod(0o644)
             binds.append(Bind(path, _LISTED, True))
     return PrivatePath(tuple(binds), {} if listed else _variables(container.environment))
@@ -87,23 +112,21 @@ def _prepare(
 
 def environment(container: Container, root: int, given: Mapping[str, str]) -> dict[str, str]:
     """The variables by which one more program in a container that runs comes to the library."""
-    from polytropo.preload_files import LIBRARY
-
-    if (
-        not container.preload
-        or not _has(root, f"{LIBRARY_PLACE}/{LIBRARY}")
-        or _others(root).startswith(_OURS)
-    ):
+    if not container.preload or not _has(root, _shown_library()) or _others(root).startswith(_OURS):
         return {}
     return _variables(given)
 
 
 def _variables(given: Mapping[str, str]) -> dict[str, str]:
-    from polytropo.preload_files import LIBRARY
-
     others = given.get("LD_PRELOAD")
-    library = f"{LIBRARY_PLACE}/{LIBRARY}"
+    library = _shown_library()
     return {"LD_PRELOAD": f"{library}:{others}" if others else library}
+
+
+def _shown_library() -> str:
+    from polytropo.preload_files import BESIDE_SANITIZERS, LIBRARY
+
+    return f"{LIBRARY_PLACE}/{BESIDE_SANITIZERS}/{LIBRARY}"
 
 
 def _others(root: int) -> bytes:
