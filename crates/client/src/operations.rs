@@ -4,8 +4,8 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use polytropo_wire::epochs::TAG_WORDS;
 use polytropo_wire::message::{
-    ATTRIBUTE_WORDS, Attributes, CARRIED_BYTES_MAX, OPENED_TAG_AT, Operation, PATH_BYTES_MAX, opened,
-    opened_flags, window,
+    ATTRIBUTE_WORDS, Attributes, CARRIED_BYTES_MAX, HANDED_NAME_BYTES, OPENED_TAG_AT, Operation,
+    PATH_BYTES_MAX, handed_name, opened, opened_flags, window,
 };
 
 use crate::arena::Chunk;
@@ -44,6 +44,8 @@ impl At {
 pub struct Opened {
     pub file: File,
     pub attributes: Attributes,
+    /// By this open.
+    pub made: bool,
 }
 
 /// How often a read looks for missing bytes in a window without getting any further before it asks for them by request.
@@ -160,7 +162,7 @@ impl Channel {
         let flags = flags & !(opened_flags::WINDOW | opened_flags::POSTS);
         let carried = Some((chunk, bytes));
         self.remember(file, Arrived { flags, carried, attributes: attributes.to_words(), tag })?;
-        Ok(Opened { file, attributes })
+        Ok(Opened { file, attributes, made: flags & opened_flags::MADE != 0 })
     }
 
     fn take_opened(&self, claim: &Claim<'_>, reply: &Reply) -> Result<Opened> {
@@ -185,7 +187,13 @@ impl Channel {
         }
         let attributes = reply.attributes(opened::ATTRIBUTES)?;
         self.remember(file, Arrived { flags, carried, attributes: attributes.to_words(), tag })?;
-        Ok(Opened { file, attributes })
+        Ok(Opened { file, attributes, made: flags & opened_flags::MADE != 0 })
+    }
+
+    /// A name by which the kernel finds an open file in the root of the mount, once, wherever its own names are.
+    pub fn hand(&self, file: File) -> Result<[u8; HANDED_NAME_BYTES]> {
+        let reply = self.claim()?.ask(Operation::Hand, &[file.0])?;
+        Ok(handed_name([reply.words[0], reply.words[1]]))
     }
 
     /// fstat(2) of a file that is surely as it was when it was opened.

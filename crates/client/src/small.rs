@@ -57,6 +57,6 @@ impl Channel {
             attributes: attributes.to_words(),
             tag: tag.to_words(),
         };
-        Some((arrived, Opened { file, attributes }))
+        Some((arrived, Opened { file, attributes, made: false }))
     }
 }

@@ -83,6 +83,10 @@ impl Libservice for Lease {
         self.below.lookup(caller, parent, name).map(|entry| self.looked_up(entry))
     }
 
+    fn look_up_again(&self, caller: &Caller, node: NodeId) -> Result<Entry> {
+        self.below.look_up_again(caller, node).map(|entry| self.looked_up(entry))
+    }
+
     /// Never more than this stack holds.
     fn forget(&self, node: NodeId, count: u64) {
         let count = {

@@ -40,6 +40,11 @@ pub trait Libservice: Send + Sync {
         pass(self.below())?.lookup(caller, parent, name)
     }
 
+    /// One more look-up of a node that somebody holds.
+    fn look_up_again(&self, caller: &Caller, node: NodeId) -> Result<Entry> {
+        pass(self.below())?.look_up_again(caller, node)
+    }
+
     /// Drops `count` look-ups of `node`. Never fails; an unknown node is ignored.
     fn forget(&self, node: NodeId, count: u64) {
         if let Some(below) = self.below() {

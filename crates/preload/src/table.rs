@@ -173,11 +173,23 @@ const fn is_same(a: &str, b: &str) -> bool {
 }
 
 const fn seen() -> [u8; NUMBERS] {
+    let mut seen = flags_of(LOOKED_AT);
+    let by_path = flags_of(BY_PATH);
+    let mut number = 0;
+    while number < NUMBERS {
+        seen[number] |= by_path[number];
+        number += 1;
+    }
+    seen
+}
+
+/// 1 for each of the calls.
+const fn flags_of(names: &[&str]) -> [u8; NUMBERS] {
     let mut seen = [0; NUMBERS];
     let mut wanted = 0;
-    while wanted < LOOKED_AT.len() {
+    while wanted < names.len() {
         let mut index = 0;
-        while !is_same(ROWS[index].name, LOOKED_AT[wanted]) {
+        while !is_same(ROWS[index].name, names[wanted]) {
             index += 1;
         }
         seen[ROWS[index].number as usize] = 1;
@@ -214,6 +226,24 @@ pub static DESCRIPTORS: [u8; NUMBERS] = {
     }
     descriptors
 };
+
+/// The calls that take paths.
+#[rustfmt::skip]
+const BY_PATH: &[&str] = &[
+    "open", "openat", "openat2", "creat", "stat", "lstat", "newfstatat", "statx", "access", "faccessat", "faccessat2", "readlink",
+    "readlinkat", "mkdir", "mkdirat", "rmdir", "unlink", "unlinkat", "symlink", "symlinkat", "link", "linkat", "rename", "renameat",
+    "renameat2", "mknod", "mknodat", "chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat", "utime", "utimes", "utimensat",
+    "futimesat", "truncate", "statfs", "execve", "execveat", "inotify_add_watch", "fanotify_mark", "name_to_handle_at", "getxattr",
+    "lgetxattr", "setxattr", "lsetxattr", "listxattr", "llistxattr", "removexattr", "lremovexattr", "open_tree", "swapon", "acct",
+    "uselib", "chroot", "mount", "umount2", "move_mount", "pivot_root", "quotactl",
+];
+
+static PATHS: [u8; NUMBERS] = flags_of(BY_PATH);
+
+/// Whether the kernel walks paths of the program in a call.
+pub fn names_path(number: usize) -> bool {
+    PATHS.get(number).is_some_and(|named| *named != 0)
+}
 
 pub fn find(number: usize) -> Option<&'static Row> {
     ROWS.binary_search_by_key(&number, |row| usize::from(row.number)).ok().map(|index| &ROWS[index])

@@ -120,6 +120,8 @@ operations! {
     List = 34,
     /// The program watches files (inotify(7) and the like), as long as its channel is there: changes are the kernel's from now on, who sees and tells of them.
     Watch = 35,
+    /// file -> the two words of a name ([`handed_name`]) by which the kernel finds the file in the mount's root, once
+    Hand = 36,
 }
 
 impl Operation {
@@ -170,6 +172,24 @@ pub mod opened_flags {
     /// A tag lies at [`super::OPENED_TAG_AT`] in the area: as long as it holds, the same open gives the same file, with these attributes and
     /// with the bytes that came along.
     pub const TAGGED: u64 = 16;
+    /// The file was made just now.
+    pub const MADE: u64 = 32;
+}
+
+/// What names begin with by which the kernel finds files that have no other.
+const HANDED_PREFIX: &[u8; 11] = b".polytropo-";
+pub const HANDED_NAME_BYTES: usize = 43;
+
+/// The name that two words stand for: 32 hexadecimal digits behind a prefix.
+pub fn handed_name(words: [u64; 2]) -> [u8; HANDED_NAME_BYTES] {
+    let mut name = [0; HANDED_NAME_BYTES];
+    let (prefix, digits) = name.split_at_mut(HANDED_PREFIX.len());
+    prefix.copy_from_slice(HANDED_PREFIX);
+    for (at, digit) in digits.iter_mut().enumerate() {
+        let nibble = words[at / 16] >> (60 - at % 16 * 4) & 15;
+        *digit = b"0123456789abcdef"[nibble as usize];
+    }
+    name
 }
 
 /// Words of the reply to `List`.

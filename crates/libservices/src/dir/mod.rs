@@ -241,6 +241,20 @@ impl Libservice for Dir {
         self.look_up(&self.node(parent)?, name)
     }
 
+    fn look_up_again(&self, _caller: &Caller, node: NodeId) -> Result<Entry> {
+        let held = self.node(node)?;
+        if !self.nodes.look_up_again(&held) {
+            return Err(Error::new(Errno::STALE, "look up a forgotten inode again"));
+        }
+        match self.attributes(node, None) {
+            Ok(attr) => Ok(Entry { node, generation: 0, attr }),
+            Err(error) => {
+                self.nodes.forget(node, 1);
+                Err(error)
+            }
+        }
+    }
+
     fn forget(&self, node: NodeId, count: u64) {
         self.nodes.forget(node, count);
     }

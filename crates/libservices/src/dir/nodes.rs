@@ -286,6 +286,16 @@ impl Nodes {
         node.clone()
     }
 
+    /// One more look-up of a node. False if it was forgotten meanwhile.
+    pub fn look_up_again(&self, node: &Arc<Node>) -> bool {
+        let shard = self.key_shard(&node.key).lock();
+        let there = shard.get(&node.key).is_some_and(|present| Arc::ptr_eq(present, node));
+        if there {
+            node.lookups.fetch_add(1, Relaxed);
+        }
+        there
+    }
+
     /// To be taken before a name is looked at whose sighting is to be recorded.
     pub fn now(&self) -> Moment {
         Moment(self.moves.load(Acquire))

@@ -111,6 +111,7 @@ macro_rules! operations {
 
 operations! {
     lookup(caller: &Caller, parent: NodeId, name: &Name) -> Entry;
+    look_up_again(caller: &Caller, node: NodeId) -> Entry;
     getattr(caller: &Caller, node: NodeId, handle: Option<HandleId>) -> Attr;
     setattr(caller: &Caller, node: NodeId, handle: Option<HandleId>, changes: &SetAttr) -> Attr;
     readlink(caller: &Caller, node: NodeId) -> Vec<u8>;

@@ -138,6 +138,10 @@ impl Libservice for Owners {
         self.show_entry(caller, self.below.lookup(caller, parent, name)?)
     }
 
+    fn look_up_again(&self, caller: &Caller, node: NodeId) -> Result<Entry> {
+        self.show_entry(caller, self.below.look_up_again(caller, node)?)
+    }
+
     fn forget(&self, node: NodeId, count: u64) {
         self.cache.forget(node);
         self.below.forget(node, count);

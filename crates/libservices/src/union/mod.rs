@@ -233,6 +233,13 @@ impl Libservice for Union {
         }
     }
 
+    fn look_up_again(&self, caller: &Caller, node: NodeId) -> Result<Entry> {
+        let found = self.node(node)?;
+        let attr = self.attributes(caller, &found, None)?;
+        self.nodes.remember(&found);
+        Ok(Entry { node, generation: 0, attr })
+    }
+
     fn forget(&self, node: NodeId, count: u64) {
         self.nodes.forget(node, count);
     }

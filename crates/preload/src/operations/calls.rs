@@ -3,7 +3,7 @@
 use super::placeholders::{self, Asked};
 use super::process::{self, LINK, table};
 use super::table::{Kind, Table};
-use super::{changing, directories, elsewhere, kept, names, reading, writing};
+use super::{changing, directories, elsewhere, kept, names, reading, standins, writing};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::trace::{self, Why};
@@ -39,6 +39,10 @@ pub fn answer(number: usize, arguments: &[usize; 6], at_bridge: bool) -> Answer 
         return Answer::Pass(Why::Unseen);
     }
     // Before what is done to descriptors: names in open directories need not be opened by the kernel for it.
+    if matches!(number, nr::RENAME | nr::RENAMEAT | nr::RENAMEAT2) {
+        // As long as their paths lead to them.
+        standins::name_all(table);
+    }
     if let Some(answer) = changing::answer(number, arguments) {
         return answer;
     }
@@ -83,7 +87,11 @@ pub fn answer(number: usize, arguments: &[usize; 6], at_bridge: bool) -> Answer 
         nr::STATX => names::statx(arguments),
         nr::ACCESS | nr::FACCESSAT | nr::FACCESSAT2 => names::access(number, arguments),
         nr::READLINK | nr::READLINKAT => names::read_link(number, arguments),
-        nr::CHDIR | nr::FCHDIR => names::change_directory(number, arguments),
+        nr::CHDIR | nr::FCHDIR => {
+            // Their paths may begin where the process is.
+            standins::name_all(table);
+            names::change_directory(number, arguments)
+        }
         nr::PRCTL if arguments[0] != PR_SET_SECCOMP => Answer::Pass(Why::NotOurs),
         nr::UNSHARE if arguments[0] & CLONE_FILES == 0 => {
             placeholders::upgrade_all(table, false);
@@ -227,6 +235,7 @@ fn open(
         // It may wait, for the other end of a FIFO.
         return Answer::Pass(Why::NotHeld);
     }
+    standins::name_all(table);
     // SAFETY: the program's own call.
     let opened = unsafe { sys::call(number, *arguments) };
     if opened >= 0 {

@@ -4,7 +4,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
 use super::table::{Entry, Kind, Table};
-use super::{calls, directories, placeholders, process};
+use super::{calls, directories, placeholders, process, standins};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 
@@ -62,6 +62,7 @@ const MANY: u64 = u64::MAX;
 /// file's, and with it all locks.
 #[cold]
 pub fn note_lock(table: &Table, descriptor: usize) {
+    standins::name_one(table, descriptor);
     let ours = sys::status(descriptor).filter(|status| status.device == process::setting().device());
     let Some(inode) = ours.map(|status| status.inode) else { return };
     let (last, others) = LOCKED.split_last().expect("there are some");
@@ -107,8 +108,7 @@ pub fn before_end(descriptor: usize, entry: &Entry) {
 
 #[cold]
 fn end_with_locks(descriptor: usize, entry: &Entry) {
-    let Some(status) = sys::status(descriptor) else { return };
-    if was_locked(status.inode) {
+    if placeholders::inode(entry).is_some_and(was_locked) {
         placeholders::upgrade(descriptor, entry);
     }
 }

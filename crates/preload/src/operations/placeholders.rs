@@ -9,7 +9,7 @@ use super::link::label;
 use super::process::{self, LINK};
 use super::table::{DESCRIPTORS_MAX, Entry, Kind, NO_PLACE, Table};
 use super::worth::{self, Event};
-use super::{elsewhere, kept, names, status, writing};
+use super::{elsewhere, kept, names, standins, status, writing};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::text::Text;
@@ -51,16 +51,25 @@ pub fn any() -> bool {
 /// In a forked child, which has none: they were made real before.
 pub fn forget_in_child() {
     COUNT.store(0, Release);
+    standins::forget_in_child();
     kept::forget_in_child();
 }
 
-/// A descriptor was made just now, to stand for a file of the service: its number, its place, its flags.
-pub fn set(table: &Table, descriptor: usize, entry: &Entry, (file, place, flags): (u64, u32, usize)) {
+/// What a placeholder stands for, and how.
+pub struct Stood {
+    pub file: u64,
+    pub place: u32,
+    pub flags: usize,
+    pub stand_in: Option<u32>,
+}
+
+/// A descriptor was made just now, to stand for a file of the service.
+pub fn set(table: &Table, descriptor: usize, entry: &Entry, stood: &Stood) {
     let _ = end(entry);
     // First: as soon as it is one another thread may upgrade it.
     COUNT.fetch_add(1, AcqRel);
     table.hold(descriptor);
-    entry.set_placeholder(file, place, flags as u32);
+    entry.set_placeholder(stood.file, stood.place, stood.flags as u32, stood.stand_in);
 }
 
 /// What is known of a descriptor that is about to end, or just has, counts no more. Tells what failed of writes to it.
@@ -91,6 +100,9 @@ pub fn end_locked(entry: &Entry) -> Result<(), isize> {
 
 /// Gives back what the service has open for a descriptor.
 fn leave(entry: &Entry) -> Result<(), isize> {
+    if let Some(index) = entry.take_stand_in() {
+        standins::release(index);
+    }
     // In this order: who finds a file and no place closes it.
     let file = entry.take_file();
     match entry.take_place() {
@@ -176,7 +188,8 @@ fn place(table: &Table, used: kept::Use, descriptor: Result<usize, isize>, flags
         kept::release(used.index);
         return None;
     };
-    set(table, descriptor, entry, (used.file, used.index, flags & (O_NONBLOCK | O_NOFOLLOW)));
+    let flags = flags & (O_NONBLOCK | O_NOFOLLOW);
+    set(table, descriptor, entry, &Stood { file: used.file, place: used.index, flags, stand_in: None });
     Some(Answer::Asked(descriptor as isize))
 }
 
@@ -288,6 +301,11 @@ pub fn upgrade(descriptor: usize, entry: &Entry) -> bool {
     let generation = entry.generation();
     if !entry.exchange_kind(generation, Kind::Placeholder, Kind::Upgrading) {
         return settled(entry) != Kind::Placeholder;
+    }
+    if !standins::replace(descriptor, entry) {
+        REFUSAL.store(EIO as i32, Relaxed);
+        entry.exchange_kind(generation, Kind::Upgrading, Kind::Placeholder);
+        return false;
     }
     let writes = entry.flags() & O_ACCMODE != 0;
     if writes && !may_open_for_real(descriptor, entry.flags() as usize) {
@@ -464,7 +482,11 @@ pub fn make_real(table: &Table, number: usize, arguments: &[usize; 6]) -> Option
     /// Served by a descriptor that only names a file.
     const CONTENT: [usize; 6] =
         [nr::FSTAT, nr::NEWFSTATAT, nr::STATX, nr::FSTATFS, nr::READLINKAT, nr::FACCESSAT];
-    if !any() || CONTENT.contains(&number) {
+    if !any() {
+        return None;
+    }
+    if CONTENT.contains(&number) {
+        standins::name_one(table, arguments[0]);
         return None;
     }
     match number {

@@ -54,6 +54,11 @@ impl Setting {
         Some(setting)
     }
 
+    /// Without a slash at its end.
+    pub fn mount(&self) -> &[u8] {
+        &self.mount[..self.mount_length]
+    }
+
     /// With a zero byte at its end.
     fn root_path(&self) -> [u8; PATH_BYTES_MAX] {
         let mut path = self.mount;

@@ -53,6 +53,8 @@ pub struct Entry {
     place: AtomicU32,
     /// Of a placeholder: what it was opened for, the flags of open(2) that fcntl(2) tells.
     flags: AtomicU32,
+    /// Of a stand-in: one more than the place of its path.
+    stand_in: AtomicU32,
 }
 
 /// Of a placeholder whose file nobody else uses.
@@ -92,7 +94,8 @@ impl Entry {
     }
 
     /// The descriptor was made just now, to stand for a kept file.
-    pub fn set_placeholder(&self, file: u64, place: u32, flags: u32) {
+    pub fn set_placeholder(&self, file: u64, place: u32, flags: u32, stand_in: Option<u32>) {
+        self.stand_in.store(stand_in.map_or(0, |index| index + 1), Release);
         self.flags.store(flags, Release);
         self.place.store(place + 1, Release);
         self.file.store(file, Release);
@@ -102,6 +105,15 @@ impl Entry {
     /// What a placeholder was opened for.
     pub fn flags(&self) -> u32 {
         self.flags.load(Acquire)
+    }
+
+    /// Where the path of a stand-in is.
+    pub fn stand_in(&self) -> Option<u32> {
+        self.stand_in.load(Acquire).checked_sub(1)
+    }
+
+    pub fn take_stand_in(&self) -> Option<u32> {
+        self.stand_in.swap(0, AcqRel).checked_sub(1)
     }
 
     /// Takes a placeholder's place away.

@@ -6,10 +6,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 use polytropo_client::{At, Channel, Error, File, Result, Time};
 
 use super::link::label;
-use super::placeholders::{self, Asked};
+use super::placeholders::{self, Asked, Stood};
 use super::process::{self, LINK};
 use super::table::{AT_END, Entry, Held, Kind, NO_PLACE, Table};
-use super::{elsewhere, kept, names};
+use super::{elsewhere, kept, names, standins};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::trace::{self, Counter, Why};
@@ -26,7 +26,6 @@ const EBADF: isize = -9;
 const EIO: isize = -5;
 const EINVAL: isize = -22;
 const EMFILE: isize = -24;
-const F_DUPFD_CLOEXEC: usize = 1030;
 const RLIMIT_FSIZE: usize = 1;
 const BYTES_MAX: usize = 0x7fff_f000;
 /// What writev(2) puts together; more is the kernel's.
@@ -75,9 +74,12 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
     if asked.flags & sys::O_CREAT != 0 && !may_open_again(access, mode & !(umask as usize)) {
         return None;
     }
-    if asked.flags & (sys::O_CREAT | O_TRUNC) != 0 && !has_number(channel) {
-        return None;
-    }
+    // Without room for one more descriptor the kernel neither makes nor cuts a file.
+    let number = if asked.flags & (sys::O_CREAT | O_TRUNC) != 0 {
+        Some(Number(standins::take_number(channel, asked.flags & sys::O_CLOEXEC != 0).ok()?))
+    } else {
+        None
+    };
     // Who has it open for reading keeps it from being written without waiting.
     if let Some(Ok(word)) = channel.open_known(at, rest, 0) {
         kept::give_up(word);
@@ -107,35 +109,41 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
         let _ = channel.close(opened.file);
         return Some(open_by_kernel(asked));
     }
-    let named = name(asked, opened.attributes.ino);
+    let stand_in = if opened.made { number.as_ref().and_then(|_| standins::keep_path(path)) } else { None };
+    let named = match (stand_in, number) {
+        (Some(_), Some(number)) => Ok(number.into_descriptor()),
+        (_, number) => {
+            drop(number);
+            name(asked, opened.attributes.ino)
+        }
+    };
     let entry = named.ok().and_then(|named| table.entry(named));
     let (Ok(descriptor), Some(entry)) = (named, entry) else {
         let _ = channel.close(opened.file);
+        stand_in.inspect(|index| standins::release(*index));
         return Some(named.map_or_else(Answer::Asked, |descriptor| {
             sys::close(descriptor as i32);
             open_by_kernel(asked)
         }));
     };
-    placeholders::set(
-        table,
-        descriptor,
-        entry,
-        (label(channel, opened.file), NO_PLACE, asked.flags & STATUS_FLAGS),
-    );
+    let (file, flags) = (label(channel, opened.file), asked.flags & STATUS_FLAGS);
+    placeholders::set(table, descriptor, entry, &Stood { file, place: NO_PLACE, flags, stand_in });
     Some(Answer::Asked(descriptor as isize))
 }
 
-/// Whether there is room for one more descriptor: without, the kernel neither makes nor cuts a file.
-fn has_number(channel: &Channel) -> bool {
-    let [.., own] = channel.descriptors();
-    // SAFETY: concerns no memory.
-    let number = unsafe { sys::call(nr::FCNTL, [own as usize, F_DUPFD_CLOEXEC, 0, 0, 0, 0]) };
-    if number < 0 {
-        kept::give_up_all();
-        return false;
+/// A descriptor that was taken for its number; given back if nothing comes of it.
+struct Number(usize);
+
+impl Number {
+    fn into_descriptor(self) -> usize {
+        core::mem::ManuallyDrop::new(self).0
     }
-    sys::close(number as i32);
-    true
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        sys::close(self.0 as i32);
+    }
 }
 
 /// A file that is made with a mode that forbids what it is open for (`cp` of a read-only file) could not be opened by the kernel later.

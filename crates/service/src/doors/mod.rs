@@ -3,5 +3,6 @@
 pub mod channel;
 mod crew;
 pub mod fuse;
+mod handed;
 pub mod modes;
 mod spin;

@@ -15,6 +15,8 @@ use parking_lot::Mutex;
 use polytropo_libservices::NodeId;
 use rustc_hash::FxHashMap;
 
+use super::handed::Handed;
+
 const SHARDS: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +183,8 @@ struct Inode {
 pub struct Modes {
     shards: [Mutex<FxHashMap<NodeId, Inode>>; SHARDS],
     watcher: OnceLock<Weak<dyn Watcher>>,
+    /// Files that one door hands to the other.
+    pub(super) handed: Handed,
 }
 
 impl std::fmt::Debug for Modes {

@@ -35,6 +35,10 @@ impl Libservice for Epochs {
         self.below.lookup(caller, parent, name).map(|entry| self.learnt(entry))
     }
 
+    fn look_up_again(&self, caller: &Caller, node: NodeId) -> Result<Entry> {
+        self.below.look_up_again(caller, node).map(|entry| self.learnt(entry))
+    }
+
     fn forget(&self, node: NodeId, count: u64) {
         // First: once the layers have forgotten it the number may be another's.
         self.unlearn(node, count);

@@ -54,6 +54,11 @@ impl Libservice for Guard {
         self.renewed(caller, entry)
     }
 
+    fn look_up_again(&self, caller: &Caller, node: NodeId) -> Result<Entry> {
+        let entry = self.below.look_up_again(caller, node)?;
+        self.renewed(caller, entry)
+    }
+
     fn getattr(&self, caller: &Caller, node: NodeId, handle: Option<HandleId>) -> Result<Attr> {
         self.before(node);
         self.below.getattr(caller, node, handle)

@@ -204,6 +204,11 @@ impl Shared {
         self.others_change || self.kernel_tells
     }
 
+    /// There is a kernel's door that has the same files, and names handed to it.
+    pub fn tells_kernel(&self) -> bool {
+        self.kernel_tells
+    }
+
     /// After a change: returns when what the kernel cached of it is gone.
     pub fn settle(&self) {
         if let Some(settle) = &self.settle {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use polytropo_libservices::{Attr, Caller, Errno, FsCapabilities, NodeId, OpenFlags};
+use polytropo_libservices::{Attr, Caller, Errno, Error, FsCapabilities, NodeId, OpenFlags};
 use polytropo_wire::channel::AREA_BYTES;
 use polytropo_wire::epochs::{TAG_WORDS, Tag};
 use polytropo_wire::message::{
@@ -95,6 +95,7 @@ impl Work<'_> {
             Operation::Allocate => self.allocate(),
             Operation::ReadDirectory => self.read_directory(),
             Operation::List => self.kept(Self::list),
+            Operation::Hand => self.hand(),
             Operation::MakeDirectory => self.make_directory(),
             Operation::Unlink => self.unlink(),
             Operation::Rename => self.rename(),
@@ -245,6 +246,7 @@ impl Work<'_> {
                 };
                 drop(target);
                 self.finish_create(made, flags)?;
+                self.reply[opened::FLAGS] |= opened_flags::MADE;
                 self.grant_new(told);
                 return Ok(true);
             }
@@ -430,6 +432,18 @@ impl Work<'_> {
             held.flush(file.node);
         }
         told_late(&file)
+    }
+
+    /// A name by which the kernel can open the file, wherever its own name is.
+    fn hand(&mut self) -> Done {
+        let file = self.client.file(self.word(0))?;
+        if !self.door.tells_kernel() {
+            return Err(Failure::Kernel);
+        }
+        let name =
+            self.door.modes.handed.give(file.node).map_err(|errno| Error::new(errno, "draw a name"))?;
+        self.reply[..2].copy_from_slice(&name);
+        Ok(())
     }
 
     fn file_status(&mut self) -> Done {

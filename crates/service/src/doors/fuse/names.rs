@@ -1,7 +1,7 @@
 //! Operations on names and attributes.
 
 use polytropo_libservices::{
-    Attr, Capabilities, Entry, Errno, Error, Name, RenameFlags, Result, SetAttr, SetTime, Timestamp,
+    Attr, Capabilities, Entry, Errno, Error, Name, NodeId, RenameFlags, Result, SetAttr, SetTime, Timestamp,
     XattrFlags,
 };
 
@@ -31,7 +31,13 @@ impl Operation<'_> {
     }
 
     pub(super) fn lookup(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {
-        let name = self.take_name(a)?;
+        let name = a.take_name()?;
+        if self.node == NodeId::ROOT
+            && let Some(node) = self.session.opens.handed(name.as_bytes())
+        {
+            return self.put_handed(node, reply);
+        }
+        self.session.told.name(self.node, name.as_bytes());
         match self.stack().lookup(&self.caller, self.node, name) {
             Err(e) if e.is(Errno::NOENT) && !self.agreed.timeouts.negative.is_zero() => {
                 reply.nothing_there = true;
@@ -39,6 +45,16 @@ impl Operation<'_> {
             }
             found => self.put_entry(name.as_bytes(), &found?, reply),
         }
+    }
+
+    /// Answers with a node by a name that is good this once.
+    fn put_handed(&self, node: NodeId, reply: &mut Reply<'_>) -> Result<()> {
+        let entry = self.stack().look_up_again(&self.caller, node)?;
+        self.session.told.hold(node);
+        let out = abi::EntryOut { entry_valid: 0, entry_valid_nsec: 0, ..self.entry_out(&entry) };
+        // It has no name that a later worker could find it by.
+        self.hold(&out, b"", &entry, reply.held);
+        reply.put(&out)
     }
 
     pub(super) fn getattr(self, a: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<()> {

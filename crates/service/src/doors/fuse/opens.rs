@@ -86,6 +86,11 @@ impl Opens {
         Self { modes, passing, renewed, granted, open_table, directories }
     }
 
+    /// The node of an open file that a channel hands to the kernel under this name.
+    pub fn handed(&self, name: &[u8]) -> Option<NodeId> {
+        self.modes.handed.take(name)
+    }
+
     /// The answer to an open. `None`: the kernel's inode is bound to a file that no longer has the bytes; the node has a
     /// new number from now on.
     pub fn grant(&self, opening: &Opening<'_>) -> Option<abi::OpenOut> {
