@@ -141,7 +141,8 @@ class FaultRule(_Node, frozen=True, kw_only=True):
 
     `operation` is a name of the libservice trait ("read", "create") or "*". The first `after` calls pass,
     then `times` calls are hit (0: all), each with `probability`. A hit waits `delay_ms`, then fails with
-    `errno` ("EIO"), or lets a read or write do at most `short_bytes`.
+    `errno` ("EIO"), or lets a read or write do at most `short_bytes`; `kill` ends the service's worker, as a
+    fault of its own would.
 
     >>> FaultRule(operation="read", after=3, errno="EIO").probability
     1.0
@@ -153,6 +154,7 @@ class FaultRule(_Node, frozen=True, kw_only=True):
     probability: float = 1.0
     errno: str | None = None
     delay_ms: int = 0
+    kill: bool = False
     short_bytes: int | None = None
 
 
@@ -402,8 +404,8 @@ def _check_rule(rule: FaultRule, place: str) -> None:
             _check_u64(value, f"{place}.{name}")
     if not 0 <= rule.probability <= 1:
         raise StackError(f"{place}.probability", f"is {rule.probability:g}; it lies between 0 and 1")
-    if rule.errno is None and rule.delay_ms == 0 and rule.short_bytes is None:
-        raise StackError(place, "does nothing; give errno, delay_ms or short_bytes")
+    if rule.errno is None and rule.delay_ms == 0 and rule.short_bytes is None and not rule.kill:
+        raise StackError(place, "does nothing; give errno, delay_ms, short_bytes or kill")
     if rule.short_bytes == 0:
         raise StackError(f"{place}.short_bytes", "is 0; at least 1 byte must pass")
     if rule.operation not in FAULT_OPERATIONS:

@@ -7,13 +7,16 @@
 
 Paths are relative to the mount. Whatever this way does not do (a mount point inside, a file that programs
 have open for writing through the kernel, ...) is done through the kernel instead, with the same result. All
-calls release the interpreter's lock. After a fork the child goes through the kernel.
+calls release the interpreter's lock. After a fork the child goes through the kernel. When the service dies,
+operations go through the kernel until another channel is made, a moment later, and open files for good.
 """
 
 import errno
 import io
 import os
 import stat
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _NS = 1_000_000_000
+# From the end of a channel to the next one; doubles with each that did not last ten times as long.
+_PAUSE_MIN_S, _PAUSE_MAX_S, _LASTING = 0.1, 30.0, 10
+_AT_SYMLINK_NOFOLLOW, _AT_REMOVEDIR = 0x100, 0x200
 _NativeStatus = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
 
 
@@ -47,9 +53,10 @@ class Files:
         self.mountpoint = Path(mountpoint)
         self.kernel_calls = 0
         """Operations that were done through the kernel."""
+        self._socket = os.fsencode(socket)
         root = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self._channel = _native.Channel.connect(os.fsencode(socket), root)
+            self._channel = _native.Channel.connect(self._socket, root)
         except _native.NoChannel as refused:
             os.close(root)
             raise NoChannel(f"{self.mountpoint}: {refused}") from None
@@ -61,6 +68,11 @@ class Files:
         # For what the kernel has to do: leads to this mount, whatever is mounted over it later.
         self._root = root
         self._device = os.fstat(root).st_dev
+        self._process = os.getpid()
+        self._connecting = threading.Lock()
+        self._pause_s = _PAUSE_MIN_S
+        self._made = time.monotonic()
+        self._ended: float | None = None
 
     def close(self) -> None:
         """Gives the channel up. Open files are of no use any more."""
@@ -79,30 +91,94 @@ class Files:
 
     def _do(self, path: str, ours: Callable[[bytes], _T], kernel: Callable[[str], _T]) -> _T:
         relative = path.lstrip("/") or "."
+        if self._ended is not None:
+            self._connect_again()
         try:
             return ours(os.fsencode(relative))
-        except (_native.AskKernel, _native.Gone):
-            self.kernel_calls += 1
-            return kernel(relative)
+        except _native.AskKernel:
+            pass
+        except _native.Gone:
+            self._gone()
         except OSError as failed:
             raise OSError(failed.errno, os.strerror(failed.errno or 0), path) from None
+        self.kernel_calls += 1
+        return kernel(relative)
+
+    def _change(
+        self,
+        path: str,
+        ours: Callable[[bytes], None],
+        kernel: Callable[[str], None],
+        done: type[OSError],
+    ) -> None:
+        """The same for what fails with `done` when done twice: a service that died may have done it."""
+        amid = False
+
+        def noted(name: bytes) -> None:
+            nonlocal amid
+            try:
+                ours(name)
+            except _native.GoneAmid:
+                amid = True
+                raise
+
+        try:
+            self._do(path, noted, kernel)
+        except done:
+            if not amid:
+                raise
+
+    def _gone(self) -> None:
+        """The channel has ended."""
+        with self._connecting:
+            if self._ended is None:
+                self._ended = time.monotonic()
+                lasted = self._ended - self._made >= _LASTING * self._pause_s
+                self._pause_s = _PAUSE_MIN_S if lasted else min(2 * self._pause_s, _PAUSE_MAX_S)
+
+    def _connect_again(self) -> None:
+        """Makes another channel if it is time; one thread does, the others do without meanwhile."""
+        ended = self._ended
+        if ended is None or time.monotonic() - ended < self._pause_s or os.getpid() != self._process:
+            return
+        if not self._connecting.acquire(blocking=False):
+            return
+        try:
+            if self._ended is None or self._root < 0:
+                return
+            self._channel = _native.Channel.connect(self._socket, self._root)
+            self._ended, self._made = None, time.monotonic()
+        except (_native.NoChannel, OSError):
+            self._ended, self._pause_s = time.monotonic(), min(2 * self._pause_s, _PAUSE_MAX_S)
+        finally:
+            self._connecting.release()
 
     def open(self, path: str, mode: str = "r", permissions: int = 0o666) -> "io.FileIO | File":
         """Opens a file of bytes, unbuffered: `mode` as for the built-in open, always binary."""
         flags = _flags_of(mode)
 
+        amid = False
+
         def ours(name: bytes) -> "io.FileIO | File":
-            number, _ = self._channel.open(name, flags, permissions, _umask())
-            return File(self._channel, number, flags, path, self._device)
+            nonlocal amid
+            channel = self._channel
+            try:
+                number, found = channel.open(name, flags, permissions, _umask())
+            except _native.GoneAmid:
+                amid = True
+                raise
+            return File(self, channel, number, flags, path, found[1])
 
         def kernel(name: str) -> "io.FileIO | File":
-            descriptor = os.open(name, flags | os.O_CLOEXEC, permissions, dir_fd=self._root)
+            # What a service made that died of it nobody else has made.
+            wanted = flags & ~os.O_EXCL if amid else flags
+            descriptor = os.open(name, wanted | os.O_CLOEXEC, permissions, dir_fd=self._root)
             return io.FileIO(descriptor, mode.replace("b", "").replace("x", "w"), closefd=True)
 
         return self._do(path, ours, kernel)
 
     def stat(self, path: str, *, follow_symlinks: bool = True) -> os.stat_result:
-        flags = 0 if follow_symlinks else 0x100  # AT_SYMLINK_NOFOLLOW
+        flags = 0 if follow_symlinks else _AT_SYMLINK_NOFOLLOW
         return self._do(
             path,
             lambda name: _result(self._channel.stat(name, flags), self._device),
@@ -122,11 +198,13 @@ class Files:
         """Names with their types as in `st_mode` (0 where the directory does not tell)."""
 
         def ours(name: bytes) -> list[tuple[str, int]]:
-            number, _ = self._channel.open(name, os.O_RDONLY | os.O_DIRECTORY, 0, 0)
+            channel = self._channel
+            number, _ = channel.open(name, os.O_RDONLY | os.O_DIRECTORY, 0, 0)
             try:
-                return [(os.fsdecode(entry), kind) for entry, kind in self._channel.list(number)]
+                return [(os.fsdecode(entry), kind) for entry, kind in channel.list(number)]
             finally:
-                self._channel.close(number)
+                with suppress(_native.Gone):
+                    channel.close(number)
 
         def kernel(name: str) -> list[tuple[str, int]]:
             descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)
@@ -159,49 +237,55 @@ class Files:
         )
 
     def mkdir(self, path: str, mode: int = 0o777) -> None:
-        self._do(
+        self._change(
             path,
             lambda name: self._channel.mkdir(name, mode, _umask()),
             lambda name: os.mkdir(name, mode, dir_fd=self._root),
+            FileExistsError,
         )
 
     def unlink(self, path: str) -> None:
-        self._do(
+        self._change(
             path,
             lambda name: self._channel.unlink(name, 0),
             lambda name: os.unlink(name, dir_fd=self._root),
+            FileNotFoundError,
         )
 
     def rmdir(self, path: str) -> None:
-        self._do(
+        self._change(
             path,
-            lambda name: self._channel.unlink(name, 0x200),  # AT_REMOVEDIR
+            lambda name: self._channel.unlink(name, _AT_REMOVEDIR),
             lambda name: os.rmdir(name, dir_fd=self._root),
+            FileNotFoundError,
         )
 
     def rename(self, path: str, new_path: str) -> None:
         new = new_path.lstrip("/") or "."
-        self._do(
+        self._change(
             path,
             lambda name: self._channel.rename(name, os.fsencode(new)),
             lambda name: os.rename(name, new, src_dir_fd=self._root, dst_dir_fd=self._root),
+            FileNotFoundError,
         )
 
     def symlink(self, target: str, path: str) -> None:
-        self._do(
+        self._change(
             path,
             lambda name: self._channel.symlink(os.fsencode(target), name),
             lambda name: os.symlink(target, name, dir_fd=self._root),
+            FileExistsError,
         )
 
     def link(self, path: str, new_path: str) -> None:
         new = new_path.lstrip("/") or "."
-        self._do(
+        self._change(
             path,
             lambda name: self._channel.link(name, os.fsencode(new)),
             lambda name: os.link(
                 name, new, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False
             ),
+            FileExistsError,
         )
 
     def chmod(self, path: str, mode: int) -> None:
@@ -222,26 +306,50 @@ class Files:
 class File(io.RawIOBase):
     """An open file of a channel. Bytes that are cached are read without asking the service.
 
-    Raises OSError (EBUSY) when a program opened the file for writing through the kernel: open it anew.
+    When the channel ends, or a program opens the file for writing through the kernel, the kernel opens it by
+    its name. ESTALE if that leads to another file by then.
     """
 
-    def __init__(self, channel: "_native.Channel", number: int, flags: int, name: str, device: int) -> None:
+    def __init__(
+        self, files: Files, channel: "_native.Channel", number: int, flags: int, name: str, inode: int
+    ) -> None:
+        self._files = files
         self._channel = channel
         self._number = number
         self._flags = flags
         self._offset = 0
         self.name = name
-        self._device = device
+        self._inode = inode
+        # Once the kernel has opened it.
+        self._descriptor: int | None = None
+        self._opening = threading.Lock()
 
-    def _run(self, work: Callable[[], _T]) -> _T:
+    def _run(self, ours: Callable[[], _T], kernel: Callable[[int], _T]) -> _T:
         if self.closed:
             raise ValueError("I/O operation on closed file")
-        try:
-            return work()
-        except (_native.AskKernel, _native.Gone):
-            raise OSError(
-                errno.EBUSY, "the file has to be opened anew, through the kernel", self.name
-            ) from None
+        if self._descriptor is None:
+            try:
+                return ours()
+            except _native.AskKernel:
+                pass
+            except _native.Gone:
+                self._files._gone()
+        return kernel(self._kernel_file())
+
+    def _kernel_file(self) -> int:
+        """The kernel's open file in place of the service's."""
+        with self._opening:
+            if self._descriptor is None:
+                # What was written without waiting and is lost is told now.
+                with suppress(_native.AskKernel, _native.Gone):
+                    self._channel.close(self._number)
+                flags = self._flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC) | os.O_CLOEXEC
+                opened = os.open(self.name.lstrip("/"), flags, dir_fd=self._files._root)
+                if os.fstat(opened).st_ino != self._inode:
+                    os.close(opened)
+                    raise OSError(errno.ESTALE, "another file has the name by now", self.name)
+                self._descriptor = opened
+            return self._descriptor
 
     def readable(self) -> bool:
         return self._flags & os.O_ACCMODE != os.O_WRONLY
@@ -253,14 +361,21 @@ class File(io.RawIOBase):
         return True
 
     def pread(self, count: int, offset: int) -> bytes:
-        return self._run(lambda: self._channel.pread(self._number, count, offset))
+        return self._run(
+            lambda: self._channel.pread(self._number, count, offset), lambda fd: os.pread(fd, count, offset)
+        )
 
     def pread_into(self, buffer: "Buffer", offset: int) -> int:
         """Reads straight into a writable buffer, such as a numpy array."""
-        return self._run(lambda: self._channel.pread_into(self._number, buffer, offset))
+        return self._run(
+            lambda: self._channel.pread_into(self._number, buffer, offset),
+            lambda fd: os.preadv(fd, [buffer], offset),
+        )
 
     def pwrite(self, data: "Buffer", offset: int) -> int:
-        return self._run(lambda: self._channel.pwrite(self._number, data, offset))
+        return self._run(
+            lambda: self._channel.pwrite(self._number, data, offset), lambda fd: os.pwrite(fd, data, offset)
+        )
 
     def readinto(self, buffer: "Buffer") -> int:
         count = self.pread_into(buffer, self._offset)
@@ -296,20 +411,31 @@ class File(io.RawIOBase):
 
     def truncate(self, size: int | None = None) -> int:
         wanted = self._offset if size is None else size
-        self._run(lambda: self._channel.ftruncate(self._number, wanted))
+        self._run(lambda: self._channel.ftruncate(self._number, wanted), lambda fd: os.ftruncate(fd, wanted))
         return wanted
 
     def stat(self) -> os.stat_result:
-        return _result(self._run(lambda: self._channel.fstat(self._number)), self._device)
+        return self._run(
+            lambda: _result(self._channel.fstat(self._number), self._files._device), lambda fd: os.fstat(fd)
+        )
 
     def fsync(self, *, data_only: bool = False) -> None:
-        self._run(lambda: self._channel.fsync(self._number, data_only))
+        self._run(
+            lambda: self._channel.fsync(self._number, data_only),
+            lambda fd: os.fdatasync(fd) if data_only else os.fsync(fd),
+        )
 
     def close(self) -> None:
         if not self.closed:
-            with suppress(_native.AskKernel, _native.Gone):
-                self._channel.close(self._number)
-        super().close()
+            try:
+                if self._descriptor is not None:
+                    os.close(self._descriptor)
+                    self._descriptor = None
+                else:
+                    with suppress(_native.AskKernel, _native.Gone):
+                        self._channel.close(self._number)
+            finally:
+                super().close()
 
 
 def _umask() -> int:

@@ -48,6 +48,8 @@ class MountStats(msgspec.Struct, kw_only=True):
     written_bytes: int = 0
     over_rings: int = 0
     """How many of all operations came over io_uring; the others came from the device."""
+    given_up: int = 0
+    """Requests that were answered EIO since several workers died of them."""
     copies: Copies = {}
     channels: ChannelStats = msgspec.field(default_factory=ChannelStats)
 
@@ -95,6 +97,8 @@ class PastStats(msgspec.Struct, kw_only=True):
     written_bytes: int = 0
     over_rings: int = 0
     """How many of all operations came over io_uring; the others came from the device."""
+    given_up: int = 0
+    """Requests that were answered EIO since several workers died of them."""
     copies: Copies = {}
     channels: ChannelStats = msgspec.field(default_factory=ChannelStats)
     windows: WindowStats = msgspec.field(default_factory=WindowStats)
@@ -129,6 +133,8 @@ class TenantStats(msgspec.Struct, kw_only=True):
     written_bytes: int = 0
     over_rings: int = 0
     """How many of all operations came over io_uring; the others came from the device."""
+    given_up: int = 0
+    """Requests that were answered EIO since several workers died of them."""
     copies: Copies = {}
     request_count: int = 0
     """Of programs at channels."""

@@ -125,6 +125,9 @@ pub struct FaultRule {
     /// Wait first.
     #[serde(default)]
     pub delay_ms: u64,
+    /// End the service's worker, as a fault of its own would.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kill: bool,
     /// Let a read or write do at most this much.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub short_bytes: Option<u64>,
@@ -299,8 +302,8 @@ impl FaultLayer {
                     format!("is {}; it lies between 0 and 1", rule.probability),
                 );
             }
-            if rule.errno.is_none() && rule.delay_ms == 0 && rule.short_bytes.is_none() {
-                return refuse(&place, "does nothing; give errno, delay_ms or short_bytes");
+            if rule.errno.is_none() && rule.delay_ms == 0 && rule.short_bytes.is_none() && !rule.kill {
+                return refuse(&place, "does nothing; give errno, delay_ms, short_bytes or kill");
             }
             if rule.short_bytes == Some(0) {
                 return refuse(&format!("{place}.short_bytes"), "is 0; at least 1 byte must pass");

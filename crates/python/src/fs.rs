@@ -16,6 +16,12 @@ create_exception!(
     PyException,
     "The channel is no more: the service or the mounts changed."
 );
+create_exception!(
+    polytropo._native,
+    GoneAmid,
+    Gone,
+    "The channel is no more, and the service may have done what it was asked for."
+);
 create_exception!(polytropo._native, NoChannel, PyException, "The service gives this process no channel.");
 
 /// Longest read in one piece.
@@ -30,7 +36,8 @@ fn raised(error: Error) -> PyErr {
             PyOSError::new_err((errno, std::io::Error::from_raw_os_error(errno).to_string()))
         }
         Error::Kernel => AskKernel::new_err("the operation is the kernel's business"),
-        Error::Gone | Error::GoneAmid => Gone::new_err("the channel is no more"),
+        Error::GoneAmid => GoneAmid::new_err("the channel is no more, and it may be done"),
+        Error::Gone => Gone::new_err("the channel is no more"),
     }
 }
 
@@ -273,5 +280,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Channel>()?;
     module.add("AskKernel", py.get_type::<AskKernel>())?;
     module.add("Gone", py.get_type::<Gone>())?;
+    module.add("GoneAmid", py.get_type::<GoneAmid>())?;
     module.add("NoChannel", py.get_type::<NoChannel>())
 }

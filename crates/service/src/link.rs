@@ -39,6 +39,8 @@ pub enum Task {
         channel_writes: bool,
         /// How many workers served the door before; they died. The devices are the connection's, all of them, and the state area is the last one's.
         incarnation: u64,
+        /// How much of the last one's death falls on the requests that it was doing.
+        blame: u64,
     },
     /// Open a channel for a program. Descriptors: its socket, the process, its mount table, what is mounted inside.
     Connect { request: u64, door: u64, newcomer: Newcomer },

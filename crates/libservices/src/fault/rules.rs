@@ -18,6 +18,7 @@ struct Rule {
     probability: f64,
     errno: Option<Errno>,
     delay: Duration,
+    kill: bool,
     short_bytes: Option<u64>,
     /// Calls that it was about, and how many of them it hit.
     calls: AtomicU64,
@@ -47,6 +48,7 @@ impl Rules {
                 probability: rule.probability,
                 errno,
                 delay: Duration::from_millis(rule.delay_ms),
+                kill: rule.kill,
                 short_bytes: rule.short_bytes,
                 calls: AtomicU64::new(0),
                 hits: AtomicU64::new(0),
@@ -65,6 +67,9 @@ impl Rules {
             }
             if !rule.delay.is_zero() {
                 std::thread::sleep(rule.delay);
+            }
+            if rule.kill {
+                std::process::abort();
             }
             if let Some(errno) = rule.errno {
                 return Err(Error::new(errno, "pass a fault layer"));

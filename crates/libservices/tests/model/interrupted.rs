@@ -116,6 +116,7 @@ fn breaking(below: Arc<dyn Libservice>, broken: Option<Break>) -> Result<Arc<dyn
         probability: 1.0,
         errno: Some("EIO".into()),
         delay_ms: 0,
+        kill: false,
         short_bytes: None,
     };
     let unused = Box::new(Layer::Dir(DirLayer {

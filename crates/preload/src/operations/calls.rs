@@ -292,6 +292,10 @@ fn replace(table: &Table, number: usize, arguments: &[usize; 6]) -> Answer {
         return Answer::Pass(Why::NotOurs);
     };
     if placeholders::settled(entry) == Kind::Own {
+        // Either this, or the library closes it: then that is over first.
+        if !entry.exchange_kind(entry.generation(), Kind::Own, Kind::Unknown) {
+            placeholders::settled(entry);
+        }
         kept::forget_descriptor(to);
     }
     elsewhere::before_end(to, entry);

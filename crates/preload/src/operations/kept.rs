@@ -7,6 +7,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
 
 use super::process::{self, LINK};
+use super::table::Kind;
 use crate::sys::{self, nr};
 
 /// Files that are kept or in use.
@@ -212,12 +213,16 @@ pub fn index_of(word: u64) -> u32 {
     word as u32 & 0xffff
 }
 
-/// The number may be the program's afterwards.
+/// The number may be the program's afterwards. Who puts something else in its place just now has closed it.
 fn close_own(number: usize) {
-    if let Some(entry) = process::known_table().and_then(|table| table.entry(number)) {
+    let Some(entry) = process::known_table().and_then(|table| table.entry(number)) else {
+        sys::close(number as i32);
+        return;
+    };
+    if entry.exchange_kind(entry.generation(), Kind::Own, Kind::Upgrading) {
+        sys::close(number as i32);
         entry.clear();
     }
-    sys::close(number as i32);
 }
 
 fn move_up(descriptor: usize) -> Option<usize> {
@@ -226,7 +231,7 @@ fn move_up(descriptor: usize) -> Option<usize> {
     let moved = usize::try_from(moved).ok()?;
     if let Some(entry) = process::known_table().and_then(|table| table.entry(moved)) {
         entry.clear();
-        entry.set_kind(entry.generation(), super::table::Kind::Own);
+        entry.set_kind(entry.generation(), Kind::Own);
     }
     Some(moved)
 }

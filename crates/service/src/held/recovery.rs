@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
 use rustix::io::{Errno, Result};
 
 use super::layout::{BYTES_AT, ENTRIES_AT, ENTRY_BYTES, PAGE_BYTES, PAGES};
@@ -24,8 +24,10 @@ pub struct Recovered {
 pub fn fits(file: &OwnedFd) -> Result<bool> {
     let flags = rustix::fs::fcntl_getfl(file)?;
     let writable = matches!(flags & OFlags::ACCMODE, OFlags::WRONLY | OFlags::RDWR);
-    let stat = rustix::fs::fstat(file)?;
-    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    // From what the kernel knows: a worker may send a file of a mount that nobody answers for.
+    let flags_of_look = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = rustix::fs::statx(file, "", flags_of_look, StatxFlags::TYPE)?;
+    let regular = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile;
     Ok(writable && regular && !flags.contains(OFlags::PATH))
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -23,6 +23,7 @@ use crate::custody;
 use crate::doors::fuse::Transport;
 use crate::isolation::ids::Ids;
 use crate::link::{Link, Newcomer, PACKET_DESCRIPTORS_MAX, Report, Task};
+use crate::state::{BLAME_OF_FAULT, BLAME_OF_KILL};
 
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,6 +48,8 @@ pub struct Served<'a> {
     pub held: &'a OwnedFd,
     /// How many workers served it before.
     pub incarnation: u64,
+    /// How much of the last one's death falls on the requests that it was doing.
+    pub blame: u64,
 }
 
 enum Outcome {
@@ -73,6 +76,8 @@ pub struct Child {
     waiting: Mutex<HashMap<u64, SyncSender<Outcome>>>,
     last_request: AtomicU64,
     alive: AtomicBool,
+    /// How much of its death falls on the requests that it was doing.
+    blame: AtomicU64,
     /// Whether a thread still hears what it says, or said before it ended.
     hears: (Mutex<bool>, Condvar),
 }
@@ -127,6 +132,7 @@ impl Child {
             waiting: Mutex::default(),
             last_request: AtomicU64::new(0),
             alive: AtomicBool::new(true),
+            blame: AtomicU64::new(0),
             hears: Default::default(),
         });
         let _ = owner.send(child.clone());
@@ -288,6 +294,7 @@ impl Child {
             Ok(Some(status)) => warn!("worker {} ended: {status}", self.pid),
             Err(error) => error!("worker {} cannot be waited for: {error}", self.pid),
         }
+        self.blame.store(blame_of(status), SeqCst);
         // What it sent before it died is heard first.
         self.hears.1.wait_while_for(&mut self.hears.0.lock(), |hears| *hears, LAST_WORDS_TIMEOUT);
         // Before another may serve the same files.
@@ -330,6 +337,7 @@ impl Child {
             passthrough,
             channel_writes: windows.channel_writes,
             incarnation: what.incarnation,
+            blame: what.blame,
         };
         let sent = {
             let _together = self.sending.lock();
@@ -452,6 +460,10 @@ impl Child {
         self.pid
     }
 
+    pub fn blame(&self) -> u64 {
+        self.blame.load(SeqCst)
+    }
+
     pub fn is_alive(&self) -> bool {
         self.alive.load(SeqCst)
     }
@@ -460,6 +472,14 @@ impl Child {
     pub fn kill(&self) {
         // One that has ended already needs no killing.
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+    }
+}
+
+/// One that was killed, or of whose end nothing is known, may be another's victim.
+fn blame_of(status: &std::io::Result<Option<ExitStatus>>) -> u64 {
+    match status {
+        Ok(Some(status)) if status.signal() != Some(libc::SIGKILL) => BLAME_OF_FAULT,
+        _ => BLAME_OF_KILL,
     }
 }
 

@@ -216,7 +216,7 @@ impl Keeper {
         let attached = worker
             .window_place(door, self.config.cache_bytes, channel_writes)
             .and_then(|windows| {
-                let what = Served { door, state: &state, held: &held, incarnation: 0 };
+                let what = Served { door, state: &state, held: &held, incarnation: 0, blame: 0 };
                 worker.serve(&what, (&sealed, length), &windows, passing.as_ref(), &devices, &copies)
             })
             .and_then(|()| target.show(superblock).map_err(cannot));

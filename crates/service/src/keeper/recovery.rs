@@ -40,6 +40,7 @@ struct Orphan {
     kept: Arc<Kept>,
     channel_writes: bool,
     incarnation: u64,
+    blame: u64,
 }
 
 /// Starts the thread that has others take over from workers that ended.
@@ -131,6 +132,7 @@ impl Keeper {
             kept: door.kept.clone()?,
             channel_writes: door.channel_writes,
             incarnation: door.incarnation + 1,
+            blame: door.worker.blame(),
         })
     }
 
@@ -142,8 +144,8 @@ impl Keeper {
         let windows = worker.window_place(orphan.door, self.config.cache_bytes, orphan.channel_writes)?;
         // What the dead worker held was written back when it ended.
         let held = crate::held::make(orphan.door).map_err(cannot)?;
-        let what =
-            super::child::Served { door: orphan.door, state, held: &held, incarnation: orphan.incarnation };
+        let (incarnation, blame) = (orphan.incarnation, orphan.blame);
+        let what = super::child::Served { door: orphan.door, state, held: &held, incarnation, blame };
         let document = (&document, orphan.document.len());
         worker.serve(&what, document, &windows, None, devices, &copies)?;
         Ok(worker)

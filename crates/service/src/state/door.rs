@@ -54,13 +54,14 @@ impl DoorState {
         }))
     }
 
-    /// Of an area that a dead worker has left; it was the door's `incarnation`th successor's, counted from 1. EINVAL for what makes no sense.
-    pub fn adopt(descriptor: OwnedFd, incarnation: u64) -> rustix::io::Result<(Arc<Self>, Past)> {
+    /// Of an area that a dead worker has left; it was the door's `incarnation`th successor's, counted from 1. `blame`: how much
+    /// of the last death falls on the requests that were being done. EINVAL for what makes no sense.
+    pub fn adopt(descriptor: OwnedFd, incarnation: u64, blame: u64) -> rustix::io::Result<(Arc<Self>, Past)> {
         let area = Arc::new(Area::map(descriptor, true)?);
         let agreed = agreed(&area).ok_or(rustix::io::Errno::INVAL)?;
         let (opens, files) = OpenTable::adopt(area.clone());
         let (nodes, known) = NodeTable::adopt(area.clone());
-        let (journal, begun, lost_bits) = Journal::adopt(area.clone(), incarnation);
+        let (journal, begun, lost_bits) = Journal::adopt(area.clone(), incarnation, blame);
         let past = Past { agreed, nodes: known, files, begun, lost_bits };
         Ok((Arc::new(Self { area, opens, nodes, journal }), past))
     }

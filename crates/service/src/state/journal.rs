@@ -5,15 +5,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU64, AtomicUsize, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 
 use parking_lot::Mutex;
 use polytropo_libservices::Name;
 use polytropo_libservices::name::NAME_LEN_MAX;
 use polytropo_libservices::privileges::Witness;
+use rustc_hash::FxHashMap;
 
 use super::area::Area;
-use super::layout::{SLOT_WORDS, SLOTS, Slot};
+use super::layout::{SLOT_WORDS, SLOTS, SUSPECTS, Slot};
 
 const OPCODE: usize = 0;
 const INO: usize = 1;
@@ -34,7 +35,15 @@ const MODE: usize = NEW_NAME + NAME_WORDS;
 const MODE_OF: usize = MODE + 1;
 /// The worker that wrote it, or was sent the request again.
 const SEEN_BY: usize = MODE + 2;
-const _: () = assert!(SEEN_BY < SLOT_WORDS);
+/// The kernel's number of the request that the thread is doing, whatever it is; 0: none.
+const DOING: usize = SEEN_BY + 1;
+const _: () = assert!(DOING < SLOT_WORDS);
+
+/// A request that is blamed so much is not done any more: three deaths by a fault of the worker's own, or ten by SIGKILL, which is how others end it,
+/// and the kernel if there is no memory.
+const BLAME_MAX: u64 = 30;
+pub const BLAME_OF_FAULT: u64 = 10;
+pub const BLAME_OF_KILL: u64 = 3;
 
 /// What dead workers left may take so many slots. Some of it was answered all the same, at the moment of a death, and is never asked
 /// for: what was not asked for longest gives way.
@@ -75,15 +84,22 @@ pub(super) struct Journal {
     area: Arc<Area>,
     incarnation: u64,
     free: Mutex<Vec<usize>>,
+    suspects: Suspects,
 }
 
 impl Journal {
     pub fn new(area: Arc<Area>) -> Arc<Self> {
-        Arc::new(Self { area, incarnation: 0, free: Mutex::new((0..SLOTS).rev().collect()) })
+        Arc::new(Self {
+            area,
+            incarnation: 0,
+            free: Mutex::new((0..SLOTS).rev().collect()),
+            suspects: Suspects::default(),
+        })
     }
 
     /// Of an area that dead workers have left. `incarnation`: how many there were.
-    pub fn adopt(area: Arc<Area>, incarnation: u64) -> (Arc<Self>, Vec<Begun>, Vec<LostBits>) {
+    pub fn adopt(area: Arc<Area>, incarnation: u64, blame: u64) -> (Arc<Self>, Vec<Begun>, Vec<LostBits>) {
+        let suspects = Suspects::adopt(&area, blame);
         let lost = (0..SLOTS).filter_map(|index| lost_bits(area.slot(index))).collect();
         let mut begun: Vec<_> = (0..SLOTS).filter_map(|index| begun(area.slot(index), index)).collect();
         let seen_by = |begun: &Begun| area.slot(begun.slot).words[SEEN_BY].load(Relaxed);
@@ -94,7 +110,7 @@ impl Journal {
             let index: usize = index;
             area.slot(index).stage.store(0, Relaxed);
         }
-        (Arc::new(Self { area, incarnation, free: Mutex::new(free) }), begun, lost)
+        (Arc::new(Self { area, incarnation, free: Mutex::new(free), suspects }), begun, lost)
     }
 
     /// One for each thread; none when there are too many.
@@ -133,6 +149,12 @@ impl JournalSlot {
         }
     }
 
+    /// The request of that number is about to be done. False if too many workers died when they did it.
+    pub fn may_do(&self, unique: u64) -> bool {
+        self.journal.area.slot(self.own).words[DOING].store(unique, Release);
+        !self.journal.suspects.is_condemned(unique)
+    }
+
     /// The request changes the bytes of another node.
     pub fn is_about(&self, node: u64) {
         self.about.store(node, Relaxed);
@@ -168,6 +190,8 @@ impl JournalSlot {
 
     /// The kernel has the answer, and does not ask again.
     pub fn answered(&self) {
+        let doing = self.journal.area.slot(self.own).words[DOING].swap(0, Relaxed);
+        self.journal.suspects.acquit(&self.journal.area, doing);
         let slot = self.slot();
         if slot.stage.load(Relaxed) != 0 {
             slot.stage.store(0, Release);
@@ -188,6 +212,57 @@ impl Witness for JournalSlot {
 
     fn back(&self) {
         self.slot().words[MODE].store(0, Release);
+    }
+}
+
+/// Requests that were being done when workers died, and how much they are blamed for that.
+#[derive(Default)]
+struct Suspects {
+    any: AtomicBool,
+    known: Mutex<FxHashMap<u64, u64>>,
+}
+
+impl Suspects {
+    fn adopt(area: &Area, blame: u64) -> Self {
+        let places = &area.header().suspects;
+        let known = places.iter().map(|place| (place.unique.load(Relaxed), place.blame.load(Relaxed)));
+        let mut known: FxHashMap<u64, u64> = known.filter(|(_, blame)| *blame > 0).collect();
+        let doing = |slot: usize| &area.slot(slot).words[DOING];
+        for unique in (0..SLOTS).map(|slot| doing(slot).load(Acquire)).filter(|unique| *unique != 0) {
+            let sum = known.entry(unique).or_default();
+            *sum = sum.saturating_add(blame);
+        }
+        let mut most: Vec<_> = known.into_iter().filter(|(_, blame)| *blame > 0).collect();
+        most.sort_by_key(|(_, blame)| std::cmp::Reverse(*blame));
+        most.truncate(SUSPECTS);
+        for (index, place) in places.iter().enumerate() {
+            let (unique, blame) = most.get(index).copied().unwrap_or_default();
+            place.unique.store(unique, Relaxed);
+            place.blame.store(blame, Release);
+        }
+        (0..SLOTS).for_each(|slot| doing(slot).store(0, Relaxed));
+        Self { any: AtomicBool::new(!most.is_empty()), known: Mutex::new(most.into_iter().collect()) }
+    }
+
+    fn is_condemned(&self, unique: u64) -> bool {
+        self.any.load(Relaxed) && self.known.lock().get(&unique).is_some_and(|blame| *blame >= BLAME_MAX)
+    }
+
+    /// It was answered.
+    fn acquit(&self, area: &Area, unique: u64) {
+        if !self.any.load(Relaxed) {
+            return;
+        }
+        let mut known = self.known.lock();
+        if known.remove(&unique).is_none() {
+            return;
+        }
+        let places = &area.header().suspects;
+        places
+            .iter()
+            .filter(|place| place.unique.load(Relaxed) == unique)
+            .for_each(|place| place.blame.store(0, Release));
+        self.any.store(!known.is_empty(), Relaxed);
     }
 }
 

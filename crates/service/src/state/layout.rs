@@ -6,7 +6,7 @@ use polytropo_libservices::{HostInode, OpenFlags, Timestamp};
 
 pub const MAGIC: u64 = u64::from_le_bytes(*b"POLYSTAT");
 /// Changed with every change of a layout or a meaning.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 pub const HEADER_BYTES: usize = 4096;
 /// What threads are doing: one slot each.
@@ -42,6 +42,19 @@ pub struct Header {
     /// What was agreed on with the kernel, before it hears of it: the protocol's minor version, 0 before, and its flags.
     pub minor: AtomicU64,
     pub flags: AtomicU64,
+    /// Requests that workers died of, perhaps.
+    pub suspects: [Suspect; SUSPECTS],
+}
+
+pub const SUSPECTS: usize = 64;
+
+/// A request that was being done when workers died.
+#[repr(C)]
+pub struct Suspect {
+    /// The kernel's number of it.
+    pub unique: AtomicU64,
+    /// How much of these deaths it is blamed for; 0: free.
+    pub blame: AtomicU64,
 }
 
 /// Name bytes of one node, padded with zeros.

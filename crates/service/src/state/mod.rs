@@ -19,7 +19,7 @@ mod writer;
 
 pub use area::make;
 pub use door::{Agreed, DoorState, Past};
-pub use journal::{Begun, Intent, JournalSlot, LostBits};
+pub use journal::{BLAME_OF_FAULT, BLAME_OF_KILL, Begun, Intent, JournalSlot, LostBits};
 pub use layout::{Bytes, CAPACITY, Kind, OpenRecord, Through};
 pub use nodes::{NodeRecord, NodeTable, Nodes, Seen};
 pub use reader::{OpenFiles, StateReader};

@@ -69,7 +69,7 @@ fn further_names_of_a_file_are_kept_and_move() {
     state.nodes.moved(5, (1, name(&at(1))), (6, name(&at(6))));
     state.agree(Agreed { minor: 45, flags: 0 });
     drop(state);
-    let (state, past) = DoorState::adopt(descriptor, 1).unwrap();
+    let (state, past) = DoorState::adopt(descriptor, 1, 10).unwrap();
     for nodes in [past.nodes, reader.nodes().nodes] {
         let [node] = &nodes[..] else { panic!("{nodes:?}") };
         let mut places: Vec<_> = node.places.iter().map(|place| place.0).collect();
@@ -97,7 +97,7 @@ fn who_takes_over_knows_the_nodes_and_their_places() {
     state.agree(Agreed { minor: 45, flags: 7 });
     drop(state);
     let before = reader.nodes().nodes;
-    let (state, past) = DoorState::adopt(descriptor, 1).unwrap();
+    let (state, past) = DoorState::adopt(descriptor, 1, 10).unwrap();
     let mut nodes = past.nodes;
     nodes.sort_by_key(|node| node.number);
     assert_eq!(nodes, before);
@@ -131,7 +131,7 @@ fn what_was_begun_is_found() {
     slots[1].begin(&second);
     state.agree(Agreed { minor: 45, flags: 0 });
     let found = |incarnation| {
-        let (state, past) = DoorState::adopt(descriptor.try_clone().unwrap(), incarnation).unwrap();
+        let (state, past) = DoorState::adopt(descriptor.try_clone().unwrap(), incarnation, 10).unwrap();
         (state, past.begun)
     };
     let expected: Vec<_> = [(first, true, 0), (second, false, 1)]
@@ -161,7 +161,7 @@ fn bits_that_were_gone_for_a_moment_are_told_once() {
     slots[0].back();
     state.agree(Agreed { minor: 45, flags: 0 });
     let lost =
-        |descriptor: &OwnedFd| DoorState::adopt(descriptor.try_clone().unwrap(), 1).unwrap().1.lost_bits;
+        |descriptor: &OwnedFd| DoorState::adopt(descriptor.try_clone().unwrap(), 1, 10).unwrap().1.lost_bits;
     assert_eq!(lost(&descriptor), [LostBits { node: 8, mode: 0o4755 }]);
     assert_eq!(lost(&descriptor), []);
 }
@@ -174,7 +174,7 @@ fn what_is_never_asked_for_gives_way() {
     let mut slot = state.journal_slot().unwrap();
     for incarnation in 1..1000 {
         slot.begin(&intent(incarnation));
-        let (next, past) = DoorState::adopt(descriptor.try_clone().unwrap(), incarnation).unwrap();
+        let (next, past) = DoorState::adopt(descriptor.try_clone().unwrap(), incarnation, 10).unwrap();
         assert!(past.begun.iter().any(|begun| begun.intent.unique == incarnation));
         assert!(past.begun.iter().any(|begun| begun.intent.unique == 1));
         slot = next.journal_slot().unwrap();

@@ -90,6 +90,7 @@ fn serve(link: &Arc<Link>, rings: Option<Arc<RingPool>>) -> rustix::io::Result<(
                 passthrough,
                 channel_writes,
                 incarnation,
+                blame,
             } => {
                 let roots = receive_roots(link, roots)?;
                 let given = Given {
@@ -99,6 +100,7 @@ fn serve(link: &Arc<Link>, rings: Option<Arc<RingPool>>) -> rustix::io::Result<(
                     passthrough,
                     channel_writes,
                     incarnation,
+                    blame,
                 };
                 let problem = doors.serve(door, given, roots).err();
                 link.send(&Report::Done { request, problem }, &[])?;

@@ -110,6 +110,7 @@ pub struct Given {
     pub channel_writes: bool,
     /// How many workers served the door before.
     pub incarnation: u64,
+    pub blame: u64,
 }
 
 /// What it takes to open a door.
@@ -172,7 +173,9 @@ impl Doors {
         let channel_writes = given.channel_writes;
         let state = match given.incarnation {
             0 => DoorState::new(state).map(|state| (state, None)),
-            successor => DoorState::adopt(state, successor).map(|(state, past)| (state, Some(past))),
+            successor => {
+                DoorState::adopt(state, successor, given.blame).map(|(state, past)| (state, Some(past)))
+            }
         };
         let (state, past) = state.map_err(|errno| format!("the state area cannot be used: {errno}"))?;
         let plan = Plan {

@@ -29,6 +29,7 @@ pub struct Answered {
     pub silent: bool,
     pub at: Instant,
     failed: bool,
+    given_up: bool,
     took: Duration,
 }
 
@@ -56,6 +57,7 @@ impl Answerer {
             silent: answer == Answer::Silence,
             at,
             failed: reply.nothing_there || error != 0,
+            given_up: reply.given_up,
             took: at - began,
         }
     }
@@ -71,6 +73,9 @@ impl Answerer {
                 }
                 _ => {}
             }
+        }
+        if answered.given_up {
+            self.counters.record_given_up();
         }
         self.counters.record(answered.opcode, answered.failed, answered.took);
     }

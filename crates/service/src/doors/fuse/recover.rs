@@ -152,6 +152,9 @@ impl Rebuilding<'_> {
     fn give_back(&mut self, lost: &LostBits) {
         let Some(node) = self.find(lost.node) else { return };
         let Ok(attr) = self.stack().getattr(&self.caller, node, None) else { return };
+        if attr.file_type() != libc::S_IFREG {
+            return;
+        }
         if attr.mode & 0o7777 == lost.mode || attr.mode & 0o7777 != without(lost.mode) {
             return;
         }

@@ -23,12 +23,14 @@ pub struct Reply<'a> {
     pub held: &'a mut Vec<Held>,
     /// The answer is a success to the kernel, but says that there is nothing.
     pub nothing_there: bool,
+    /// Workers died of the request.
+    pub given_up: bool,
 }
 
 impl<'a> Reply<'a> {
     pub fn new(buffer: &'a mut [u8], held: &'a mut Vec<Held>) -> Self {
         held.clear();
-        Self { buffer, len: 0, held, nothing_there: false }
+        Self { buffer, len: 0, held, nothing_there: false, given_up: false }
     }
 
     pub fn len(&self) -> usize {

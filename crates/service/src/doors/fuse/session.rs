@@ -248,6 +248,16 @@ impl Session {
         own.introduce();
         if let Some(journal) = &own.journal {
             journal.take_up(header.nodeid, past.as_ref());
+            if !journal.may_do(header.unique & !opcode::RESENT) {
+                reply.given_up = true;
+                log::error!(
+                    "FUSE door {}: {} of node {} is answered EIO, since several workers died of it",
+                    self.door.0,
+                    opcode::name(header.opcode),
+                    header.nodeid
+                );
+                return Err(Error::new(Errno::IO, "do what several workers died of"));
+            }
         }
         let node = checked_node(&self.numbers, header.nodeid)?;
         self.told.inode(node);

@@ -19,6 +19,8 @@ pub struct DoorStatistics {
     pub written_bytes: u64,
     /// How many of all operations came over io_uring; the others came from the device.
     pub over_rings: u64,
+    /// Requests that were answered EIO since several workers died of them.
+    pub given_up: u64,
 }
 
 impl DoorStatistics {
@@ -33,6 +35,7 @@ impl DoorStatistics {
         self.read_bytes += other.read_bytes;
         self.written_bytes += other.written_bytes;
         self.over_rings += other.over_rings;
+        self.given_up += other.given_up;
     }
 }
 
@@ -51,6 +54,7 @@ pub struct Counters {
     operations: [Counter; opcode::COUNT],
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
+    given_up: AtomicU64,
     over_ring: bool,
 }
 
@@ -71,6 +75,7 @@ impl Counters {
             operations: std::array::from_fn(|_| Counter::default()),
             read_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
             over_ring,
         }
     }
@@ -81,6 +86,11 @@ impl Counters {
         add(&counter.count, 1);
         add(&counter.errors, u64::from(failed));
         add(&counter.total_ns, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Called by the owning thread alone.
+    pub fn record_given_up(&self) {
+        add(&self.given_up, 1);
     }
 
     /// Called by the owning thread alone.
@@ -118,6 +128,7 @@ impl AllCounters {
         for counters in self.0.lock().iter() {
             sum.read_bytes += counters.read_bytes.load(Relaxed);
             sum.written_bytes += counters.written_bytes.load(Relaxed);
+            sum.given_up += counters.given_up.load(Relaxed);
             for (opcode, counter) in counters.operations.iter().enumerate() {
                 let count = counter.count.load(Relaxed);
                 if count > 0 {

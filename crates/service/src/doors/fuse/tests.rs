@@ -240,6 +240,7 @@ fn bytes_that_are_written_back_are_never_interrupted() {
         probability: 1.0,
         errno: Some(errno.into()),
         delay_ms: 0,
+        kill: false,
         short_bytes: None,
     };
     let cases = [

@@ -34,6 +34,7 @@ fn unheard() -> (std::process::Child, Arc<Child>, Link) {
         waiting: Mutex::default(),
         last_request: AtomicU64::new(0),
         alive: AtomicBool::new(true),
+        blame: AtomicU64::new(0),
         hears: Default::default(),
     });
     (process, child, theirs)
