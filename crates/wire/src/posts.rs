@@ -64,7 +64,7 @@ pub struct Post {
     /// service before it writes them.
     pub place: AtomicU64,
     pub place_of: AtomicU64,
-    /// One more than the sequence number of the post whose bytes are with the layers, though it is not told to be done yet.
+    /// One more than the sequence number of the post that was done, or failed, though that is not told yet.
     pub applied_of: AtomicU64,
 }
 
@@ -164,16 +164,18 @@ impl Post {
         self.place_of.store(sequence.wrapping_add(1), Release);
     }
 
-    /// For the service, once the bytes of a post that it has taken are with the layers.
-    pub fn say_applied(&self) {
+    /// For the service, once the bytes of a post that it has taken are with the layers, or cannot be.
+    pub fn say_applied(&self, outcome: u32) {
+        self.outcome.store(outcome, Relaxed);
         let sequence = self.sequence.load(Relaxed);
         self.applied_of.store(sequence.wrapping_add(1), Release);
     }
 
-    /// Whether the bytes of a post that was taken are with the layers. What was posted later may be there, too, so it must not be done again.
-    pub fn is_applied(&self) -> bool {
+    /// What became of a post that was taken, if that was said. What was posted later may be done, too, so it must not be done again.
+    pub fn applied(&self) -> Option<u32> {
         let sequence = self.sequence.load(Relaxed);
-        self.applied_of.load(Acquire) == sequence.wrapping_add(1)
+        let said = self.applied_of.load(Acquire) == sequence.wrapping_add(1);
+        said.then(|| self.outcome.load(Relaxed))
     }
 
     /// Where the bytes of a post that was taken go, if that was said.

@@ -43,3 +43,19 @@ for turn in range(5):
     subprocess.run(["sh", "-c", f"echo third >&{first}"], pass_fds=[first], check=True)
 with open("both") as file:
     print(file.read())
+# What others append after the own write is read next, by a program that has the service open its files.
+READER = """
+import os
+from trap import begin, sh
+begin()
+mine = os.open("mine", os.O_CREAT | os.O_RDWR | os.O_APPEND)
+for turn in range(3):
+    os.write(mine, b"mine ")
+    with open("mine", "a") as other:
+        other.write("other ")
+    sh("printf 'shell ' >>mine")
+    print(os.read(mine, 100), os.lseek(mine, 0, os.SEEK_CUR))
+    os.lseek(mine, 0, os.SEEK_SET)
+    print(os.read(mine, 4))
+"""
+print(subprocess.run([sys.executable, "-c", READER], stdout=subprocess.PIPE, text=True).stdout)

@@ -11,6 +11,7 @@ use crate::trace::{self, Why};
 const CLONE_VM: usize = 0x100;
 const CLONE_FILES: usize = 0x400;
 const CLONE_FS: usize = 0x200;
+const CLONE_NEWPID: usize = 0x2000_0000;
 const PR_SET_SECCOMP: usize = 22;
 const CLONE_VFORK: usize = 0x4000;
 const CLONE_THREAD: usize = 0x1_0000;
@@ -20,6 +21,7 @@ const O_ACCMODE_ETC: usize = 3 | 0o100 | 0o1000 | 0o200_000 | 0o10_000_000 | 0o4
 const AT_EMPTY_PATH: usize = 0x1000;
 const CLOSE_RANGE_UNSHARE: usize = 2;
 const F_NOTIFY: usize = 1026;
+const F_SETFD: usize = 2;
 const F_SETLK: usize = 6;
 const F_SETLKW: usize = 7;
 const ENOENT: isize = -2;
@@ -93,7 +95,7 @@ pub fn answer(number: usize, arguments: &[usize; 6], at_bridge: bool) -> Answer 
             names::change_directory(number, arguments)
         }
         nr::PRCTL if arguments[0] != PR_SET_SECCOMP => Answer::Pass(Why::NotOurs),
-        nr::UNSHARE if arguments[0] & CLONE_FILES == 0 => {
+        nr::UNSHARE if arguments[0] & (CLONE_FILES | CLONE_NEWPID) == 0 => {
             placeholders::upgrade_all(table, false);
             kept::give_up_all();
             reach_changes()
@@ -113,15 +115,15 @@ pub fn answer(number: usize, arguments: &[usize; 6], at_bridge: bool) -> Answer 
         | nr::PIVOT_ROOT
         | nr::MOUNT
         | nr::UMOUNT2
-        | nr::MOVE_MOUNT
-        | nr::SETNS => {
+        | nr::MOVE_MOUNT => {
             // As long as this process still may.
             placeholders::upgrade_all(table, false);
             kept::give_up_all();
             reach_changes()
         }
-        // A filter may kill for calls that the program does not make itself.
-        nr::PRCTL | nr::SECCOMP | nr::IO_URING_SETUP | nr::IO_SETUP | nr::UNSHARE => {
+        // A filter may kill for calls that the program does not make itself. Children in other namespaces of processes may have this one's number, by which
+        // they are told from it.
+        nr::PRCTL | nr::SECCOMP | nr::IO_URING_SETUP | nr::IO_SETUP | nr::UNSHARE | nr::SETNS => {
             process::turn_off();
             Answer::Pass(Why::Unseen)
         }
@@ -134,6 +136,7 @@ pub fn answer(number: usize, arguments: &[usize; 6], at_bridge: bool) -> Answer 
             elsewhere::note_lock(table, arguments[0]);
             about_descriptor(table, number, arguments)
         }
+        nr::FCNTL if arguments[1] == F_SETFD => placeholders::set_flags(table, arguments[0], arguments[2]),
         _ => about_descriptor(table, number, arguments),
     }
 }

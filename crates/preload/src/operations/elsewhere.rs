@@ -14,7 +14,6 @@ const FIONCLEX: usize = 0x5450;
 /// Requests of terminals and of all files, and of sockets: they name no other descriptor.
 const TYPE_OF_TERMINALS: usize = 0x54;
 const TYPE_OF_SOCKETS: usize = 0x89;
-const F_SETFD: usize = 2;
 const FD_CLOEXEC: usize = 1;
 
 /// ioctl(2): many name a second descriptor, as a number or somewhere in a structure.
@@ -23,8 +22,7 @@ pub fn control(table: &Table, arguments: &[usize; 6]) -> Answer {
     let request = request as u32 as usize;
     if matches!(request, FIOCLEX | FIONCLEX) && is_placeholder(table, descriptor) {
         let flags = if request == FIOCLEX { FD_CLOEXEC } else { 0 };
-        // SAFETY: concerns no memory.
-        return Answer::Asked(unsafe { sys::call(nr::FCNTL, [descriptor, F_SETFD, flags, 0, 0, 0]) });
+        return placeholders::set_flags(table, descriptor, flags);
     }
     if !matches!(request >> 8 & 0xff, TYPE_OF_TERMINALS | TYPE_OF_SOCKETS) {
         make_all_real(table);

@@ -34,6 +34,7 @@ pub const TCGETS: usize = 0x5401;
 const AT_EMPTY_PATH: usize = 0x1000;
 const AT_NO_AUTOMOUNT: usize = 0x800;
 const F_GETFD: usize = 1;
+const F_SETFD: usize = 2;
 const FD_CLOEXEC: isize = 1;
 
 /// Opens in a row that the service left to the kernel; it is not asked any more after so many.
@@ -90,6 +91,21 @@ pub fn lock(entry: &Entry) -> bool {
 
 pub fn unlock(entry: &Entry) {
     entry.exchange_kind(entry.generation(), Kind::Upgrading, Kind::Placeholder);
+}
+
+/// fcntl(2) with F_SETFD. Whoever has the kernel open what a placeholder stands for takes these flags along.
+pub fn set_flags(table: &Table, descriptor: usize, flags: usize) -> Answer {
+    let arguments = [descriptor, F_SETFD, flags, 0, 0, 0];
+    let Some(entry) = table.entry(descriptor).filter(|entry| any() && entry.kind() != Kind::Own) else {
+        return super::calls::about_descriptor(table, nr::FCNTL, &arguments);
+    };
+    let locked = lock(entry);
+    // SAFETY: concerns no memory.
+    let done = unsafe { sys::call(nr::FCNTL, arguments) };
+    if locked {
+        unlock(entry);
+    }
+    Answer::Asked(done)
 }
 
 /// Something else is in the place of what was locked.

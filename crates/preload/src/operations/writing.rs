@@ -58,7 +58,9 @@ static CHANGES_OF_UMASK: AtomicU64 = AtomicU64::new(0);
 pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
     let access = asked.flags & O_ACCMODE;
     let others = asked.flags & !FLAGS & !placeholders::FLAGS;
-    if others != 0 || access == 0 || access == O_ACCMODE || names::has_ended() || !is_worth_it() {
+    // Where the next read begins that follows an append the kernel knows, whoever else appends.
+    let reads_on = access == O_RDWR && asked.flags & sys::O_APPEND != 0;
+    if reads_on || others != 0 || access == 0 || access == O_ACCMODE || names::has_ended() || !is_worth_it() {
         return None;
     }
     let path = names::read_path(asked.path)?;

@@ -85,8 +85,8 @@ pub fn recover(memory: &OwnedFd, files: &[&PermittedFile], recovered: &mut Recov
         // What the dead worker had taken is done again: the same bytes at the same place, in the same order. But not what it had done, since
         // it may have done later ones after that.
         let taken = post.kind() == STATE_TAKEN;
-        if taken && post.is_applied() {
-            if post.finish(0) {
+        if let Some(outcome) = post.applied().filter(|_| taken) {
+            if post.finish(outcome) {
                 wake_all(&post.state);
             }
             continue;

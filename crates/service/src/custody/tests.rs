@@ -76,7 +76,7 @@ fn read(file: &File) -> Vec<u8> {
 
 #[test]
 fn what_a_dead_worker_left_is_done_in_order() {
-    let site = Site::new();
+    let mut site = Site::new();
     let channel = site.custodian.channel(site.descriptor.as_fd()).unwrap();
     let (one, two) = (site.file("one"), site.file("two"));
     let _permits = [
@@ -98,13 +98,18 @@ fn what_a_dead_worker_left_is_done_in_order() {
     // Done, and overtaken by one that is told to be done.
     site.post(20, 0x1_0001, 1, b"old");
     assert!(site.post_at(20).take());
-    site.post_at(20).say_applied();
+    site.post_at(20).say_applied(0);
+    // Failed, and overtaken.
+    site.post(21, 0x1_0001, 0, b"lost");
+    assert!(site.post_at(21).take());
+    site.post_at(21).say_applied(libc::ENOSPC as u32);
     let ended = site.ended();
-    let Site { kept, .. } = site;
     assert_eq!(ended, 0);
+    let kept = std::mem::replace(&mut site.kept, Kept::new(pair().unwrap().0));
     let recovered = kept.recover();
     assert_eq!((recovered.posts, recovered.lost_posts, recovered.damaged), (5, 0, 0));
     assert_eq!((read(&one), read(&two)), (b"abXZef".to_vec(), b"start more end".to_vec()));
+    assert_eq!(site.state(21), (STATE_DONE, libc::ENOSPC as u32));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use polytropo_libservices::{HostInode, OpenFlags, Timestamp};
 
 pub const MAGIC: u64 = u64::from_le_bytes(*b"POLYSTAT");
 /// Changed with every change of a layout or a meaning.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 pub const HEADER_BYTES: usize = 4096;
 /// What threads are doing: one slot each.
@@ -44,6 +44,8 @@ pub struct Header {
     pub flags: AtomicU64,
     /// Requests that workers died of, perhaps.
     pub suspects: [Suspect; SUSPECTS],
+    /// Not 0 while programs watch files.
+    pub watched: AtomicU64,
 }
 
 pub const SUSPECTS: usize = 64;

@@ -46,6 +46,16 @@ impl OpenTable {
         (table, files)
     }
 
+    /// For the next worker, of which programs that wait for the kernel to tell them of a change do not hear.
+    pub fn say_watched(&self, watched: bool) {
+        self.area.header().watched.store(watched.into(), Relaxed);
+    }
+
+    /// Whether files were watched when the last worker died.
+    pub fn is_watched(&self) -> bool {
+        self.area.header().watched.load(Relaxed) != 0
+    }
+
     /// None when the table is full; the file is open all the same.
     pub fn list(self: &Arc<Self>, record: &OpenRecord) -> Option<Listed> {
         let header = self.area.header();

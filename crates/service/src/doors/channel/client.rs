@@ -1,7 +1,7 @@
 //! One program at this door: who it is, its memory, its open files.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
@@ -336,7 +336,7 @@ impl Client {
     /// The program watches files, until its channel ends: whatever changes from now on the kernel is to see.
     pub(super) fn watch(&self) {
         if !self.watches.swap(true, Relaxed) {
-            self.door.watchers.fetch_add(1, SeqCst);
+            self.door.watched_by(true);
         }
         if let Some(grants) = &self.door.grants {
             grants.withdraw_all();
@@ -430,7 +430,7 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         if self.watches.load(Relaxed) {
-            self.door.watchers.fetch_sub(1, SeqCst);
+            self.door.watched_by(false);
         }
         self.memory.end();
         for node in self.covered.drain() {

@@ -291,8 +291,8 @@ impl ChannelMemory {
     }
 
     /// Of a post that is done before that is told: it must not be done again, after later ones.
-    pub fn say_applied(&self, number: usize) {
-        self.post(number).say_applied();
+    pub fn say_applied(&self, number: usize, outcome: u32) {
+        self.post(number).say_applied(outcome);
     }
 
     /// Where a post's bytes lie. The program may change them at any time.

@@ -29,7 +29,7 @@ mod walk;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -114,7 +114,8 @@ pub struct Shared {
     grown: AtomicU64,
     looked_for_room: Mutex<Option<(Instant, bool)>>,
     /// Programs that watch files.
-    watchers: AtomicU32,
+    watchers: Mutex<u32>,
+    watched: AtomicBool,
     pub id: DoorId,
     pub modes: Arc<Modes>,
     pub windows: Windows,
@@ -135,6 +136,8 @@ pub struct Shared {
 
 impl Shared {
     fn new(epochs: Arc<Epochs>, options: ChannelOptions, id: DoorId) -> Arc<Self> {
+        // Those of a dead worker's time are never known to have ended.
+        let watchers = u32::from(options.open_table.as_ref().is_some_and(|table| table.is_watched()));
         let stack: Arc<dyn Libservice> = epochs.clone();
         let WindowAccess { store, place, shown } = options.windows;
         let coherence = stack.coherence();
@@ -178,7 +181,8 @@ impl Shared {
             kernel_door,
             grown: AtomicU64::new(0),
             looked_for_room: Mutex::new(None),
-            watchers: AtomicU32::new(0),
+            watchers: Mutex::new(watchers),
+            watched: AtomicBool::new(watchers != 0),
             own,
             stack: guarded,
             id,
@@ -240,7 +244,17 @@ impl Shared {
 
     /// Whether somebody has the kernel tell of changes.
     pub fn is_watched(&self) -> bool {
-        self.watchers.load(Ordering::SeqCst) != 0
+        self.watched.load(Ordering::SeqCst)
+    }
+
+    /// One more program watches files, or one fewer.
+    fn watched_by(&self, more: bool) {
+        let mut watchers = self.watchers.lock();
+        *watchers = if more { *watchers + 1 } else { watchers.saturating_sub(1) };
+        self.watched.store(*watchers != 0, Ordering::SeqCst);
+        if let Some(table) = &self.open_table {
+            table.say_watched(*watchers != 0);
+        }
     }
 
     /// Whether all open files are known. Of stacks that others change the kernel always asks for opens, and holds back only what is

@@ -108,9 +108,7 @@ impl Client {
                 };
                 done = end;
             }
-            if outcome == 0 {
-                self.memory.say_applied(number);
-            }
+            self.memory.say_applied(number, outcome);
             finished.push((number, outcome));
             begin = end;
         }
