@@ -100,6 +100,14 @@ fn next_file(listing: &View<'_, [u64]>, mut at: usize) -> Option<usize> {
     None
 }
 
+/// What became of a file that was to be brought.
+enum Brought {
+    There,
+    /// It is not such a file, or no longer.
+    NotSuch,
+    No,
+}
+
 impl Work<'_> {
     /// After the answer: brings what the program may ask for next.
     pub fn read_ahead(&mut self, given: &Given) {
@@ -116,37 +124,46 @@ impl Work<'_> {
                 self.client.order.0.lock().next = at;
                 return;
             }
-            if let Err(Failure::Error(error)) = self.bring(given.directory, &name) {
+            match self.bring(given.directory, &name) {
+                Ok(Brought::No) => {
+                    // There is no room, or somebody changes files.
+                    *self.client.order.0.lock() = Run::default();
+                    return;
+                }
                 // Who asks for it hears of it.
-                log::trace!("a file is not read ahead: {error}");
+                Err(Failure::Error(error)) => log::trace!("a file is not read ahead: {error}"),
+                Ok(_) | Err(Failure::Kernel) => {}
             }
         }
     }
 
-    fn bring(&mut self, directory: NodeId, name: &Name) -> Result<(), Failure> {
+    fn bring(&mut self, directory: NodeId, name: &Name) -> Result<Brought, Failure> {
         self.notes = Some(Notes::new(&self.door.epochs));
         let found = self.door.stack.lookup(self.caller(), directory, name)?;
         let found = Held::of(&*self.client.door.stack, found);
         let small = found.attr.file_type() == libc::S_IFREG && found.attr.size_bytes <= BYTES_MAX as u64;
         if !small || self.client.covered.contains(&found.node) {
-            return Ok(());
+            return Ok(Brought::NotSuch);
         }
         let attr = self.noted(found.node, &found.attr);
         if self.is_shared(&attr) {
-            return Ok(());
+            return Ok(Brought::There);
         }
         let (kind, flags, ticket) = self.open_node(found.node, &attr, libc::O_RDONLY)?;
         let file = OpenFile::new(self.door.clone(), found.into_node().0, kind, flags, ticket);
         let Some(handle) = file.handle().filter(|_| self.door.immutable || self.stays_as_tagged(&file))
         else {
-            return Ok(());
+            return Ok(Brought::NotSuch);
         };
-        let Some(bytes) = self.desk.bytes.get_mut(..attr.size_bytes as usize) else { return Ok(()) };
+        let Some(bytes) = self.desk.bytes.get_mut(..attr.size_bytes as usize) else {
+            return Ok(Brought::NotSuch);
+        };
         let count = self.client.door.stack.read(&self.client.peer.caller, file.node, handle, 0, bytes)?;
         if count as u64 == attr.size_bytes {
-            self.share_bytes(&attr, &self.desk.bytes[..count]);
+            let shared = self.share_bytes(&attr, &self.desk.bytes[..count]);
+            return Ok(if shared { Brought::There } else { Brought::No });
         }
-        Ok(())
+        Ok(Brought::NotSuch)
     }
 }
 

@@ -27,16 +27,16 @@ impl Work<'_> {
         answers.has_bytes(attr.ino, everything, sample)
     }
 
-    /// All bytes of a small file that this program may read and is just being told. Who finds them has no open file.
-    pub(super) fn share_bytes(&self, attr: &Attr, bytes: &[u8]) {
+    /// All bytes of a small file that this program may read and is just being told. Who finds them has no open file. False if they were not put there.
+    pub(super) fn share_bytes(&self, attr: &Attr, bytes: &[u8]) -> bool {
         let shares = bytes.len() <= BYTES_MAX && self.may_always_read();
-        let Some(answers) = self.client.answers.as_ref().filter(|_| shares) else { return };
-        let Some(notes) = self.notes.as_ref().filter(|notes| notes.tag().is_good()) else { return };
-        let (Some(everything), Some(sample)) = (notes.everything(), notes.inode()) else { return };
+        let Some(answers) = self.client.answers.as_ref().filter(|_| shares) else { return false };
+        let Some(notes) = self.notes.as_ref().filter(|notes| notes.tag().is_good()) else { return false };
+        let (Some(everything), Some(sample)) = (notes.everything(), notes.inode()) else { return false };
         let mut payload = head(sample, bytes.len(), &attributes(attr)).to_vec();
         payload.extend(name_words(bytes));
         // Where there is no room it is asked for again.
         let new = New { kind: Kind::Bytes, ino: attr.ino, everything, path: b"", payload: &payload };
-        let _ = answers.put(&new);
+        answers.put(&new).is_some()
     }
 }
