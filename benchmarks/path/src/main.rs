@@ -6,7 +6,7 @@ mod throughput;
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::Barrier;
+use std::sync::{Barrier, OnceLock};
 use std::time::Instant;
 
 use clap::Parser;
@@ -29,6 +29,9 @@ struct Arguments {
     /// Nothing but bytes read and written.
     #[arg(long)]
     throughput: bool,
+    /// Only calls whose name contains this.
+    #[arg(long, default_value = "")]
+    matching: String,
     /// Milliseconds for each figure.
     #[arg(long, default_value_t = 200)]
     time_ms: u64,
@@ -40,6 +43,8 @@ const APPENDS: u64 = 4096;
 
 fn main() {
     let arguments = Arguments::parse();
+    // It was empty.
+    let _ = MATCHING.set(arguments.matching.clone());
     let measured = match &arguments.socket {
         Some(socket) => sides::Channelled::connect(socket, &arguments.directory)
             .and_then(|side| measure(&side, &arguments)),
@@ -56,6 +61,13 @@ fn main() {
 
 type Figures = serde_json::Map<String, serde_json::Value>;
 
+/// What the names of calls that are measured contain.
+static MATCHING: OnceLock<String> = OnceLock::new();
+
+fn is_wanted(name: &str) -> bool {
+    MATCHING.get().is_none_or(|matching| name.contains(matching.as_str()))
+}
+
 /// The median of batches that last about as long as they are told together.
 fn time(
     figures: &mut Figures,
@@ -63,6 +75,9 @@ fn time(
     time_ms: u64,
     mut work: impl FnMut() -> Outcome<()>,
 ) -> Outcome<()> {
+    if !is_wanted(name) {
+        return Ok(());
+    }
     let begun = Instant::now();
     let mut count = 0u64;
     // Warms up, and tells how much there is room for.
@@ -269,7 +284,12 @@ fn by_two<S: Side>(side: &S, figures: &mut Figures, arguments: &Arguments) -> Ou
             side.unlink(&name)
         })
     })?;
-    ["pair0", "pair1", "log0", "log1"].iter().try_for_each(|name| side.unlink(name))
+    for (call, names) in [("pwrite", ["pair0", "pair1"]), ("append", ["log0", "log1"])] {
+        if is_wanted(&format!("{call} 4 KiB, two threads")) {
+            names.iter().try_for_each(|name| side.unlink(name))?;
+        }
+    }
+    Ok(())
 }
 
 fn pair<W: FnMut() -> Outcome<()>>(
@@ -278,6 +298,10 @@ fn pair<W: FnMut() -> Outcome<()>>(
     ms: u64,
     make: impl Fn(usize) -> Outcome<W> + Sync,
 ) -> Outcome<()> {
+    let name = format!("{name}, two threads");
+    if !is_wanted(&name) {
+        return Ok(());
+    }
     let start = Barrier::new(2);
     let run = |thread| -> Outcome<f64> {
         let made = make(thread);
@@ -296,7 +320,7 @@ fn pair<W: FnMut() -> Outcome<()>>(
         let own = run(0);
         [own, other.join().unwrap_or_else(|_| Err("a thread panicked".into()))]
     });
-    figures.insert(format!("{name}, two threads"), ((one? + two?) / 2.0).into());
+    figures.insert(name, ((one? + two?) / 2.0).into());
     Ok(())
 }
 
