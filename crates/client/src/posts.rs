@@ -72,7 +72,9 @@ impl Channel {
         used.state.posted_any.store(1, Relaxed);
         if post.publish(self.issued(), permit, used.file.0) {
             self.posts.left.fetch_or(bit, AcqRel);
-            self.counters.posted_writes.fetch_add(1, Relaxed);
+            // Threads may lose a count to each other.
+            let posted = &self.counters.posted_writes;
+            posted.store(posted.load(Relaxed) + 1, Relaxed);
             if post.sequence.load(Relaxed) % RING_AT == 0 {
                 self.reclaim_posts();
                 self.notify_posts();

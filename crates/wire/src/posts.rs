@@ -102,8 +102,8 @@ impl Post {
         // After all posts that have returned, for whoever reads it; see `limit`.
         let sequence = issued.fetch_add(1, AcqRel);
         self.sequence.store(sequence, Relaxed);
-        self.state.store((sequence as u32) << STATE_BITS | STATE_PUBLISHED, Release);
-        fence(SeqCst);
+        self.state.swap((sequence as u32) << STATE_BITS | STATE_PUBLISHED, AcqRel);
+        fence_after_update();
         permit.load(Relaxed) == file
     }
 
@@ -202,6 +202,16 @@ impl Post {
     pub fn is_awaited(&self) -> bool {
         self.waiters.load(Relaxed) != 0 && self.waiters.swap(0, Relaxed) != 0
     }
+}
+
+/// Orders a read-modify-write before the loads that follow it. On x86-64 the locked instruction has emptied the store buffer, so that only
+/// the compiler is to be held back: 10 ns less a write.
+#[inline(always)]
+fn fence_after_update() {
+    #[cfg(all(not(loom), target_arch = "x86_64", not(miri)))]
+    core::sync::atomic::compiler_fence(SeqCst);
+    #[cfg(any(loom, not(target_arch = "x86_64"), miri))]
+    fence(SeqCst);
 }
 
 fn turn_of(word: u32) -> Option<Turn> {
