@@ -123,7 +123,7 @@ random.seed(int(sys.argv[1]))
 os.umask(random.choice([0o022, 0o027, 0o077]))
 here = os.getcwd()
 NAMES = ["a", "b", "c", "d", "a/a", "a/b", "b/a", "b/c/d", "a/", "nothing/here", "c/..", "."]
-opened = {}
+opened, held = {}, []
 for turn in range(100):
     # The service is asked for what is asked for again.
     try:
@@ -144,7 +144,7 @@ def place(name):
             pass
     return name, None
 def change():
-    what = random.choice("mkdir mkdir rmdir unlink symlink link rename rename make make".split())
+    what = random.choice("mkdir mkdir rmdir unlink symlink link rename rename make make hold use use".split())
     (one, at), (two, to) = place(random.choice(NAMES)), place(random.choice(NAMES))
     if what == "mkdir":
         os.mkdir(one, 0o777, dir_fd=at)
@@ -158,6 +158,18 @@ def change():
         os.link(one, two, src_dir_fd=at, dst_dir_fd=to, follow_symlinks=False)
     elif what == "rename":
         os.rename(one, two, src_dir_fd=at, dst_dir_fd=to)
+    elif what == "hold":
+        # Wherever its name goes meanwhile.
+        flags = random.choice([0, 0, os.O_EXCL, os.O_TRUNC])
+        held.append(os.open(one, os.O_RDWR | os.O_CREAT | flags, 0o666, dir_fd=at))
+    elif what == "use" and held:
+        file = held.pop(random.randrange(len(held)))
+        if random.randrange(2):
+            held.append(os.dup(file))
+        os.pwrite(file, b"y" * random.randrange(50), random.randrange(50))
+        seen = os.fstat(file)
+        what = [seen.st_nlink, seen.st_size, oct(seen.st_mode), os.pread(file, 200, 0)]
+        os.close(file)
     else:
         file = os.open(one, os.O_WRONLY | os.O_CREAT, 0o666, dir_fd=at)
         os.write(file, b"x" * random.randrange(100))

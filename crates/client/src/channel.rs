@@ -26,6 +26,8 @@ use crate::{EAGAIN, EPROTO, Error, Result};
 
 /// Turns of the loop that waits while the service runs on another CPU: some 20 us.
 const SPIN_TURNS: u32 = 2_000;
+/// The same for what makes, removes or moves names, or may: the host alone takes 10 to 20 us for it, and who sleeps is woken just then.
+const SPIN_TURNS_OF_CHANGES: u32 = 5_000;
 /// The longest sleep before a look whether the service is still there.
 const NAP_NS: i64 = 100_000_000;
 /// How many naps a write that a dead service was at waits for somebody to finish it.
@@ -338,10 +340,10 @@ impl Channel {
         self.queue.handle().try_enqueue(number as u64).map_err(|_| Error::Gone)
     }
 
-    fn wait(&self, slot: &Slot, cpu: u32) -> Result<()> {
+    fn wait(&self, slot: &Slot, cpu: u32, turns: u32) -> Result<()> {
         let service_cpu = self.header().service.cpu.load(Relaxed);
         if service_cpu != 0 && service_cpu != cpu && self.spin.should_look() {
-            for _ in 0..SPIN_TURNS {
+            for _ in 0..turns {
                 if slot.state.load(Acquire) == state::DONE {
                     self.spin.looked(true);
                     return Ok(());
@@ -449,7 +451,9 @@ impl Claim<'_> {
         channel.put(self.number)?;
         let cpu = sys::current_cpu(channel.quick_cpu);
         channel.notify(cpu);
-        let outcome = match channel.wait(slot, cpu) {
+        let changes = operation.is_change() || operation == Operation::Open;
+        let turns = if changes { SPIN_TURNS_OF_CHANGES } else { SPIN_TURNS };
+        let outcome = match channel.wait(slot, cpu, turns) {
             Ok(()) => slot.outcome.load(Relaxed),
             Err(Error::Gone) => match slot.progress.load(Acquire) {
                 progress::DONE => 0,

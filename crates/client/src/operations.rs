@@ -89,8 +89,16 @@ impl Channel {
         if let Some(known) = asked.as_ref().and_then(|asked| self.recall(asked, at, &mut [])) {
             result_of(known.outcome)?;
         }
-        let words = [flags.into(), mode.into(), umask.into(), 0];
+        let words = [flags.into(), mode.into(), umask.into(), 0, 0];
         let (claim, reply) = self.ask_to_open(at, path, words, asked.as_ref())?;
+        self.take_opened(&claim, &reply)
+    }
+
+    /// openat(2) of a name in a directory of which it is known which inode it is, and that it lay at the path's beginning: `Error::Kernel` if another
+    /// one does.
+    pub fn open_in(&self, parent: u64, path: &[u8], flags: u32, mode: u32, umask: u32) -> Result<Opened> {
+        let words = [flags.into(), mode.into(), umask.into(), 0, parent];
+        let (claim, reply) = self.ask_to_open(At::Root, path, words, None)?;
         self.take_opened(&claim, &reply)
     }
 
@@ -102,7 +110,7 @@ impl Channel {
             result_of(known.outcome)?;
         }
         let chunk = self.arena.take_chunk();
-        let words = [flags.into(), 0, 0, u64::from(chunk.is_some())];
+        let words = [flags.into(), 0, 0, u64::from(chunk.is_some()), 0];
         let (claim, reply) = match self.ask_to_open(at, path, words, asked.as_ref()) {
             Ok(asked) => asked,
             Err(error) => {
@@ -122,18 +130,19 @@ impl Channel {
         }
     }
 
-    /// `words` behind the path: flags, mode, umask, whether the bytes will do.
+    /// `words` behind the path: flags, mode, umask, whether the bytes will do, the directory if it is known.
     fn ask_to_open(
         &self,
         at: At,
         path: &[u8],
-        words: [u64; 4],
+        words: [u64; 5],
         asked: Option<&Asked>,
     ) -> Result<(Claim<'_>, Reply)> {
         let claim = self.claim()?;
         let path_bytes = put_path(&claim, 0, path)?;
-        let [flags, mode, umask, carry] = words;
-        let reply = claim.ask_whole(Operation::Open, &[at.word(), path_bytes, flags, mode, umask, carry])?;
+        let [flags, mode, umask, carry, parent] = words;
+        let words = [at.word(), path_bytes, flags, mode, umask, carry, parent];
+        let reply = claim.ask_whole(Operation::Open, &words)?;
         if reply.outcome != 0 {
             self.keep(asked, &reply, &[]);
         }

@@ -50,7 +50,7 @@ macro_rules! operations {
 operations! {
     /// Does nothing; the round trip alone.
     Ping = 0,
-    /// at, path bytes, flags of open(2), mode, umask, 1 if the bytes will do -> [`opened`]
+    /// at, path bytes, flags of open(2), mode, umask, 1 if the bytes will do, the inode of the directory that has to hold the name or 0 -> [`opened`]
     Open = 1,
     /// file
     Close = 2,

@@ -64,14 +64,14 @@ pub fn take_number(channel: &Channel, close_on_exec: bool) -> Result<usize, isiz
     usize::try_from(number).map_err(|_| number)
 }
 
-/// Keeps the path with which a file was made. None: there is no room for it, so that the kernel has to name the file now.
-pub fn keep_path(path: &[u8]) -> Option<u32> {
-    if path.len() >= PATH_BYTES_MAX {
+/// Keeps the path with which a file was made, in parts. None: there is no room for it, so that the kernel has to name the file now.
+pub fn keep_path(parts: [&[u8]; 3]) -> Option<u32> {
+    if parts.iter().map(|part| part.len()).sum::<usize>() >= PATH_BYTES_MAX {
         return None;
     }
     let free = |record: &Record| record.taken.compare_exchange(0, 1, AcqRel, Relaxed).is_ok();
     let index = RECORD.iter().position(free)?;
-    for (place, byte) in RECORD[index].path.iter().zip(path.iter().chain(&[0])) {
+    for (place, byte) in RECORD[index].path.iter().zip(parts.into_iter().flatten().chain(&[0])) {
         place.store(*byte, Relaxed);
     }
     // First: as soon as it is one, another thread may replace it.

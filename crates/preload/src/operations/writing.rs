@@ -3,13 +3,13 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use polytropo_client::{At, Channel, Error, File, Result, Time};
+use polytropo_client::{At, Channel, Error, File, PATH_BYTES_MAX, Result, Time};
 
 use super::link::label;
 use super::placeholders::{self, Asked, Stood};
 use super::process::{self, LINK};
 use super::table::{AT_END, Entry, Held, Kind, NO_PLACE, Table};
-use super::{elsewhere, kept, names, standins};
+use super::{directories, elsewhere, kept, names, standins};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::trace::{self, Counter, Why};
@@ -68,7 +68,8 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
         placeholders::count_open(path);
         return None;
     };
-    let (at, rest) = names::place(channel, asked.directory, path)?;
+    let mut buffer = [0; PATH_BYTES_MAX];
+    let place = place(channel, asked.directory, path, &mut buffer)?;
     if has_limit() {
         return None;
     }
@@ -83,11 +84,16 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
         None
     };
     // Who has it open for reading keeps it from being written without waiting.
-    if let Some(Ok(word)) = channel.open_known(at, rest, 0) {
+    if let Some(Ok(word)) = channel.open_known(place.known.0, place.known.1, 0) {
         kept::give_up(word);
     }
     trace::count(Counter::Request);
-    let opened = match channel.open(at, rest, (asked.flags & FLAGS) as u32, mode as u32 & 0o7777, umask) {
+    let (flags, mode) = ((asked.flags & FLAGS) as u32, mode as u32 & 0o7777);
+    let opened = match place.parent {
+        0 => channel.open(place.known.0, place.known.1, flags, mode, umask),
+        parent => channel.open_in(parent, place.inside, flags, mode, umask),
+    };
+    let opened = match opened {
         Ok(opened) => opened,
         Err(error) => {
             match error {
@@ -96,7 +102,8 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
                 // The file that it may have made, which nobody else did.
                 Error::GoneAmid => {
                     LINK.give_up(channel);
-                    let arguments = [asked.directory, asked.path, asked.flags & !O_EXCL, mode, 0, 0];
+                    let flags = asked.flags & !O_EXCL;
+                    let arguments = [asked.directory, asked.path, flags, mode as usize, 0, 0];
                     // SAFETY: the program's own path.
                     return Some(Answer::Asked(unsafe { sys::call(nr::OPENAT, arguments) }));
                 }
@@ -111,7 +118,11 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
         let _ = channel.close(opened.file);
         return Some(open_by_kernel(asked));
     }
-    let stand_in = if opened.made { number.as_ref().and_then(|_| standins::keep_path(path)) } else { None };
+    let stand_in = match (opened.made && number.is_some(), place.parent) {
+        (false, _) => None,
+        (true, 0) => standins::keep_path([path, b"", b""]),
+        (true, _) => standins::keep_path([process::setting().mount(), b"/", place.inside]),
+    };
     let named = match (stand_in, number) {
         (Some(_), Some(number)) => Ok(number.into_descriptor()),
         (_, number) => {
@@ -131,6 +142,33 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
     let (file, flags) = (label(channel, opened.file), asked.flags & STATUS_FLAGS);
     placeholders::set(table, descriptor, entry, &Stood { file, place: NO_PLACE, flags, stand_in });
     Some(Answer::Asked(descriptor as isize))
+}
+
+/// Where a name is that is opened.
+struct Place<'a> {
+    /// As what is kept of it goes by.
+    known: (At, &'a [u8]),
+    /// The directory that is to hold it, if it was open, and the path that leads there from the mount's root; else 0.
+    parent: u64,
+    inside: &'a [u8],
+}
+
+fn place<'a>(
+    channel: &Channel,
+    directory: usize,
+    path: &'a [u8],
+    buffer: &'a mut [u8; PATH_BYTES_MAX],
+) -> Option<Place<'a>> {
+    if path.first() == Some(&b'/') || directory as u32 == sys::AT_FDCWD as u32 {
+        let known = names::place(channel, directory, path)?;
+        return Some(Place { known, parent: 0, inside: b"" });
+    }
+    if path.contains(&b'/') || matches!(path, b"." | b"..") {
+        return None;
+    }
+    let parent = directories::inode(channel, directory)?;
+    let bytes = channel.path_below(parent, path, buffer)?;
+    Some(Place { known: (At::Inode(parent), path), parent, inside: &buffer[..bytes] })
 }
 
 /// A descriptor that was taken for its number; given back if nothing comes of it.

@@ -117,7 +117,7 @@ impl Work<'_> {
 
     /// The program knows in which directory the name is to be, if the word at `at` is not 0: the path leads there only as long as nobody
     /// moves it.
-    fn in_known_directory(&self, target: &Target<'_>, at: usize) -> Done {
+    pub(super) fn in_known_directory(&self, target: &Target<'_>, at: usize) -> Done {
         let known = self.word(at);
         if known != 0 && target.parent().1.ino != known { Err(Failure::Kernel) } else { Ok(()) }
     }

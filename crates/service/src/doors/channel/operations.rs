@@ -237,6 +237,7 @@ impl Work<'_> {
         let exclusive = creates && flags & libc::O_EXCL != 0;
         let last = if flags & libc::O_NOFOLLOW != 0 || exclusive { NO_FOLLOW } else { FOLLOW };
         let mut target = self.walk(0, 0, last)?;
+        self.in_known_directory(&target, 6)?;
         if creates {
             if target.found.is_none() && target.name.is_some() {
                 let told = self.door.grants.as_deref().map(Grants::told);
