@@ -99,6 +99,32 @@ def test_who_mounts_first_says_whether_channels_write(isolated: Isolated, data: 
     isolated.run("sh", "-c", 'echo new >"$1/file" && test "$(cat "$2/file")" = new', "sh", mnt, other)
 
 
+def test_small_files_of_an_image_are_read_once(isolated: Isolated, data: Path) -> None:
+    """By programs in two containers, of which the second one has changed a file."""
+    for number in range(20):
+        (data / f"f{number}").write_text(f"{number}\n" * 500)
+    places = [isolated.directory / f"container{number}" for number in range(2)]
+    for place in places:
+        upper = place.with_name(f"{place.name}-upper")
+        place.mkdir()
+        upper.mkdir()
+        root = {
+            "kind": "union",
+            "lowers": [{"kind": "dir", "path": str(data), "coherence": "immutable", "read_only": True}],
+            "upper": {"kind": "dir", "path": str(upper), "coherence": "exclusive"},
+        }
+        isolated.polytropo("mount", write_stack(place.with_suffix(".json"), root), place)
+    isolated.run("sh", "-c", 'echo own >"$1/f3"', "sh", places[1])
+    for place, changed in zip(places, (None, data / "f3"), strict=True):
+        shown = isolated.run("sh", "-c", 'cat "$1"/*', "sh", place).stdout
+        texts = ("own\n" if path == changed else path.read_text() for path in sorted(data.iterdir()))
+        assert shown == "".join(texts)
+    (stats,) = isolated.json("stats")
+    assert (stats["slabs"]["fills"], stats["slabs"]["files"]) == (21, 21)
+    assert stats["slabs"]["hits"] >= 20
+    assert "small files" in isolated.polytropo("stats", "--windows").stdout.lower()
+
+
 def test_commands_at_once_share_one_service(isolated: Isolated, data: Path) -> None:
     places = [isolated.directory / f"m{i}" for i in range(6)]
     for place in places:

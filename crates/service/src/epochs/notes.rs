@@ -65,6 +65,16 @@ impl<'a> Notes<'a> {
         }
     }
 
+    /// The inode of this number will be looked up next, and told of: its attributes as they are found then are true from here on.
+    pub fn expect(&self, ino: u64) {
+        if let Some(table) = self.epochs.table().filter(|_| !self.epochs.immutable) {
+            let counter = table.of_inode(ino);
+            let sample = table.sample(counter);
+            self.update(|tag| tag.add(counter, sample));
+            self.inode.set(sample.map(|sample| (counter, sample)));
+        }
+    }
+
     /// The answer tells of `node`'s attributes. Tells them as they are now: `seen` were read before it was known which counter is theirs.
     /// `stack` is the door's own, which takes back permissions to write without waiting before it tells anything.
     pub fn attributes(&self, stack: &dyn Libservice, caller: &Caller, node: NodeId, seen: &Attr) -> Attr {

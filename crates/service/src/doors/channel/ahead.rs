@@ -44,9 +44,16 @@ struct Run {
     files: usize,
 }
 
+/// A file that is listed next.
+struct Next {
+    at: usize,
+    ino: u64,
+    name: Box<Name>,
+}
+
 impl Run {
-    /// The names that are to be read ahead after `name` was asked for, each with its place.
-    fn plan(&mut self, listing: &View<'_, [u64]>, name: &[u8]) -> Vec<(usize, Box<Name>)> {
+    /// What is to be read ahead after `name` was asked for.
+    fn plan(&mut self, listing: &View<'_, [u64]>, name: &[u8]) -> Vec<Next> {
         let Some(asked) = listing.find(name) else { return Vec::new() };
         let known = self.directory == listing.ino();
         if known && (self.from..self.next).contains(&asked.at()) {
@@ -78,7 +85,8 @@ impl Run {
                     let mut name: Vec<u8> =
                         (0..words).flat_map(|n| entry.name_word(n).to_le_bytes()).collect();
                     name.truncate(entry.name_bytes());
-                    names.extend(Name::new(&name).ok().map(|name| (at, name.to_boxed())));
+                    let name = Name::new(&name).ok().map(Name::to_boxed);
+                    names.extend(name.map(|name| Next { at, ino: entry.ino(), name }));
                 }
             }
             at = entry.end();
@@ -119,12 +127,12 @@ impl Work<'_> {
         }
         let names = self.client.order.0.lock().plan(&View::new(&listing[..]), given.name.as_bytes());
         let begun = Instant::now();
-        for (at, name) in names {
+        for next in names {
             if begun.elapsed() > TIME_MAX {
-                self.client.order.0.lock().next = at;
+                self.client.order.0.lock().next = next.at;
                 return;
             }
-            match self.bring(given.directory, &name) {
+            match self.bring(given.directory, &next) {
                 Ok(Brought::No) => {
                     // There is no room, or somebody changes files.
                     *self.client.order.0.lock() = Run::default();
@@ -137,15 +145,17 @@ impl Work<'_> {
         }
     }
 
-    fn bring(&mut self, directory: NodeId, name: &Name) -> Result<Brought, Failure> {
-        self.notes = Some(Notes::new(&self.door.epochs));
-        let found = self.door.stack.lookup(self.caller(), directory, name)?;
+    fn bring(&mut self, directory: NodeId, next: &Next) -> Result<Brought, Failure> {
+        let notes = Notes::new(&self.door.epochs);
+        notes.expect(next.ino);
+        self.notes = Some(notes);
+        let found = self.door.stack.lookup(self.caller(), directory, &next.name)?;
         let found = Held::of(&*self.client.door.stack, found);
-        let small = found.attr.file_type() == libc::S_IFREG && found.attr.size_bytes <= BYTES_MAX as u64;
-        if !small || self.client.covered.contains(&found.node) {
+        let attr = found.attr.clone();
+        let small = attr.file_type() == libc::S_IFREG && attr.size_bytes <= BYTES_MAX as u64;
+        if !small || attr.ino != next.ino || self.client.covered.contains(&found.node) {
             return Ok(Brought::NotSuch);
         }
-        let attr = self.noted(found.node, &found.attr);
         if self.is_shared(&attr) {
             return Ok(Brought::There);
         }
@@ -204,7 +214,7 @@ mod tests {
 
     fn planned(run: &mut Run, listing: &[u64], name: &str) -> Vec<String> {
         let names = run.plan(&View::new(listing), name.as_bytes());
-        names.iter().map(|(_, name)| String::from_utf8_lossy(name.as_bytes()).into_owned()).collect()
+        names.iter().map(|next| String::from_utf8_lossy(next.name.as_bytes()).into_owned()).collect()
     }
 
     #[test]

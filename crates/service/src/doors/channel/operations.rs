@@ -152,7 +152,7 @@ impl Work<'_> {
     }
 
     /// What `node` is like, for an answer that depends on it.
-    pub(super) fn noted(&self, node: NodeId, seen: &Attr) -> Attr {
+    fn noted(&self, node: NodeId, seen: &Attr) -> Attr {
         self.notes.as_ref().map_or_else(
             || seen.clone(),
             |notes| notes.attributes(&*self.door.stack, self.caller(), node, seen),
