@@ -193,6 +193,34 @@ def test_open_directories_are_told_of_in_the_process(isolated: Isolated, library
     assert place.in_process() > 1900, report
 
 
+COPIED = """
+import fcntl, os
+for number in range(40):
+    with open(f"from{number}", "wb") as file:
+        file.write(bytes(9000))
+for number in range(40):
+    for _ in range(2):
+        source = os.open(f"from{number}", os.O_RDONLY)
+        target = os.open(f"to{number}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        try:
+            fcntl.ioctl(target, 0x40049409, source)
+        except OSError:
+            pass
+        while os.copy_file_range(source, target, 1 << 30): pass
+        while os.sendfile(target, source, 0, 1 << 30) < 9000: pass
+        assert os.fstat(target).st_size == 18000
+        os.close(source), os.close(target)
+"""
+
+
+def test_small_copies_leave_files_unopened(isolated: Isolated, library: Path) -> None:
+    place = OnMount(isolated, mount(isolated, "exclusive, writes"))
+    done = place.run(Path(sys.executable).resolve(), "-c", COPIED)
+    assert (done.returncode, done.stderr) == (0, "")
+    # Of each copy five calls and two closes, beside the opens.
+    assert place.in_process() > 80 * 4, place.trace.read_text()
+
+
 FROM_A_DIRECTORY = """
 import os
 os.mkdir("many")

@@ -72,7 +72,9 @@ pub mod nr {
     pub const SETFSGID: usize = 123;
     pub const CAPSET: usize = 126;
     pub const STATFS: usize = 137;
+    pub const SENDFILE: usize = 40;
     pub const FSTATFS: usize = 138;
+    pub const COPY_FILE_RANGE: usize = 326;
     pub const PIVOT_ROOT: usize = 155;
     pub const PRCTL: usize = 157;
     pub const ARCH_PRCTL: usize = 158;

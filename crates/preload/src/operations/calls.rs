@@ -3,7 +3,7 @@
 use super::placeholders::{self, Asked};
 use super::process::{self, LINK, table};
 use super::table::{Kind, Table};
-use super::{changing, directories, elsewhere, kept, names, reading, standins, writing};
+use super::{changing, directories, elsewhere, kept, moving, names, reading, standins, writing};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::trace::{self, Why};
@@ -127,6 +127,8 @@ pub fn answer(number: usize, arguments: &[usize; 6], at_bridge: bool) -> Answer 
             process::turn_off();
             Answer::Pass(Why::Unseen)
         }
+        nr::COPY_FILE_RANGE => moving::copy_range(table, arguments),
+        nr::SENDFILE => moving::send_file(table, arguments),
         nr::IOCTL => elsewhere::control(table, arguments),
         nr::BPF | nr::PERF_EVENT_OPEN | nr::PIDFD_GETFD | nr::FSCONFIG => {
             elsewhere::make_all_real(table);

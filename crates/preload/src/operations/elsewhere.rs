@@ -4,7 +4,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
 use super::table::{Entry, Kind, Table};
-use super::{calls, directories, placeholders, process, standins};
+use super::{calls, directories, moving, placeholders, process, standins};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 
@@ -23,6 +23,11 @@ pub fn control(table: &Table, arguments: &[usize; 6]) -> Answer {
     if matches!(request, FIOCLEX | FIONCLEX) && is_placeholder(table, descriptor) {
         let flags = if request == FIOCLEX { FD_CLOEXEC } else { 0 };
         return placeholders::set_flags(table, descriptor, flags);
+    }
+    if request == moving::FICLONE
+        && let Some(answer) = moving::clone(table, arguments)
+    {
+        return answer;
     }
     if !matches!(request >> 8 & 0xff, TYPE_OF_TERMINALS | TYPE_OF_SOCKETS) {
         make_all_real(table);

@@ -6,6 +6,7 @@ mod directories;
 mod elsewhere;
 mod kept;
 mod link;
+mod moving;
 mod names;
 mod placeholders;
 mod process;
