@@ -2,15 +2,17 @@
 
 import os
 import random
+import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Isolated
 from tests.service.keepers import Keeper
-from tests.stacks import WRITING_BACK, document, fill
+from tests.stacks import PRIVATE, WRITING_BACK, document, fill
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Seconds; ten minutes unless said otherwise.
@@ -121,16 +123,37 @@ print(rounds)
 """
 
 
+_BUILD = """
+for n in $(seq 12); do
+    printf '#include "all.h"\\nint f%d(int x) { return x + %d; }\\n' $n $n >f$n.c
+    echo "int f$n(int);" >>all.h
+done
+{ echo '#include "all.h"'; echo 'int main(void) { int x = 0;'; for n in $(seq 12); do echo "x = f$n(x);"; done
+  echo 'return x != 78; }'; } >main.c
+for file in *.c; do gcc -O1 -c $file; done
+ar rcs lib.a f*.o && gcc -o program main.o lib.a && ./program
+"""
+
+
 class Program:
     """Works in a directory of its own on the mount until its time is over, then prints how many rounds."""
 
-    def __init__(self, place: Isolated, name: str, directory: Path, words: list[str], ordinary: bool) -> None:
+    def __init__(
+        self,
+        place: Isolated,
+        name: str,
+        directory: Path,
+        words: list[str],
+        ordinary: bool,
+        variables: Mapping[str, str],
+    ) -> None:
         place.run("mkdir", directory)
         identity: list[str] = []
         if ordinary:
             place.run("chown", f"{ORDINARY_UID}:{ORDINARY_UID}", directory)
             identity = ["setpriv", f"--reuid={ORDINARY_UID}", f"--regid={ORDINARY_UID}", "--clear-groups"]
         settings = [f"--chdir={directory}", f"HOME={directory}", f"TMPDIR={directory}"]
+        settings += [f"{variable}={value}" for variable, value in variables.items()]
         self.name, self.said = name, ""
         self.process = subprocess.Popen(
             place.command(*identity, "env", *settings, *words),
@@ -154,39 +177,54 @@ class Program:
         return int(self.said.split()[-1])
 
 
-def programs(place: Isolated, mnt: Path) -> list[Program]:
+def programs(place: Isolated, mnt: Path, variables: Mapping[str, str]) -> list[Program]:
     """Half of them are an ordinary user's."""
     seconds = str(int(DURATION_S))
 
     def shell(body: str) -> list[str]:
         return ["bash", "-c", _ROUNDS.replace("BODY", body), "rounds", seconds]
 
+    started = {
+        "git": (shell(_GIT), True),
+        "tar": (shell(_TAR), False),
+        "build": (shell(_BUILD), True),
+        "database": (["python3", "-c", _DATABASE, seconds], True),
+        "files": (["python3", "-c", _FILES, seconds], False),
+    }
     return [
-        Program(place, "git", mnt / "git", shell(_GIT), True),
-        Program(place, "tar", mnt / "tar", shell(_TAR), False),
-        Program(place, "database", mnt / "database", ["python3", "-c", _DATABASE, seconds], True),
-        Program(place, "files", mnt / "files", ["python3", "-c", _FILES, seconds], False),
+        Program(place, name, mnt / name, words, ordinary, variables)
+        for name, (words, ordinary) in started.items()
     ]
+
+
+def preloaded(place: Isolated, keeper: Keeper, mnt: Path, library: Path) -> dict[str, str]:
+    copy = place.directory / "preload.so"
+    shutil.copy(library, copy)
+    copy.chmod(0o755)
+    channel = keeper.run_dir / "channel/channel.sock"
+    return {"LD_PRELOAD": str(copy), "POLYTROPO_CHANNEL": str(channel), "POLYTROPO_MOUNT": str(mnt)}
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(DURATION_S + 2 * GRACE_S)
-@pytest.mark.parametrize("kind", ["dir", "union", WRITING_BACK])
-def test_programs_find_nothing_wrong(isolated: Isolated, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["dir", "union", WRITING_BACK, f"{PRIVATE}dir", f"{PRIVATE}union"])
+def test_programs_find_nothing_wrong(isolated: Isolated, library: Path, kind: str) -> None:
     keeper, mnt, below = (
         Keeper(isolated, arguments=["--restarts=1000"]),
         isolated.directory / "mnt",
         isolated.directory / "below",
     )
     stack = document(kind, below)
-    if kind != "dir":
+    if not kind.endswith("dir"):
         (isolated.directory / "plain").mkdir()
         fill(below / "low", below / "lowest", isolated.directory / "plain")
     for directory in (below, *below.iterdir()):
         directory.chmod(0o755)
     mnt.mkdir()
     keeper.do("mount", stack=stack, mountpoint=str(mnt))
-    started = programs(isolated, mnt)
+    keeper.run_dir.chmod(0o711)
+    variables = preloaded(isolated, keeper, mnt, library) if kind.startswith(PRIVATE) else {}
+    started = programs(isolated, mnt, variables)
     dice, kills, end = random.Random(kind), 0, time.monotonic() + DURATION_S
     try:
         while running := [program.name for program in started if program.is_running()]:

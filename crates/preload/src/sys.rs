@@ -378,6 +378,17 @@ pub fn status_at(path: &[u8]) -> Option<Status> {
     (done == 0).then(|| Status::from_words(&words))
 }
 
+/// Whether a name of the program's is a regular file without any bytes.
+pub fn is_empty_file(directory: usize, path: usize) -> bool {
+    const AT_SYMLINK_NOFOLLOW: usize = 0x100;
+    let mut words = [0; 18];
+    let arguments = [directory, path, words.as_mut_ptr() as usize, AT_SYMLINK_NOFOLLOW, 0, 0];
+    // SAFETY: the program's own path; the kernel writes the 144 bytes of its structure.
+    let done = unsafe { call(nr::NEWFSTATAT, arguments) };
+    let status = Status::from_words(&words);
+    done == 0 && status.is_regular() && status.size_bytes == 0
+}
+
 /// The process's umask, as /proc tells it: asking for it by umask(2) would change it for a moment.
 pub fn umask() -> Option<u32> {
     const NAME: &[u8] = b"\nUmask:\t";

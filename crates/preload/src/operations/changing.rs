@@ -6,7 +6,7 @@
 use polytropo_client::{At, Channel, Error, PATH_BYTES_MAX, Result};
 
 use super::process::LINK;
-use super::{directories, names, writing};
+use super::{directories, names, standins, writing};
 use crate::hooks::Answer;
 use crate::sys::{self, AT_FDCWD, nr};
 use crate::trace::{self, Counter};
@@ -14,6 +14,7 @@ use crate::trace::{self, Counter};
 const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
 const RENAME_EXCHANGE: usize = 2;
+const AT_REMOVEDIR: usize = 0x200;
 
 /// A name and where it begins, as the program gave them.
 #[derive(Clone, Copy)]
@@ -72,6 +73,12 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Option<Answer> {
     if !channel.keeps_answers() {
         return None;
     }
+    if matches!(change, Change::Rename(..) | Change::Unlink(_))
+        && let Some(table) = super::process::known_table()
+    {
+        // By their names, as long as they have those: should the service die, nobody knows others.
+        standins::name_all(table);
+    }
     let done = perform(channel, &change)?;
     trace::count(Counter::Request);
     match done {
@@ -92,16 +99,36 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Option<Answer> {
     }
 }
 
-/// A service that went away may have done it before, since nothing forbade it: then the kernel says that it is done already.
+/// A service that went away may have done it before, since nothing forbade it: then the kernel says that it is done already. What is made by
+/// halves, without its owner and mode, is made anew.
 #[cold]
 fn do_again(number: usize, arguments: &[usize; 6], change: &Change) -> isize {
-    // SAFETY: the program's own call.
-    let done = unsafe { sys::call(number, *arguments) };
+    let call = || {
+        // SAFETY: the program's own call.
+        unsafe { sys::call(number, *arguments) }
+    };
+    let mut done = call();
+    if done == -(EEXIST as isize) {
+        let cleared = match *change {
+            Change::Mkdir(Given { directory, path }, _) => remove(directory, path, AT_REMOVEDIR),
+            Change::Symlink(_, Given { directory, path }) => remove(directory, path, 0),
+            _ => false,
+        };
+        if cleared {
+            done = call();
+        }
+    }
     let again = match change {
         Change::Mkdir(..) | Change::Symlink(..) | Change::Link(..) => EEXIST,
         Change::Unlink(..) | Change::Rename(..) => ENOENT,
     };
     if done == -(again as isize) { 0 } else { done }
+}
+
+/// Takes a name of the program's away, through the kernel.
+pub fn remove(directory: usize, path: usize, flags: usize) -> bool {
+    // SAFETY: the program's own path.
+    unsafe { sys::call(nr::UNLINKAT, [directory, path, flags, 0, 0, 0]) == 0 }
 }
 
 fn change_of(number: usize, arguments: &[usize; 6]) -> Option<Change> {

@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use polytropo_client::{Channel, File};
 
-use super::process;
+use super::{names, process};
 use crate::sys;
 
 const NONE: u32 = 0;
@@ -148,6 +148,8 @@ impl Link {
         let pause_ms = self.pause_ms.load(Relaxed).max(often);
         if now.wrapping_sub(self.ended_ms.load(Relaxed)) < u64::from(pause_ms)
             || last as usize + 1 >= CHANNELS_MAX
+            // Who has changed its reach keeps to the kernel.
+            || names::has_ended()
             || self.state.compare_exchange(word, word & !STATE_MASK | AGAIN, AcqRel, Acquire).is_err()
         {
             return None;

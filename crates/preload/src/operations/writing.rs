@@ -9,7 +9,7 @@ use super::link::label;
 use super::placeholders::{self, Asked, Stood};
 use super::process::{self, LINK};
 use super::table::{AT_END, Entry, Held, Kind, NO_PLACE, Table};
-use super::{directories, elsewhere, kept, names, standins};
+use super::{changing, directories, elsewhere, kept, names, standins};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::trace::{self, Counter, Why};
@@ -102,6 +102,10 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
                 // The file that it may have made, which nobody else did.
                 Error::GoneAmid => {
                     LINK.give_up(channel);
+                    if sys::is_empty_file(asked.directory, asked.path) {
+                        // It may lack its owner and mode.
+                        changing::remove(asked.directory, asked.path, 0);
+                    }
                     let flags = asked.flags & !O_EXCL;
                     let arguments = [asked.directory, asked.path, flags, mode as usize, 0, 0];
                     // SAFETY: the program's own path.
