@@ -17,6 +17,7 @@ use super::memory::{ChannelMemory, Request};
 use super::operations::{Desk, Work};
 use super::walk::Failure;
 use super::*;
+use crate::slabs::SmallFiles;
 
 const CASES: u32 = 48;
 const REQUESTS_MAX: usize = 60;
@@ -171,6 +172,8 @@ impl Site {
         };
         let stack = polytropo_libservices::build(&document, roots).unwrap();
         let store = Store::new(Some(open(&at("windows"))), 8 << 20);
+        let slabs = store.slabs().expect("the cache is large enough").clone();
+        let stack = SmallFiles::over(stack, slabs);
         let windows = WindowAccess { place: store.place("fuzz").unwrap(), store, shown: None };
         let options = ChannelOptions {
             modes: Modes::new(),
@@ -228,6 +231,9 @@ impl Site {
                 );
                 assert!(!counted || work.reply[0] <= AREA_BYTES as u64, "{asked:?}: {}", work.reply[0]);
             }
+        }
+        if let Some(given) = work.given.take() {
+            work.read_ahead(&given);
         }
     }
 }
