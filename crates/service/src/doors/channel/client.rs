@@ -57,6 +57,8 @@ pub struct OpenFile {
 
 /// Writes after which a file that others keep looking at is granted once more.
 const PATIENCE_MAX: u32 = 1024;
+/// Writes that wait before a file is granted that was just made. Most are written once, and a grant costs the keeper's being told twice.
+const PATIENCE_OF_NEW: u32 = 2;
 /// A grant under which so much was posted was worth its while.
 const PAID_BYTES: u64 = 1 << 20;
 
@@ -83,6 +85,12 @@ impl OpenFile {
             late: Arc::default(),
             listed: OnceLock::new(),
         }
+    }
+
+    /// It was made by this open.
+    pub fn made_now(self) -> Self {
+        self.patience.store(PATIENCE_OF_NEW, Relaxed);
+        self
     }
 
     /// A write has to wait. True if that is often enough to go for a grant.

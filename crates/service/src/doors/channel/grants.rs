@@ -4,7 +4,7 @@
 //! anything of the file: the kernel was told to forget it, and every other way to the file goes by `withdraw` first.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -36,22 +36,11 @@ impl Grant {
 pub struct Grants {
     count: AtomicUsize,
     by_node: Mutex<FxHashMap<NodeId, Arc<Grant>>>,
-    /// Times that somebody other than a channel's own open files was told of inodes.
-    told: AtomicU64,
 }
 
 impl Grants {
     pub fn any(&self) -> bool {
         self.count.load(SeqCst) != 0
-    }
-
-    /// To be compared, after `begin`, with what it was before a file was made: if it is the same, nobody else has seen the file.
-    pub fn told(&self) -> u64 {
-        self.told.load(SeqCst)
-    }
-
-    pub fn tell(&self) {
-        self.told.fetch_add(1, SeqCst);
     }
 
     /// From now on others withdraw it before they look. None if there is one already.
@@ -62,7 +51,7 @@ impl Grants {
         if by_node.contains_key(&node) {
             return None;
         }
-        // Whoever does not see the count has looked before us; see `told`, and who calls this.
+        // Whoever does not see the count has looked before us, which who calls this takes care of.
         self.count.fetch_add(1, SeqCst);
         by_node.insert(node, grant.clone());
         Some(grant)

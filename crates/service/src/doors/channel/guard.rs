@@ -21,7 +21,6 @@ impl Guard {
 
     /// What was looked at before the withdrawal is looked at again.
     fn renewed(&self, caller: &Caller, mut entry: Entry) -> Result<Entry> {
-        self.grants.tell();
         if self.grants.withdraw(entry.node) {
             match self.below.getattr(caller, entry.node, None) {
                 Ok(attr) => entry.attr = attr,
@@ -35,7 +34,6 @@ impl Guard {
     }
 
     fn before(&self, node: NodeId) {
-        self.grants.tell();
         self.grants.withdraw(node);
     }
 }
@@ -149,7 +147,6 @@ impl Libservice for Guard {
         offset: u64,
         sink: &mut DirPlusSink<'_>,
     ) -> Result<()> {
-        self.grants.tell();
         let mut renewing = |entry: DirEntry<'_>, found: Option<&Entry>| match found {
             Some(found) if self.grants.withdraw(found.node) => {
                 let attr = self.below.getattr(caller, found.node, None);

@@ -95,7 +95,7 @@ impl Work<'_> {
             }
         };
         let kind = Kind::File(opened.handle);
-        let file = OpenFile::new(self.door.clone(), entry.node, kind, open, ticket);
+        let file = OpenFile::new(self.door.clone(), entry.node, kind, open, ticket).made_now();
         self.finish_open(Arc::new(file), entry.attr)
     }
 

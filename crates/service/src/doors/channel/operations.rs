@@ -13,7 +13,6 @@ use polytropo_wire::message::{
 use super::Shared;
 use super::ahead::Given;
 use super::client::{Client, Kind, OpenFile};
-use super::grants::Grants;
 use super::memory::Request;
 use super::permissions::{self, EXECUTE, READ, WRITE, has};
 use super::walk::{Failure, Last, Target, fail, walk};
@@ -240,7 +239,6 @@ impl Work<'_> {
         self.in_known_directory(&target, 6)?;
         if creates {
             if target.found.is_none() && target.name.is_some() {
-                let told = self.door.grants.as_deref().map(Grants::told);
                 let made = match self.create(&target, flags) {
                     Err(Failure::Error(error)) if !exclusive && error.is(Errno::EXIST) => return Ok(false),
                     made => made?,
@@ -248,7 +246,6 @@ impl Work<'_> {
                 drop(target);
                 self.finish_create(made, flags)?;
                 self.reply[opened::FLAGS] |= opened_flags::MADE;
-                self.grant_new(told);
                 return Ok(true);
             }
             self.check_present(&target, exclusive)?;
@@ -276,19 +273,6 @@ impl Work<'_> {
         let file = Arc::new(file);
         self.finish_open(file, attr)?;
         Ok(true)
-    }
-
-    /// The file that was made just now may be written without waiting, if nobody has seen it since `told`.
-    fn grant_new(&self, told: Option<u64>) {
-        let (Some(grants), Some(told)) = (&self.door.grants, told) else { return };
-        let number = self.reply[opened::FILE];
-        let Ok(file) = self.client.file(number) else { return };
-        let Some(grant) = self.door.begin_grant(self.client, number, &file) else { return };
-        if grants.told() == told && grants.publish(self.client, &grant) {
-            file.keep_grant(grant);
-        } else {
-            grants.give_back(file.node, &grant);
-        }
     }
 
     /// A look-up of its own of a node that something else holds.

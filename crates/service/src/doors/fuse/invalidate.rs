@@ -127,6 +127,7 @@ impl Observer for Listener {
 /// The thread that sends.
 pub struct Notifier {
     queue: Arc<Queue>,
+    told: Arc<Told>,
     /// Gives back what must not be dropped there.
     thread: Option<JoinHandle<Sender>>,
 }
@@ -149,7 +150,7 @@ impl Notifier {
         }));
         let (door, told) = (session.door, session.told.clone());
         session.stack.observe(Arc::new(Listener { door, told, queue: Arc::downgrade(&queue) }));
-        Ok(Self { queue, thread: Some(thread) })
+        Ok(Self { queue, told: session.told.clone(), thread: Some(thread) })
     }
 
     pub fn outdate(&self, node: NodeId) {
@@ -158,6 +159,10 @@ impl Notifier {
 
     pub fn queue(&self) -> Weak<Queue> {
         Arc::downgrade(&self.queue)
+    }
+
+    pub fn told(&self) -> Arc<Told> {
+        self.told.clone()
     }
 
     /// Ends the thread. The threads that answer requests must still run: a notice that is under way may wait for them.

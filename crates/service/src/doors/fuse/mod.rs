@@ -293,9 +293,13 @@ impl FuseDoor {
 
     /// Something that has the kernel forget what it knows of an inode, before the next `settle` returns.
     pub fn outdate(&self) -> Box<dyn Fn(NodeId) + Send + Sync> {
-        let queue = self.notifier.lock().queue();
+        let (queue, told) = {
+            let notifier = self.notifier.lock();
+            (notifier.queue(), notifier.told())
+        };
         Box::new(move |node| {
-            if let Some(queue) = queue.upgrade() {
+            told.look();
+            if let (true, Some(queue)) = (told.knows_inode(node), queue.upgrade()) {
                 queue.outdate(node);
             }
         })
