@@ -1,10 +1,11 @@
 //! The memory of one slab: filled from its beginning on, read any number of times, given back as a whole.
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use polytropo_wire::window::BLOCK_BYTES;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 pub const SLAB_BYTES: usize = BLOCK_BYTES as usize;
 
@@ -12,7 +13,13 @@ pub const SLAB_BYTES: usize = BLOCK_BYTES as usize;
 pub struct Slab {
     /// None: given back. Held shared by who copies.
     mapping: RwLock<Option<Mapping>>,
+    vacant: Arc<Vacant>,
 }
+
+/// Address ranges of slabs that were given back, without memory. They are used again: the kernel bounds how many pieces an address space has, and
+/// ranges that come and go fall to pieces.
+#[derive(Default)]
+pub struct Vacant(Mutex<Vec<Mapping>>);
 
 struct Mapping(NonNull<u8>);
 
@@ -22,14 +29,10 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Slab {
-    pub fn new() -> rustix::io::Result<Self> {
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: new memory, wherever the kernel likes.
-        let base = unsafe {
-            rustix::mm::mmap_anonymous(std::ptr::null_mut(), SLAB_BYTES, protection, MapFlags::PRIVATE)?
-        };
-        let base = NonNull::new(base.cast()).ok_or(rustix::io::Errno::NOMEM)?;
-        Ok(Self { mapping: RwLock::new(Some(Mapping(base))) })
+    pub fn new(vacant: &Arc<Vacant>) -> rustix::io::Result<Self> {
+        let used = vacant.0.lock().pop();
+        let mapping = used.map_or_else(Mapping::new, Ok)?;
+        Ok(Self { mapping: RwLock::new(Some(mapping)), vacant: vacant.clone() })
     }
 
     /// Copies a range out; false if the slab was given back.
@@ -58,13 +61,30 @@ impl Slab {
 
     /// Waits for those who are copying.
     pub fn give_back(&self) {
-        drop(self.mapping.write().take());
+        let Some(mapping) = self.mapping.write().take() else { return };
+        // SAFETY: the whole mapping, which nobody uses any more: it was taken alone.
+        let emptied =
+            unsafe { rustix::mm::madvise(mapping.0.as_ptr().cast(), SLAB_BYTES, Advice::LinuxDontNeed) };
+        if emptied.is_ok() {
+            self.vacant.0.lock().push(mapping);
+        }
+    }
+}
+
+impl Mapping {
+    fn new() -> rustix::io::Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: new memory, wherever the kernel likes.
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), SLAB_BYTES, protection, MapFlags::PRIVATE)?
+        };
+        Ok(Self(NonNull::new(base.cast()).ok_or(rustix::io::Errno::NOMEM)?))
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped in `Slab::new` with this size; whoever uses it borrows from this value. A failure would only leave it mapped.
+        // SAFETY: mapped in `new` with this size; whoever uses it borrows from this value. A failure would only leave it mapped.
         let _ = unsafe { rustix::mm::munmap(self.0.as_ptr().cast(), SLAB_BYTES) };
     }
 }

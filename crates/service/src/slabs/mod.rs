@@ -21,7 +21,7 @@ use rustc_hash::{FxHashMap, FxHashSet, FxHasher};
 use serde::Serialize;
 
 use crate::windows::{Admission, Budget, Owner, SLABS_NUMBER};
-use memory::{SLAB_BYTES, Slab};
+use memory::{SLAB_BYTES, Slab, Vacant};
 
 pub use layer::SmallFiles;
 
@@ -44,6 +44,7 @@ pub struct Slabs {
     filled: Condvar,
     /// Held by who makes a slab: others wait and use it.
     making: Mutex<()>,
+    vacant: Arc<Vacant>,
     hits: AtomicU64,
     fills: AtomicU64,
 }
@@ -111,6 +112,7 @@ impl Slabs {
                 inner: Mutex::default(),
                 filled: Condvar::new(),
                 making: Mutex::new(()),
+                vacant: Arc::default(),
                 hits: AtomicU64::new(0),
                 fills: AtomicU64::new(0),
             })
@@ -240,7 +242,7 @@ impl Slabs {
         };
         // With no lock that evicting takes.
         let _reserved = self.budget.reserve(self, number, admission);
-        let slab = match Slab::new() {
+        let slab = match Slab::new(&self.vacant) {
             Ok(slab) => Arc::new(slab),
             Err(errno) => {
                 log::warn!("memory for small files cannot be had: {errno}");
