@@ -116,6 +116,56 @@ def test_a_program_sees_what_others_write_after_a_death_and_reads_in_memory_agai
     assert counted is not None and int(counted[1]) > 40_000, mounted.report()
 
 
+WATCHES = """
+import ctypes, os, select, struct, sys
+libc = ctypes.CDLL(None)
+queue = libc.inotify_init()
+assert libc.inotify_add_watch(queue, b".", 0x100) > 0
+print("ready", flush=True)
+while select.select([queue], [], [], 20)[0]:
+    told = os.read(queue, 4096)
+    while told:
+        length = struct.unpack_from("I", told, 12)[0]
+        print(told[16 : 16 + length].rstrip(bytes(1)).decode(), flush=True)
+        told = told[16 + length :]
+print("nothing", flush=True)
+"""
+
+MAKES_FILES = """
+import os, sys, time
+def make(name):
+    os.close(os.open(name, os.O_CREAT | os.O_WRONLY))
+for number in range(100):
+    make(f"early{number}")
+print("ready", flush=True)
+sys.stdin.readline()
+# Until the pause before another channel is over.
+for _ in range(200):
+    for _ in range(20):
+        os.stat("early1")
+    make("early1")
+    time.sleep(0.005)
+make("late")
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["dir", "union"])
+def test_who_watches_hears_of_changes_after_a_death(keeper: Keeper, library: Path, kind: str) -> None:
+    """Without a call of its own, by which it could tell the next worker that it does."""
+    mounted = Mounted(keeper, kind, library)
+    maker = mounted.python(MAKES_FILES)
+    assert hear(maker) == "ready"
+    watcher = mounted.python(WATCHES)
+    assert hear(watcher) == "ready"
+    assert keeper.kill_worker() is not None
+    say(maker, "go on")
+    assert hear(maker) == "done"
+    assert hear(watcher) == "late"
+    watcher.kill()
+    assert (maker.wait(20), watcher.wait(20)) == (0, -9)
+
+
 @pytest.mark.parametrize("kind", ["dir", "union"])
 @pytest.mark.parametrize(("actors", "seed"), [(1, 11), (2, 12), (3, 13)])
 def test_random_operations_of_preloaded_programs_with_kills_answer_as_on_the_host(
