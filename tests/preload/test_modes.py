@@ -1,11 +1,14 @@
 """When programs load the library where no option says it, and when those change over to shared memory."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from polytropo.errors import PolytropoError
 from polytropo.preload_mode import DEFAULT, VARIABLE, mode_of
+from tests.conftest import Isolated
+from tests.preload import test_names
 from tests.preload.test_shared_reads import OnMount, data, mount, on_mount  # noqa: F401
 
 READS = """
@@ -13,6 +16,15 @@ import os, sys
 file = os.open("f6", os.O_RDONLY)
 for number in range(int(sys.argv[1])):
     assert len(os.pread(file, 512, number % 100 * 512)) == 512
+"""
+WRITES = """
+import os, sys
+for name, count in (("first", int(sys.argv[1])), ("second", 200)):
+    file = os.open(name, os.O_WRONLY | os.O_CREAT)
+    for number in range(count):
+        assert os.write(file, bytes([number % 250]) * 4096) == 4096
+    os.close(file)
+    assert os.stat(name).st_size == count * 4096
 """
 NAMES = """
 import os, sys
@@ -54,3 +66,14 @@ def test_patient_programs_change_over_when_it_pays(
     assert answered(20_000, preload=None) > 10_000
     place.trace.unlink()
     assert answered(500, preload=False) == 0 and not place.trace.exists()
+
+
+def test_programs_that_write_much_change_over_for_the_files_that_follow(
+    isolated: Isolated, library: Path
+) -> None:
+    """Few writes to the first file and many."""
+    place = OnMount(isolated, test_names.mount(isolated, "exclusive, writes"))
+    for writes, changes_over in ((8, False), (64, True)):
+        done = place.run("/usr/bin/python3", "-c", WRITES, str(writes))
+        assert (done.returncode, done.stderr) == (0, ""), done
+        assert (place.in_process() >= 200) == changes_over

@@ -162,7 +162,7 @@ pub fn open(table: &Table, asked: Asked) -> Option<Answer> {
     }
     let path = names::read_path(asked.path)?;
     let Some(channel) = LINK.get() else {
-        count_open(path);
+        count_open(path, false);
         return None;
     };
     let (at, rest) = names::place_open(channel, asked.directory, path)?;
@@ -211,10 +211,14 @@ fn place(table: &Table, used: kept::Use, descriptor: Result<usize, isize>, flags
 
 /// Programs that open but few files do without a channel.
 #[cold]
-pub fn count_open(path: &[u8]) {
-    let setting = process::setting();
-    if names::maybe_ours(path) && worth::count(Event::Open { again: names::is_known(path, names::OPENED) }) {
-        LINK.get_or_connect(|| setting.connect());
+pub fn count_open(path: &[u8], filled: bool) {
+    if !names::maybe_ours(path) {
+        return;
+    }
+    let again = names::is_known(path, names::OPENED);
+    let pays = worth::count(Event::Open { again }) | (filled && worth::count(Event::Filled));
+    if pays {
+        LINK.get_or_connect(|| process::setting().connect());
     }
 }
 

@@ -9,6 +9,7 @@ use super::link::label;
 use super::placeholders::{self, Asked, Stood};
 use super::process::{self, LINK};
 use super::table::{AT_END, Entry, Held, Kind, NO_PLACE, Table};
+use super::worth::{self, Event};
 use super::{changing, directories, elsewhere, kept, names, standins};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
@@ -65,7 +66,7 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
     }
     let path = names::read_path(asked.path)?;
     let Some(channel) = LINK.get().filter(|channel| channel.keeps_answers()) else {
-        placeholders::count_open(path);
+        placeholders::count_open(path, asked.flags & (sys::O_CREAT | O_TRUNC) != 0);
         return None;
     };
     let mut buffer = [0; PATH_BYTES_MAX];
@@ -350,6 +351,23 @@ fn told((channel, descriptor, entry): (&Channel, usize, &Entry), result: Result<
     }
 }
 
+/// A write that the kernel does, while there is no channel.
+fn count_write(table: &Table, descriptor: usize) {
+    if LINK.get().is_some() || names::has_ended() {
+        return;
+    }
+    let Some(entry) = table.entry(descriptor) else { return };
+    // Where it is read, it is open for nothing else.
+    if entry.kind() == Kind::Ours || entry.count_read() + 1 != worth::WRITES {
+        return;
+    }
+    let setting = process::setting();
+    let ours = |status: sys::Status| status.is_regular() && status.device == setting.device();
+    if sys::status(descriptor).is_some_and(ours) && worth::count(Event::Written) {
+        LINK.get_or_connect(|| setting.connect());
+    }
+}
+
 fn write_at(
     channel: &Channel,
     entry: &Entry,
@@ -368,6 +386,7 @@ fn write_at(
 pub fn pwrite(table: &Table, arguments: &[usize; 6]) -> Answer {
     let [descriptor, from, count, offset, ..] = *arguments;
     let Some((entry, file, channel)) = writable(table, descriptor) else {
+        count_write(table, descriptor);
         return super::calls::about_descriptor(table, nr::PWRITE64, arguments);
     };
     if offset > isize::MAX as usize {
@@ -383,6 +402,7 @@ pub fn pwrite(table: &Table, arguments: &[usize; 6]) -> Answer {
 pub fn write(table: &Table, arguments: &[usize; 6]) -> Answer {
     let [descriptor, from, count, ..] = *arguments;
     let Some((entry, file, channel)) = writable(table, descriptor) else {
+        count_write(table, descriptor);
         return super::calls::about_descriptor(table, nr::WRITE, arguments);
     };
     if count == 0 {
