@@ -30,6 +30,20 @@ def test_every_finding_is_one_sentence_and_nothing_is_changed(tmp_path: Path) ->
     assert msgspec.json.decode(msgspec.json.encode(findings), type=list[Finding]) == findings
 
 
+def test_whether_programs_are_preloaded(
+    tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("POLYTROPO_PRELOAD", raising=False)
+    assert found(tmp_path)["preload"].sentence == "programs can reach files through shared memory"
+    monkeypatch.setenv("POLYTROPO_PRELOAD", "off")
+    assert "POLYTROPO_PRELOAD is off" in found(tmp_path)["preload"].sentence
+    monkeypatch.setenv("POLYTROPO_PRELOAD", "sometimes")
+    assert found(tmp_path)["preload"].level == "missing"
+    monkeypatch.delenv("POLYTROPO_PRELOAD")
+    monkeypatch.setattr("polytropo.preload_files.LIBRARY", "nonesuch.so")
+    assert (found(tmp_path)["preload"].level, library.exists()) == ("lacking", True)
+
+
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("POLYTROPO_SERVICE_BIN", str(tmp_path / "service"))

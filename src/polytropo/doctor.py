@@ -257,6 +257,23 @@ def _bootstrap(name: str, _home: Path, _fix: bool) -> Iterator[Finding]:
         )
 
 
+def _preload(name: str, _home: Path, _fix: bool) -> Iterator[Finding]:
+    import platform
+
+    from polytropo.preload_files import library_source
+    from polytropo.preload_mode import VARIABLE, mode_of
+
+    if platform.machine() != "x86_64":
+        yield _finding(name, "good", f"programs use FUSE alone: there is no library for {platform.machine()}")
+    elif not library_source().exists():
+        advice = "run `make build`, or install Polytropo anew"
+        yield _finding(name, "lacking", f"programs use FUSE alone: {library_source()} is missing", advice)
+    elif mode_of(None) == "off":
+        yield _finding(name, "good", f"programs use FUSE alone, since {VARIABLE} is off")
+    else:
+        yield _finding(name, "good", "programs can reach files through shared memory")
+
+
 def _open_files(name: str, _home: Path, _fix: bool) -> Iterator[Finding]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     shown = "any number of" if hard == resource.RLIM_INFINITY else str(hard)
@@ -328,6 +345,7 @@ _CHECKS: dict[str, Callable[[str, Path, bool], Iterator[Finding]]] = {
     "seccomp": _seccomp,
     "runtime": _runtime,
     "bootstrap": _bootstrap,
+    "preload": _preload,
     "open-files": _open_files,
     "state-directory": _state_directory,
     "mounts": _mounts,

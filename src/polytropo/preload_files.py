@@ -33,12 +33,17 @@ _NT_GNU_BUILD_ID = 3
 _BUILD_ID_MAX_BYTES = 32
 
 
+def library_source() -> Path:
+    """The library as it was built or installed."""
+    return Path(__file__).parent / "_bin" / LIBRARY
+
+
 def stage_library(directory: Path) -> Path:
     """Puts the library of this version into the directory, if it is not there; the path to load it by.
 
     Raises PolytropoError, OSError.
     """
-    source = Path(__file__).parent / "_bin" / LIBRARY
+    source = library_source()
     library, stamp = directory / LIBRARY, directory / _STAMP
     with suppress(FileExistsError):
         (directory / BESIDE_SANITIZERS).symlink_to(".")
