@@ -83,7 +83,14 @@ pub mod nr {
     pub const UMOUNT2: usize = 166;
     pub const GETTID: usize = 186;
     pub const READAHEAD: usize = 187;
+    pub const SETXATTR: usize = 188;
+    pub const FSETXATTR: usize = 190;
+    pub const GETXATTR: usize = 191;
     pub const FGETXATTR: usize = 193;
+    pub const LISTXATTR: usize = 194;
+    pub const FLISTXATTR: usize = 196;
+    pub const REMOVEXATTR: usize = 197;
+    pub const FREMOVEXATTR: usize = 199;
     pub const GETDENTS64: usize = 217;
     pub const FADVISE64: usize = 221;
     pub const EXIT_GROUP: usize = 231;

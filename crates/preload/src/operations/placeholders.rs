@@ -24,7 +24,10 @@ pub const O_NOFOLLOW: usize = 0o400_000;
 pub const FLAGS: usize = sys::O_CLOEXEC | O_LARGEFILE | O_NOCTTY | O_NONBLOCK;
 /// The same, opened for reading.
 const FLAGS_TO_READ: usize = FLAGS | O_NOFOLLOW;
+const ENOENT: isize = -2;
 const EACCES: isize = -13;
+const ENOTDIR: isize = -20;
+const ELOOP: isize = -40;
 const ENOTTY: isize = -25;
 const EMFILE: isize = -24;
 const EINVAL: isize = -22;
@@ -457,8 +460,26 @@ pub fn answer(table: &Table, number: usize, arguments: &[usize; 6]) -> Option<An
         nr::FCNTL if arguments[1] == F_SET_RW_HINT => Some(Answer::Done(EINVAL)),
         nr::IOCTL if arguments[1] == TCGETS => Some(Answer::Done(ENOTTY)),
         nr::FADVISE64 => Some(Answer::Done(0)),
+        nr::FGETXATTR => by_path(table, nr::GETXATTR, arguments),
+        nr::FSETXATTR => by_path(table, nr::SETXATTR, arguments),
+        nr::FLISTXATTR => by_path(table, nr::LISTXATTR, arguments),
+        nr::FREMOVEXATTR => by_path(table, nr::REMOVEXATTR, arguments),
         _ => None,
     }
+}
+
+/// Asks the kernel about a placeholder's extended attributes by the path that leads through the descriptor, as `number` does, which takes no open file. `None`: that way
+/// may be closed (no /proc, a process that may not be looked into).
+fn by_path(table: &Table, number: usize, arguments: &[usize; 6]) -> Option<Answer> {
+    const NO_WAY: [isize; 4] = [ENOENT, EACCES, ENOTDIR, ELOOP];
+    let [descriptor, others @ ..] = *arguments;
+    standins::name_one(table, descriptor);
+    let mut path = Text::<64>::default();
+    path.push(b"/proc/self/fd/").number(descriptor as u32 as u64).push(b"\0");
+    let [a, b, c, d, e] = others;
+    // SAFETY: the program's own pointers, and a path that outlives the call.
+    let done = unsafe { sys::call(number, [path.bytes().as_ptr() as usize, a, b, c, d, e]) };
+    (!NO_WAY.contains(&done)).then_some(Answer::Asked(done))
 }
 
 fn is_empty(path: usize) -> bool {
