@@ -33,6 +33,27 @@ for number in range(int(sys.argv[1])):
 """
 
 
+# As `tar -C` does, and others by deeper names and by none.
+BELOW = """
+import os
+os.makedirs("made/deeper", exist_ok=True)
+made = os.open("made", os.O_RDONLY | os.O_DIRECTORY)
+flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_NONBLOCK
+for number in range(100):
+    name = ["./f", "f", "./deeper/f", "././f"][number % 4] + str(number)
+    file = os.open(name, flags, 0o600, dir_fd=made)
+    assert os.write(file, bytes([number]) * 6000) == 6000
+    os.fchmod(file, 0o644)
+    os.close(file)
+    assert open("made/" + name, "rb").read() == bytes([number]) * 6000
+for name in ("./", ".", "./..", "./../made"):
+    try:
+        os.open(name, os.O_WRONLY | os.O_CREAT, dir_fd=made)
+    except OSError as error:
+        print(name, error.errno)
+"""
+
+
 def test_an_option_goes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert mode_of(None) == DEFAULT
@@ -77,3 +98,11 @@ def test_programs_that_write_much_change_over_for_the_files_that_follow(
         done = place.run("/usr/bin/python3", "-c", WRITES, str(writes))
         assert (done.returncode, done.stderr) == (0, ""), done
         assert (place.in_process() > 150) == changes_over
+
+
+def test_files_are_made_below_open_directories(isolated: Isolated, library: Path) -> None:
+    place = OnMount(isolated, test_names.mount(isolated, "exclusive, writes"))
+    done = place.run("/usr/bin/python3", "-c", BELOW)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert place.in_process() > 50
+    assert done.stdout.splitlines() == ["./ 21", ". 21", "./.. 21", "./../made 21"]

@@ -168,7 +168,9 @@ fn place<'a>(
         let known = names::place(channel, directory, path)?;
         return Some(Place { known, parent: 0, inside: b"" });
     }
-    if path.contains(&b'/') || matches!(path, b"." | b"..") {
+    // As `tar -C` has it.
+    let path = path.strip_prefix(b"./").unwrap_or(path);
+    if path.contains(&b'/') || matches!(path, b"" | b"." | b"..") {
         return None;
     }
     let parent = directories::inode(channel, directory)?;
