@@ -428,7 +428,7 @@ impl Client {
     pub fn start(&self, at: u64) -> Result<(NodeId, Attr), Failure> {
         let (caller, stack) = (&self.peer.caller, &self.door.stack);
         if at == 0 {
-            return Ok((NodeId::ROOT, stack.getattr(caller, NodeId::ROOT, None)?));
+            return Ok((NodeId::ROOT, self.door.root_for_walks(caller)?));
         }
         let file = self.file(at)?;
         Ok((file.node, stack.getattr(caller, file.node, file.handle())?))

@@ -34,9 +34,12 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use polytropo_libservices::{Capabilities, Change, Coherence, DoorId, Libservice, NodeId, Observer};
+use polytropo_libservices::{
+    Attr, Caller, Capabilities, Change, Coherence, DoorId, Libservice, NodeId, Observer,
+};
 
 use polytropo_wire::copies::Counts;
+use polytropo_wire::epochs::EVERYTHING;
 
 use super::modes::{Access, Decision, Door, Mode, Modes, Ticket, Users, Watcher, Wish};
 use crate::copies::Tally;
@@ -131,6 +134,8 @@ pub struct Shared {
     listings: Listings,
     /// None: nothing may be kept.
     memories: Option<Memories>,
+    /// Attributes of the root, and what the counter of everything was when they were looked at.
+    root: Mutex<Option<(u64, Attr)>>,
     pub open_table: Option<Arc<OpenTable>>,
 }
 
@@ -171,6 +176,7 @@ impl Shared {
             kept: Kept::default(),
             listings: Listings::default(),
             memories,
+            root: Mutex::default(),
             open_table: options.open_table,
             custodian: options.custodian,
             modes: options.modes,
@@ -206,6 +212,23 @@ impl Shared {
     /// Whether files may be made here: their bytes can be written by nobody whom the door does not hear of.
     pub fn makes_files(&self) -> bool {
         self.others_change || self.kernel_tells
+    }
+
+    /// The root as walks begin there: its inode and rights are as they are, sizes and times may be as they were.
+    pub fn root_for_walks(&self, caller: &Caller) -> polytropo_libservices::Result<Attr> {
+        let sample = || self.epochs.table().and_then(|table| table.sample(EVERYTHING));
+        let before = sample();
+        if let (Some(before), Some((looked, attr))) = (before, &*self.root.lock())
+            && *looked == before
+        {
+            return Ok(attr.clone());
+        }
+        let attr = self.stack.getattr(caller, NodeId::ROOT, None)?;
+        // Whoever changes the rights of a directory counts everything.
+        if let Some(before) = before.filter(|before| sample() == Some(*before)) {
+            *self.root.lock() = Some((before, attr.clone()));
+        }
+        Ok(attr)
     }
 
     /// There is a kernel's door that has the same files, and names handed to it.

@@ -154,7 +154,13 @@ pub fn walk<'a>(
             target.start = (NodeId::ROOT, ground.stack.getattr(ground.caller, NodeId::ROOT, None)?);
             from_root = false;
         }
-        let Some(step) = steps.pop_front() else { return Ok(target) };
+        let Some(step) = steps.pop_front() else {
+            if target.trail.is_empty() && target.start.0 == NodeId::ROOT {
+                // It is asked for itself, with its size and times.
+                target.start.1 = ground.stack.getattr(ground.caller, NodeId::ROOT, None)?;
+            }
+            return Ok(target);
+        };
         taken += 1;
         if taken > COMPONENTS_MAX {
             return fail(Errno::LOOP, "follow a path");
