@@ -192,6 +192,21 @@ pub fn handed_name(words: [u64; 2]) -> [u8; HANDED_NAME_BYTES] {
     name
 }
 
+/// What `handed_name` was made of; None for another name.
+pub fn handed_words(name: &[u8]) -> Option<[u64; 2]> {
+    let digits = name.strip_prefix(HANDED_PREFIX).filter(|digits| digits.len() == 32)?;
+    let mut words = [0; 2];
+    for (at, digit) in digits.iter().enumerate() {
+        let nibble = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => return None,
+        };
+        words[at / 16] = words[at / 16] << 4 | u64::from(nibble);
+    }
+    Some(words)
+}
+
 /// Words of the reply to `List`.
 pub mod listed {
     /// Words of the whole listing.

@@ -3,6 +3,6 @@
 pub mod channel;
 mod crew;
 pub mod fuse;
-mod handed;
+pub(crate) mod handed;
 pub mod modes;
 mod spin;

@@ -18,6 +18,7 @@ use super::memory::ChannelMemory;
 use super::posted::Draining;
 use super::walk::{Failure, Ground, fail};
 use crate::custody;
+use crate::doors::handed::Given;
 use crate::doors::modes::Ticket;
 use crate::epochs::Notes;
 use crate::held::LateError;
@@ -302,6 +303,8 @@ pub struct Client {
     /// The keeper has the memory, for the case that this process dies.
     kept: Option<custody::Channel>,
     files: Mutex<Files>,
+    /// Names by which the kernel may find files of it.
+    pub(super) given: Mutex<Given>,
     /// Some file was opened so that each write waits for the disk.
     any_writes_through: AtomicBool,
     pub(super) draining: Draining,
@@ -333,6 +336,7 @@ impl Client {
             turn: Turn::default(),
             order: Order::default(),
             files: Mutex::default(),
+            given: Mutex::default(),
             any_writes_through: AtomicBool::new(false),
             draining: Draining::default(),
             posts_applied: AtomicU64::new(0),
@@ -441,6 +445,7 @@ impl Drop for Client {
             self.door.watched_by(false);
         }
         self.memory.end();
+        self.given.get_mut().all().for_each(|words| self.door.modes.handed.take_back(words));
         for node in self.covered.drain() {
             self.door.stack.forget(node, 1);
         }

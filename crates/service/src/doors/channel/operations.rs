@@ -427,6 +427,8 @@ impl Work<'_> {
         }
         let name =
             self.door.modes.handed.give(file.node).map_err(|errno| Error::new(errno, "draw a name"))?;
+        let oldest = self.client.given.lock().push(name);
+        oldest.inspect(|oldest| self.door.modes.handed.take_back(*oldest));
         self.reply[..2].copy_from_slice(&name);
         Ok(())
     }
