@@ -156,7 +156,7 @@ impl Keeper {
         let place = {
             let mut table = self.table.lock();
             let Some(door) = table.doors.get_mut(&id) else { return };
-            error!("door {id} is dead: {why}");
+            error!("door {id} is dead, and programs get ENOTCONN until it is unmounted: {why}");
             door.kept = None;
             table.mounts.values().find(|mount| mount.door == id).cloned()
         };
