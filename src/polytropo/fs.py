@@ -93,12 +93,13 @@ class Files:
         relative = path.lstrip("/") or "."
         if self._ended is not None:
             self._connect_again()
+        channel = self._channel
         try:
             return ours(os.fsencode(relative))
         except _native.AskKernel:
             pass
         except _native.Gone:
-            self._gone()
+            self._gone(channel)
         except OSError as failed:
             raise OSError(failed.errno, os.strerror(failed.errno or 0), path) from None
         self.kernel_calls += 1
@@ -128,10 +129,10 @@ class Files:
             if not amid:
                 raise
 
-    def _gone(self) -> None:
-        """The channel has ended."""
+    def _gone(self, channel: "_native.Channel") -> None:
+        """This channel has ended; there may be another one by now, which has not."""
         with self._connecting:
-            if self._ended is None:
+            if self._ended is None and channel is self._channel:
                 self._ended = time.monotonic()
                 lasted = self._ended - self._made >= _LASTING * self._pause_s
                 self._pause_s = _PAUSE_MIN_S if lasted else min(2 * self._pause_s, _PAUSE_MAX_S)
@@ -333,7 +334,7 @@ class File(io.RawIOBase):
             except _native.AskKernel:
                 pass
             except _native.Gone:
-                self._files._gone()
+                self._files._gone(self._channel)
         return kernel(self._kernel_file())
 
     def _kernel_file(self) -> int:

@@ -21,6 +21,7 @@ reader = files.open("read")
 assert reader.read() == b"content"
 gone = files.open("gone", "w+")
 replaced = files.open("replaced", "w+")
+late = [files.open("read"), files.open("read")]
 print("ready", flush=True)
 sys.stdin.readline()
 # Through the kernel by now, and right.
@@ -45,7 +46,14 @@ while True:
         break
     assert time.monotonic() < deadline
     time.sleep(0.02)
-before = files.kernel_calls
+# Files of the former channel that find out only now do not end this one.
+channel, before = files._channel, files.kernel_calls
+for one in late:
+    assert one.pread(100, 0) == b"CONTENT"
+    # Whoever took the channel for ended makes another one after this.
+    time.sleep(files._pause_s)
+    files.stat("read")
+assert files._channel is channel and files.kernel_calls == before
 files.mkdir("directory")
 files.write_bytes("directory/new", b"new")
 with files.open("directory/new", "r+") as new:
