@@ -25,6 +25,8 @@ impl From<i32> for Refused {
     }
 }
 
+const ECONNRESET: i32 = 104;
+
 /// Descriptors are kept above this number where the limit allows.
 const LOWEST_DESCRIPTOR: i32 = 512;
 
@@ -36,6 +38,10 @@ impl Channel {
         sys::send(&socket, &Hello::default().to_bytes(), mount_root)?;
         let mut answer = [0; WELCOME_BYTES];
         let (count, descriptors) = sys::receive::<WELCOME_DESCRIPTORS>(&socket, &mut answer)?;
+        if count == 0 {
+            // It ended before it answered.
+            return Err(Refused::Errno(ECONNRESET));
+        }
         let answer = answer.get(..count).ok_or(Refused::Protocol)?;
         let welcome = Welcome::from_bytes(answer).ok_or(Refused::Protocol)?;
         let verdict = Verdict::from_number(welcome.verdict).ok_or(Refused::Protocol)?;

@@ -35,6 +35,7 @@ pub use files::File;
 pub use lookups::PATH_BYTES_MAX;
 pub use operations::{At, Opened};
 pub use polytropo_wire::channel::TOLD;
+pub use polytropo_wire::hello::Verdict;
 pub use polytropo_wire::message::Attributes;
 
 /// Why an operation was not done.

@@ -132,6 +132,13 @@ for _ in range(3):
     for file in files:
         os.close(file)
     print("closed", unaware(sys.executable, "-c", ALONE))
+# What has locks the kernel opens, which gives the lowest number.
+locked = os.open("locked", os.O_RDWR)
+fcntl.lockf(locked, fcntl.LOCK_SH)
+for flags in (os.O_CREAT, os.O_TRUNC, os.O_CREAT | os.O_TRUNC):
+    os.close(0)
+    print("number", os.open("locked", os.O_WRONLY | flags))
+os.close(locked)
 for other in others:
     other.communicate()
 print([other.returncode for other in others])

@@ -10,7 +10,7 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use polytropo_client::{Channel, File};
+use polytropo_client::{Channel, File, Refused, Verdict};
 
 use super::{names, process};
 use crate::sys;
@@ -18,11 +18,14 @@ use crate::sys;
 const NONE: u32 = 0;
 const CONNECTING: u32 = 1;
 const READY: u32 = 2;
+/// There was no channel, and there is to be none.
 const OFF: u32 = 3;
 /// The channel has ended.
 const GONE: u32 = 4;
 /// The same, and a thread is making the next one.
 const AGAIN: u32 = 5;
+/// It has ended, and there is to be none after it.
+const LAST: u32 = 6;
 /// Above these bits of the state: the label of the last channel that there was.
 const STATE_BITS: u32 = 8;
 const STATE_MASK: u32 = (1 << STATE_BITS) - 1;
@@ -42,7 +45,7 @@ const LASTING: u32 = 10;
 /// After so many channels the pause is this one, so that the others last for an hour of deaths.
 const OFTEN: u32 = 16;
 const PAUSE_OFTEN_MS: u32 = 30_000;
-/// Needs of a channel that has ended between looks at the clock.
+/// Needs of a channel that has ended, or could not be made, between looks at the clock.
 const NEEDS: u32 = 16;
 
 pub struct Link {
@@ -103,7 +106,7 @@ impl Link {
     pub fn of(&self, number: u64) -> Option<(&Channel, File)> {
         let label = ((number & LABEL_MASK) >> LABEL_AT) as u32;
         let word = self.state.load(Acquire);
-        let was = matches!(word & STATE_MASK, READY | GONE | AGAIN) && label <= word >> STATE_BITS;
+        let was = matches!(word & STATE_MASK, READY | GONE | AGAIN | LAST) && label <= word >> STATE_BITS;
         // SAFETY: just checked.
         was.then(|| (unsafe { self.channel(label) }, File::from_number(number & !LABEL_MASK)))
     }
@@ -114,35 +117,51 @@ impl Link {
     }
 
     /// The channel, connected if need be. A thread that comes while another connects does without.
-    pub fn get_or_connect(&self, connect: impl FnOnce() -> Option<Channel>) -> Option<&Channel> {
+    pub fn get_or_connect(&self, connect: impl FnOnce() -> Result<Channel, Refused>) -> Option<&Channel> {
         let word = self.state.load(Acquire);
+        let is_turn = || self.needs.fetch_add(1, Relaxed) % NEEDS == 0;
         match word & STATE_MASK {
-            NONE => self.connect(word, connect),
-            GONE if self.needs.fetch_add(1, Relaxed) % NEEDS == 0 => self.connect_again(word, connect),
+            NONE if is_turn() => self.connect(word, connect),
+            GONE if is_turn() => self.connect_again(word, connect),
             _ => self.get(),
         }
     }
 
     #[cold]
-    fn connect(&self, word: u32, connect: impl FnOnce() -> Option<Channel>) -> Option<&Channel> {
-        if self.state.compare_exchange(word, CONNECTING, AcqRel, Acquire).is_err() {
+    fn connect(&self, word: u32, connect: impl FnOnce() -> Result<Channel, Refused>) -> Option<&Channel> {
+        // The end of an attempt that failed, if there was one.
+        let (ended_ms, pause_ms) = (self.ended_ms.load(Relaxed), self.pause_ms.load(Relaxed));
+        if (ended_ms != 0 && sys::coarse_clock_ms().wrapping_sub(ended_ms) < u64::from(pause_ms))
+            || self.state.compare_exchange(word, CONNECTING, AcqRel, Acquire).is_err()
+        {
             return self.get();
         }
-        let channel = connect().filter(|channel| {
+        match connect() {
             // A low limit keeps them low: then they are the program's numbers, and there is no channel.
-            channel.descriptors().iter().all(|descriptor| *descriptor >= LOWEST_DESCRIPTOR)
-        });
-        let Some(channel) = channel else {
-            self.state.store(OFF, Release);
-            return None;
-        };
-        // SAFETY: this thread alone is CONNECTING.
-        unsafe { self.keep(channel, 0) };
+            Ok(channel) if channel.descriptors().iter().any(|number| *number < LOWEST_DESCRIPTOR) => {
+                self.state.store(OFF, Release);
+            }
+            // SAFETY: this thread alone is CONNECTING.
+            Ok(channel) => unsafe { self.keep(channel, 0) },
+            // There may be a service later, or room.
+            Err(Refused::Errno(_) | Refused::Verdict(Verdict::Gone | Verdict::TooMany | Verdict::Failed)) => {
+                self.ended_ms.store(sys::coarse_clock_ms(), Relaxed);
+                if ended_ms != 0 {
+                    self.pause_ms.store((2 * pause_ms).min(PAUSE_MAX_MS), Relaxed);
+                }
+                self.state.store(NONE, Release);
+            }
+            Err(_) => self.state.store(OFF, Release),
+        }
         self.get()
     }
 
     #[cold]
-    fn connect_again(&self, word: u32, connect: impl FnOnce() -> Option<Channel>) -> Option<&Channel> {
+    fn connect_again(
+        &self,
+        word: u32,
+        connect: impl FnOnce() -> Result<Channel, Refused>,
+    ) -> Option<&Channel> {
         let (last, now) = (word >> STATE_BITS, sys::coarse_clock_ms());
         let often = if last < OFTEN { 0 } else { PAUSE_OFTEN_MS };
         let pause_ms = self.pause_ms.load(Relaxed).max(often);
@@ -158,10 +177,11 @@ impl Link {
         let former = unsafe { self.channel(last) };
         if !self.owns(former) {
             // The program has taken the numbers for itself, in a way that we did not see.
-            self.state.store(OFF, Release);
+            // What was open is still to be told from what never was.
+            self.state.store(word & !STATE_MASK | LAST, Release);
             return None;
         }
-        let Some(mut channel) = connect() else {
+        let Ok(mut channel) = connect() else {
             self.ended_ms.store(now, Relaxed);
             self.pause_ms.store((2 * pause_ms).min(PAUSE_MAX_MS), Relaxed);
             self.state.store(word, Release);
@@ -215,7 +235,7 @@ impl Link {
     /// Requests that were made, and how often the service had to be woken.
     pub fn asked(&self) -> [u64; 2] {
         let word = self.state.load(Acquire);
-        let last = matches!(word & STATE_MASK, READY | GONE).then_some(word >> STATE_BITS);
+        let last = matches!(word & STATE_MASK, READY | GONE | LAST).then_some(word >> STATE_BITS);
         let now = last.map_or([0; 2], |label| {
             // SAFETY: just checked.
             let counters = &unsafe { self.channel(label) }.counters;
@@ -244,6 +264,8 @@ impl Link {
     /// In a forked child, which has none of the memory: begins anew.
     pub fn forget(&self) {
         let word = self.state.swap(NONE, AcqRel);
+        self.needs.store(0, Relaxed);
+        self.ended_ms.store(0, Relaxed);
         self.past.iter().for_each(|past| past.store(0, Relaxed));
         self.pause_ms.store(PAUSE_MIN_MS, Relaxed);
         if matches!(word & STATE_MASK, READY | GONE | AGAIN) {

@@ -4,6 +4,8 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32};
 
+use polytropo_client::Refused;
+
 use super::link::Link;
 use super::table::Table;
 use super::{kept, placeholders};
@@ -96,10 +98,12 @@ impl Setting {
         self.patient
     }
 
-    pub fn connect(&self) -> Option<polytropo_client::Channel> {
-        let root = sys::open(&self.root_path(), sys::O_PATH | sys::O_DIRECTORY, 0);
-        let root = i32::try_from(root).ok().filter(|root| *root >= 0)?;
-        let channel = polytropo_client::Channel::connect(&self.socket[..self.socket_length], root).ok();
+    pub fn connect(&self) -> Result<polytropo_client::Channel, Refused> {
+        let root = sys::open(&self.root_path(), sys::O_PATH | sys::O_DIRECTORY, 0) as i32;
+        if root < 0 {
+            return Err(Refused::Errno(-root));
+        }
+        let channel = polytropo_client::Channel::connect(&self.socket[..self.socket_length], root);
         sys::close(root);
         channel
     }

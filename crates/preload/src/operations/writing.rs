@@ -103,6 +103,8 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
                 // The file that it may have made, which nobody else did.
                 Error::GoneAmid => {
                     LINK.give_up(channel);
+                    // The lowest number is the kernel's to give.
+                    drop(number);
                     if sys::is_empty_file(asked.directory, asked.path) {
                         // It may lack its owner and mode.
                         changing::remove(asked.directory, asked.path, 0);
@@ -121,6 +123,7 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
     REFUSED.store(0, Relaxed);
     if elsewhere::is_locked(|| Some(opened.attributes.ino)) {
         let _ = channel.close(opened.file);
+        drop(number);
         return Some(open_by_kernel(asked));
     }
     let stand_in = match (opened.made && number.is_some(), place.parent) {
