@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::ptr::NonNull;
@@ -29,6 +30,7 @@ pub const TESTS: &[Test] = &[
     ("only_a_descriptor_of_the_mount_counts", only_a_descriptor_of_the_mount_counts),
     ("windows_can_only_be_read", windows_can_only_be_read),
     ("a_client_that_scribbles_breaks_only_itself", a_client_that_scribbles_breaks_only_itself),
+    ("directories_are_not_handed_over", directories_are_not_handed_over),
     ("a_client_that_dies_leaves_nothing", a_client_that_dies_leaves_nothing),
     ("a_service_that_dies_is_noticed", a_service_that_dies_is_noticed),
 ];
@@ -110,6 +112,33 @@ fn others_get_what_permissions_allow() {
         });
         assert!(good);
     }
+}
+
+/// The kernel knows one place of a directory: by a second name it would be moved there, and lose what is mounted below.
+fn directories_are_not_handed_over() {
+    let mut site = Site::start_with(&["--channel-writes"]);
+    let source = site.directory("data");
+    fs::create_dir_all(source.join("etc/below")).unwrap();
+    fs::write(source.join("file"), "content").unwrap();
+    let mnt = site.mount("data", json!({"coherence": "exclusive"}));
+    let below = mnt.join("etc/below");
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", &below, "tmpfs", flags, None).unwrap();
+    fs::write(below.join("mark"), "mounted").unwrap();
+    let channel = site.connect(&mnt);
+    let open = |path: &[u8], flags| channel.open(At::Root, path, flags, 0, 0).unwrap().file;
+    let look = |name: &[u8]| fs::read(mnt.join(std::ffi::OsStr::from_bytes(name)));
+    let name = channel.hand(open(b"file", libc::O_RDWR as u32)).unwrap();
+    assert_eq!(look(&name).unwrap(), b"content");
+    for flags in [libc::O_DIRECTORY, libc::O_DIRECTORY | libc::O_PATH] {
+        let handed = channel.hand(open(b"etc", flags as u32));
+        // What a program would do with a name.
+        handed.iter().for_each(|name| _ = look(name));
+        assert_eq!(fs::read(below.join("mark")).unwrap(), b"mounted", "what is mounted below was moved");
+        assert_eq!(handed, Err(Error::Kernel));
+    }
+    drop(channel);
+    rustix::mount::unmount(&below, rustix::mount::UnmountFlags::DETACH).unwrap();
 }
 
 fn who_cannot_be_weighed_is_refused() {

@@ -419,10 +419,11 @@ impl Work<'_> {
         told_late(&file)
     }
 
-    /// A name by which the kernel can open the file, wherever its own name is.
+    /// A name by which the kernel can open the file, wherever its own name is. Of regular files only: a directory has one place in the kernel's
+    /// tree, which a second name would move it from, together with all that is mounted below.
     fn hand(&mut self) -> Done {
         let file = self.client.file(self.word(0))?;
-        if !self.door.tells_kernel() {
+        if !self.door.tells_kernel() || !matches!(file.kind, Kind::File(_)) {
             return Err(Failure::Kernel);
         }
         let name =

@@ -50,6 +50,11 @@ impl Operation<'_> {
     /// Answers with a node by a name that is good this once.
     fn put_handed(&self, node: NodeId, reply: &mut Reply<'_>) -> Result<()> {
         let entry = self.stack().look_up_again(&self.caller, node)?;
+        if entry.attr.file_type() != libc::S_IFREG {
+            // The kernel would move a directory here from its own place.
+            self.stack().forget(node, 1);
+            return Err(Error::new(Errno::NOENT, "find what is no file by a name that was handed out"));
+        }
         self.session.told.hold(node);
         let out = abi::EntryOut { entry_valid: 0, entry_valid_nsec: 0, ..self.entry_out(&entry) };
         // It has no name that a later worker could find it by.
