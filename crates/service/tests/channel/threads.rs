@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use polytropo_client::{At, Channel};
+use polytropo_client::{At, Channel, Error};
 use serde_json::{Value, json};
 
 use crate::Test;
@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("a_slow_fsync_holds_up_nobody", a_slow_fsync_holds_up_nobody),
     ("what_turns_out_slow_holds_up_its_own_channel_only", what_turns_out_slow_holds_up_its_own_channel_only),
     ("more_slow_requests_than_threads_are_all_answered", more_slow_requests_than_threads_are_all_answered),
+    ("who_watches_waits_for_changes_under_way", who_watches_waits_for_changes_under_way),
     ("who_floods_does_not_starve_others", who_floods_does_not_starve_others),
 ];
 
@@ -112,6 +113,20 @@ fn more_slow_requests_than_threads_are_all_answered() {
     assert_eq!(done.load(SeqCst), 20);
     assert!(told(&mut site, "threads") <= 8);
     stats_go_on(&channel);
+}
+
+/// Of what changes after `watch` has returned the kernel tells; what was let through before is done by then.
+fn who_watches_waits_for_changes_under_way() {
+    let mut site = Site::start_with(&["--channel-writes"]);
+    let mnt = faulty(&mut site, "mkdir", 1500);
+    let requests = told(&mut site, "requests");
+    let child = fork_child(|| assert_eq!(site.connect(&mnt).mkdir(At::Root, b"made", 0o755, 0), Ok(())));
+    wait_until(|| told(&mut site, "requests") == requests + 1);
+    let channel = site.connect(&mnt);
+    channel.watch().unwrap();
+    assert!(site.scratch.join("data/made").exists(), "a change that was under way is seen by nobody");
+    assert_eq!(channel.mkdir(At::Root, b"more", 0o755, 0), Err(Error::Kernel));
+    assert!(child.wait());
 }
 
 fn flood(channel: &Channel) {

@@ -49,7 +49,8 @@ impl Work<'_> {
             .flatten();
         let written = self.door.own.write(&self.client.peer.caller, file.node, handle, offset, bytes);
         if let Ok(count) = &written {
-            // What is appended is not to be appended twice.
+            // What is appended is not to be appended twice. Nothing tells of a worker that is killed between the write and this: its program has
+            // the kernel append once more.
             self.client.memory.progress(self.request.slot, Some(&[*count as u64]));
         }
         if grant.is_some() {

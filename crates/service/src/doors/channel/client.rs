@@ -350,6 +350,7 @@ impl Client {
         if !self.watches.swap(true, Relaxed) {
             self.door.watched_by(true);
         }
+        self.door.await_changes();
         if let Some(grants) = &self.door.grants {
             grants.withdraw_all();
             grants.drain_all();
@@ -443,6 +444,9 @@ impl Drop for Client {
     fn drop(&mut self) {
         if self.watches.load(Relaxed) {
             self.door.watched_by(false);
+        }
+        if let Some(grants) = &self.door.grants {
+            grants.leave(self);
         }
         self.memory.end();
         self.given.get_mut().all().for_each(|words| self.door.modes.handed.take_back(words));

@@ -36,6 +36,8 @@ impl Grant {
 pub struct Grants {
     count: AtomicUsize,
     by_node: Mutex<FxHashMap<NodeId, Arc<Grant>>>,
+    /// All that ever had a grant, by where they are.
+    clients: Mutex<FxHashMap<usize, Weak<Client>>>,
 }
 
 impl Grants {
@@ -45,6 +47,7 @@ impl Grants {
 
     /// From now on others withdraw it before they look. None if there is one already.
     pub fn begin(&self, node: NodeId, client: &Arc<Client>, number: u64) -> Option<Arc<Grant>> {
+        self.clients.lock().entry(Arc::as_ptr(client).addr()).or_insert_with(|| Arc::downgrade(client));
         let (client, withdrawn, kept) = (Arc::downgrade(client), AtomicBool::new(false), Mutex::default());
         let grant = Arc::new(Grant { client, number, withdrawn, kept });
         let mut by_node = self.by_node.lock();
@@ -114,23 +117,26 @@ impl Grants {
 
     /// Space runs short: nobody gets by without waiting. What was posted already finds the space that was held ready for it.
     pub fn withdraw_all(&self) {
-        for grant in self.by_node.lock().values() {
-            grant.withdrawn.store(true, Relaxed);
-            if let Some(client) = grant.client.upgrade() {
-                client.memory.withdraw(grant.number);
-            }
-        }
+        // Clients are let go of without the lock: the last to do so gives back the grants of its files.
+        let granted: Vec<_> = {
+            let by_node = self.by_node.lock();
+            by_node.values().for_each(|grant| grant.withdrawn.store(true, Relaxed));
+            by_node.values().filter_map(|grant| Some((grant.client.upgrade()?, grant.number))).collect()
+        };
+        granted.iter().for_each(|(client, number)| client.memory.withdraw(*number));
     }
 
-    /// Applies what lies about.
+    /// Applies what lies about, also of those whose last grant was withdrawn while they posted.
     pub fn drain_all(&self) {
-        let clients: Vec<_> = {
-            let by_node = self.by_node.lock();
-            by_node.values().filter_map(|grant| grant.client.upgrade()).collect()
-        };
+        let clients: Vec<_> = self.clients.lock().values().filter_map(Weak::upgrade).collect();
         for client in clients.into_iter().filter(|client| client.has_posts()) {
             client.drain();
         }
+    }
+
+    /// The client is no more.
+    pub fn leave(&self, client: &Client) {
+        self.clients.lock().remove(&std::ptr::from_ref(client).addr());
     }
 
     pub fn count(&self) -> usize {

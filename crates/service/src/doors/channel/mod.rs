@@ -31,9 +31,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use polytropo_libservices::{
     Attr, Caller, Capabilities, Change, Coherence, DoorId, Libservice, NodeId, Observer,
 };
@@ -58,6 +58,9 @@ pub use client::Peer;
 pub use grants::Grants;
 pub use guard::Guard;
 pub use hall::ChannelStatistics;
+
+/// How long a program that begins to watch files waits for changes that are under way.
+const CHANGES_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// How a door works.
 pub struct ChannelOptions {
@@ -119,6 +122,8 @@ pub struct Shared {
     /// Programs that watch files.
     watchers: Mutex<u32>,
     watched: AtomicBool,
+    /// Held by requests that change something, see `begin_change`.
+    changing: RwLock<()>,
     pub id: DoorId,
     pub modes: Arc<Modes>,
     pub windows: Windows,
@@ -189,6 +194,7 @@ impl Shared {
             looked_for_room: Mutex::new(None),
             watchers: Mutex::new(watchers),
             watched: AtomicBool::new(watchers != 0),
+            changing: RwLock::new(()),
             own,
             stack: guarded,
             id,
@@ -268,6 +274,26 @@ impl Shared {
     /// Whether somebody has the kernel tell of changes.
     pub fn is_watched(&self) -> bool {
         self.watched.load(Ordering::SeqCst)
+    }
+
+    /// To be held while a request changes something. Not while somebody has the kernel tell of changes: it is to make them then.
+    fn begin_change(&self) -> Result<RwLockReadGuard<'_, ()>, Failure> {
+        // Looked at once more with the lock; before it so that those who are refused do not wait for who watches.
+        if self.is_watched() {
+            return Err(Failure::Kernel);
+        }
+        let under_way = self.changing.read();
+        if self.is_watched() { Err(Failure::Kernel) } else { Ok(under_way) }
+    }
+
+    /// After `watched_by`: returns when all changes are done that were let through before. What hangs below keeps who watches so long only.
+    fn await_changes(&self) {
+        if self.changing.try_write_for(CHANGES_TIME_MAX).is_none() {
+            log::warn!(
+                "channel door {}: a program watches files, and is not told of a change that hangs",
+                self.id.0
+            );
+        }
     }
 
     /// One more program watches files, or one fewer.

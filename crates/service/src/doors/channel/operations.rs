@@ -70,9 +70,11 @@ impl Work<'_> {
         let Some(operation) = self.request.operation else {
             return fail(Errno::NOSYS, "do something unknown");
         };
-        if self.door.is_watched() && self.changes_something(operation)? {
-            return Err(Failure::Kernel);
-        }
+        let door = self.door;
+        let _under_way = match self.changes_something(operation)? {
+            true => Some(door.begin_change()?),
+            false => None,
+        };
         match operation {
             Operation::Ping => self.ping(),
             Operation::Watch => {
