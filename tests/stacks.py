@@ -17,6 +17,8 @@ PASSING = "passing-union"
 WRITING_BACK = "writing-back-union"
 # In front of a kind: programs may also write through shared memory.
 PRIVATE = "private-"
+# A union that programs may only read through shared memory, as roots of containers are.
+READING = f"{PRIVATE}reading-union"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Mounted:
 
 def document(kind: str, below: Path) -> dict[str, Any]:
     """A stack document of one kind over directories in `below`, which are made."""
+    if kind == READING:
+        return document("union", below)
     if kind.startswith(PRIVATE):
         return {**document(kind.removeprefix(PRIVATE), below), "channel_writes": True}
     upper, low, lowest = (below / name for name in ("upper", "low", "lowest"))

@@ -12,10 +12,9 @@ VARIABLE = "POLYTROPO_PRELOAD"
 """What a user wants where no option says it; what the library in a program goes by."""
 
 DEFAULT: Mode = "auto"
-"""Containers have it on: their roots let programs write through shared memory as well, and FUSE, which is
-asked for each open then, is the slower way. Programs that `on` runs have to show first that it pays, since
-FUSE asks nothing for them. They lose some 0.1 ms at each start, and those that read and ask much again gain
-a factor of 2 to 4."""
+"""Programs lose some 0.1 ms at each start and nothing else; those that read and ask much again gain a factor
+of 2 to 4. With `on` roots of containers are also written through shared memory, for which the service has to
+be asked for each open by FUSE: that pays for programs that write or make much, and costs all others."""
 
 
 def mode_of(asked: bool | None) -> Mode:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Isolated
-from tests.stacks import KINDS, PASSING, PRIVATE, WRITING_BACK, document, fill, mount
+from tests.stacks import KINDS, PASSING, PRIVATE, READING, WRITING_BACK, document, fill, mount
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -55,7 +55,7 @@ def test_random_operations_answer_as_on_the_host(
 
 
 @pytest.mark.parametrize(("actors", "seed"), [(1, 4), (2, 5), (3, 6)])
-@pytest.mark.parametrize("kind", PRELOADED[: len(KINDS)])
+@pytest.mark.parametrize("kind", [*PRELOADED[: len(KINDS)], READING])
 def test_preloaded_and_other_programs_see_the_same(
     isolated: Isolated, library: Path, kind: str, actors: int, seed: int
 ) -> None:
@@ -64,7 +64,7 @@ def test_preloaded_and_other_programs_see_the_same(
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kind", [*KINDS, PASSING, WRITING_BACK, *PRELOADED])
-@pytest.mark.parametrize("seed", range(100, 104))
+@pytest.mark.parametrize("kind", [*KINDS, PASSING, WRITING_BACK, *PRELOADED, READING])
+@pytest.mark.parametrize("seed", range(100, 103))
 def test_many_random_operations_answer_as_on_the_host(isolated: Isolated, kind: str, seed: int) -> None:
     _compare(isolated, kind, seed=seed, steps=20_000, actors=1 + seed % 3)

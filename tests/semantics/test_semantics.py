@@ -11,7 +11,7 @@ from tests.conftest import Isolated
 from tests.semantics import attributes, files, names  # noqa: F401  they register their promises
 from tests.semantics.__main__ import make_image
 from tests.semantics.registry import PROMISES
-from tests.stacks import KINDS, PASSING, PRIVATE, WRITING_BACK, document, mount
+from tests.stacks import KINDS, PASSING, PRIVATE, READING, WRITING_BACK, document, mount
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -21,7 +21,9 @@ def test_the_document_and_the_promises_name_each_other() -> None:
     assert sorted(written) == sorted(PROMISES)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, PASSING, WRITING_BACK, *(f"{PRIVATE}{kind}" for kind in KINDS)])
+@pytest.mark.parametrize(
+    "kind", [*KINDS, PASSING, WRITING_BACK, *(f"{PRIVATE}{kind}" for kind in KINDS), READING]
+)
 def test_every_promise_is_kept(isolated: Isolated, library: Path, kind: str) -> None:
     """On private stacks by programs that load the preload library."""
     below = isolated.directory / "stack.below"

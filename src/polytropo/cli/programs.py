@@ -54,7 +54,7 @@ def run(
         stdin_open=interactive,
         remove_at_end=remove,
         runtime=runtime,
-        preload=mode_of(preload) != "off",
+        preload=mode_of(preload),
     )
     try:
         return run_container(State.open(), order, detach=detach, cid_file=cidfile, tell=print)

@@ -23,6 +23,7 @@ from polytropo.containers.runtime import RUNTIMES
 from polytropo.errors import PolytropoError
 from polytropo.host import host_ownership
 from polytropo.names import check_name, shown
+from polytropo.preload_mode import Mode
 from polytropo.state import State
 from polytropo.tenants import get_tenant
 from polytropo.volumes import get_volume
@@ -56,7 +57,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     stdin_open: bool = False
     remove_at_end: bool = False
     runtime: str = "runc"
-    preload: bool = False
+    preload: Mode = "off"
 
 
 def make_container(state: State, order: Order, image: "Image") -> Container:
@@ -69,8 +70,10 @@ def make_container(state: State, order: Order, image: "Image") -> Container:
     upper = Dir(files_of(state, container_id).upper, coherence="exclusive", ownership=host_ownership())
     # The service is then asked for each open, which pays where little is opened and much is read.
     passthrough = True if order.read_only or order.share_image else None
-    preload = order.preload and can_load(image.layers)
-    channel_writes = True if preload else None
+    preload = order.preload != "off" and can_load(image.layers)
+    # Reading through shared memory costs others nothing; to write, the service has to hear of each open.
+    soon = preload and order.preload == "on"
+    channel_writes = True if soon else None
     root = Stack(Union(image.dirs, upper=upper), passthrough, channel_writes=channel_writes).to_document()
     args = _args(order, settings)
     environment = _environment(order, settings)
@@ -94,6 +97,7 @@ def make_container(state: State, order: Order, image: "Image") -> Container:
         remove_at_end=order.remove_at_end,
         runtime=order.runtime,
         preload=preload,
+        patient=preload and not soon,
         stop_signal=settings.stop_signal or _STOP_SIGNAL,
         volumes=[parse_volume(state, tenant.name, text) for text in order.volumes],
         root=root,

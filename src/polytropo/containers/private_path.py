@@ -18,6 +18,7 @@ from polytropo.containers.records import Container, Files
 from polytropo.containers.rooted import open_in_root, read_in_root
 from polytropo.containers.spec import Bind
 from polytropo.errors import PolytropoError, storage_errors
+from polytropo.preload_mode import VARIABLE
 from polytropo.state import State
 from polytropo.tenants import run_dir
 
@@ -107,14 +108,21 @@ def _prepare(
             path.write_bytes(f"{_shown_library()}\n".encode() + _others(root))
             path.chmod(0o644)
             binds.append(Bind(path, _LISTED, True))
-    return PrivatePath(tuple(binds), {} if listed else _variables(container.environment))
+    variables = {} if listed else _variables(container.environment)
+    return PrivatePath(tuple(binds), variables | _patience(container, container.environment))
 
 
 def environment(container: Container, root: int, given: Mapping[str, str]) -> dict[str, str]:
     """The variables by which one more program in a container that runs comes to the library."""
-    if not container.preload or not _has(root, _shown_library()) or _others(root).startswith(_OURS):
+    if not container.preload or not _has(root, _shown_library()):
         return {}
-    return _variables(given)
+    variables = {} if _others(root).startswith(_OURS) else _variables(given)
+    return variables | _patience(container, given)
+
+
+def _patience(container: Container, given: Mapping[str, str]) -> dict[str, str]:
+    """Has programs keep to FUSE until shared memory would have paid, unless they are told otherwise."""
+    return {VARIABLE: "auto"} if container.patient and VARIABLE not in given else {}
 
 
 def _variables(given: Mapping[str, str]) -> dict[str, str]:

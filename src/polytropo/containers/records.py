@@ -57,6 +57,8 @@ class Container(Record, kw_only=True):
     runtime: str = "runc"
     preload: bool = False
     """Whether its programs reach the service through shared memory where they can."""
+    patient: bool = False
+    """They keep to FUSE until that would have paid, and only read through it."""
     stop_signal: str = "SIGTERM"
     volumes: list[VolumeMount] = msgspec.field(default_factory=list)
     root: dict[str, Any]

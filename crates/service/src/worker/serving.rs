@@ -338,6 +338,7 @@ impl Plan {
         let channel_options = ChannelOptions {
             modes,
             kernel_tells: self.channel_writes,
+            written_through: !self.document.writes_back(),
             windows: WindowAccess { store: self.store, place, shown: Some(self.shown) },
             settle: Some(door.settle()),
             posting: Some(Posting { grants, outdate: door.outdate(), kernel_door: self.id, held }),

@@ -85,6 +85,7 @@ impl Work<'_> {
             _ => return fail(Errno::INVAL, "set the size of what is no file"),
         }
         permissions::check(&*self.door.stack, self.caller(), node.node(), &attr, WRITE)?;
+        self.door.may_write()?;
         self.door.may_serve(node.node())?;
         if self.door.modes.users(node.node()).executing > 0 {
             // Which says ETXTBSY.
@@ -135,6 +136,8 @@ impl Work<'_> {
         let data_only = self.word(1) == 1;
         match file.kind {
             super::client::Kind::File(handle) => {
+                // What was written through maps is with the kernel.
+                self.door.may_write()?;
                 self.door.may_serve(file.node)?;
                 let synced = self.door.own.fsync(self.caller(), file.node, handle, data_only);
                 told_late(&file)?;

@@ -178,6 +178,7 @@ impl Site {
         let options = ChannelOptions {
             modes: Modes::new(),
             kernel_tells: true,
+            written_through: false,
             windows,
             settle: None,
             open_table: None,

@@ -68,6 +68,8 @@ pub struct ChannelOptions {
     pub modes: Arc<Modes>,
     /// The FUSE door counts its open files in `modes`. If not, nobody knows what the kernel holds back of files that can be written.
     pub kernel_tells: bool,
+    /// The kernel holds back nothing that programs write, but for shared maps.
+    pub written_through: bool,
     pub windows: WindowAccess,
     /// Waits until the kernel was told of all changes so far.
     pub settle: Option<Settle>,
@@ -134,6 +136,8 @@ pub struct Shared {
     /// Files are asked for by requests each time, since others change them.
     pub others_change: bool,
     kernel_tells: bool,
+    /// Files are read here, though nobody says who else has them open: what others write comes through the service at once.
+    reads_alone: bool,
     settle: Option<Settle>,
     kept: Kept,
     listings: Listings,
@@ -177,6 +181,7 @@ impl Shared {
             read_only: !stack.capabilities().contains(Capabilities::WRITE),
             others_change: coherence == Coherence::Shared,
             kernel_tells: options.kernel_tells,
+            reads_alone: options.written_through && !options.kernel_tells && coherence == Coherence::Exclusive,
             settle: options.settle,
             kept: Kept::default(),
             listings: Listings::default(),
@@ -259,6 +264,9 @@ impl Shared {
     /// Counts one more open file of `node`, if the kernel has not got it.
     pub fn enter(&self, node: NodeId, wanted: u32) -> Result<Ticket, Failure> {
         self.may_serve(node)?;
+        if wanted & permissions::WRITE != 0 {
+            self.may_write()?;
+        }
         let access = match wanted {
             permissions::READ => Access::Read,
             permissions::WRITE => Access::WriteOnly,
@@ -312,12 +320,17 @@ impl Shared {
         self.kernel_tells || self.others_change
     }
 
+    /// Refuses to change bytes beside maps that nobody told of, and of programs that may be running.
+    pub fn may_write(&self) -> Result<(), Failure> {
+        if self.reads_alone { Err(Failure::Kernel) } else { Ok(()) }
+    }
+
     /// Refuses inodes whose truth is the kernel's page cache.
     pub fn may_serve(&self, node: NodeId) -> Result<(), Failure> {
         if self.immutable {
             return Ok(());
         }
-        if !self.counts_files() || self.modes.users(node).mode() == Some(Mode::Kernel) {
+        if !(self.counts_files() || self.reads_alone) || self.modes.users(node).mode() == Some(Mode::Kernel) {
             return Err(Failure::Kernel);
         }
         Ok(())
