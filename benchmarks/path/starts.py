@@ -1,7 +1,8 @@
 """Programs that live on the mount themselves, as those of containers do: what their starts cost.
 
 Each side shows the root directory of this machine with an upper directory of its own; programs run there
-by chroot. `asked` is what FUSE costs where channels may write, to programs without the library.
+by chroot. Programs of containers run as the side that is patient, unless asked for. `asked` is what FUSE
+costs where channels may write, to programs without the library.
 """
 
 import os
@@ -91,7 +92,7 @@ def _sides(scratch: Path, keeper: Keeper) -> list[Place]:
         Place(PRELOADED, _with_library(scratch, keeper, union("starts-preloaded", channel_writes=True))),
         Place(
             AUTO,
-            _with_library(scratch, keeper, union("starts-auto", channel_writes=True)),
+            _with_library(scratch, keeper, union("starts-auto")),
             {"POLYTROPO_PRELOAD": "auto"},
         ),
         Place(ASKED, union("starts-asked", channel_writes=True)),

@@ -41,7 +41,7 @@ from polytropo.cli.options import IMAGE, PATH, TENANT
 @click.option(
     "--preload/--no-preload",
     default=None,
-    help="Let its programs reach their files through shared memory, without the kernel; the default.",
+    help="Reach files through shared memory: soon and also to write; by default to read, once it pays.",
 )
 @click.option("--runtime", default="runc", help="The OCI runtime: runc or crun.")
 @click.argument("image", type=IMAGE)

@@ -181,7 +181,9 @@ impl Shared {
             read_only: !stack.capabilities().contains(Capabilities::WRITE),
             others_change: coherence == Coherence::Shared,
             kernel_tells: options.kernel_tells,
-            reads_alone: options.written_through && !options.kernel_tells && coherence == Coherence::Exclusive,
+            reads_alone: options.written_through
+                && !options.kernel_tells
+                && coherence == Coherence::Exclusive,
             settle: options.settle,
             kept: Kept::default(),
             listings: Listings::default(),
