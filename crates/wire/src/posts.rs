@@ -52,7 +52,8 @@ pub struct Ledger {
 pub struct Post {
     /// One of `STATE_*` and a turn; a futex.
     pub state: AtomicU32,
-    /// Not 0: somebody sleeps on the state. Cleared by who wakes them alone: the sleeper may have come for the turn before.
+    /// How many sleep on the state, or are about to. Whoever sleeps counts itself in and out, since who wakes may be late and meet those who
+    /// wait for the next turn. One that was killed there stays counted, which costs its own program a futile futex(2) a post.
     pub waiters: AtomicU32,
     pub file: AtomicU64,
     pub offset: AtomicU64,
@@ -114,11 +115,18 @@ impl Post {
 
     /// Returns once that write is done: true; or when `sleep` does not want to wait any longer. That sleeps while the state is the word that
     /// it is told, and may wake for no reason. Whoever calls this has the service look at posts, after it got to know the turn.
-    pub fn wait(&self, turn: Turn, mut sleep: impl FnMut(u32) -> bool) -> bool {
+    pub fn wait(&self, turn: Turn, sleep: impl FnMut(u32) -> bool) -> bool {
+        let done = self.wait_and_stay(turn, sleep);
+        self.waiters.fetch_sub(1, Relaxed);
+        done
+    }
+
+    /// The same, but whoever calls this stays counted: in models those who sleep do not come back.
+    pub fn wait_and_stay(&self, turn: Turn, mut sleep: impl FnMut(u32) -> bool) -> bool {
+        self.waiters.fetch_add(1, Relaxed);
+        // Either `finish` sees that somebody sleeps, or this sees the end.
+        fence(SeqCst);
         loop {
-            self.waiters.store(1, Relaxed);
-            // Either `finish` sees that somebody sleeps, or this sees the end.
-            fence(SeqCst);
             let word = self.state.load(Acquire);
             if turn_of(word) != Some(turn) {
                 return true;
@@ -200,7 +208,7 @@ impl Post {
 
     /// For the service: whether all who sleep on the state are to be woken now.
     pub fn is_awaited(&self) -> bool {
-        self.waiters.load(Relaxed) != 0 && self.waiters.swap(0, Relaxed) != 0
+        self.waiters.load(Relaxed) != 0
     }
 }
 

@@ -232,7 +232,7 @@ impl Sleeping {
         {
             turn = other;
         }
-        post.wait(turn, |word| {
+        post.wait_and_stay(turn, |word| {
             let mut asleep = self.asleep.lock().unwrap();
             *asleep = post.state.load(Relaxed) == word;
             !*asleep
@@ -288,13 +288,61 @@ fn waking(faulty: bool) {
             post.waiters.store(1, Relaxed);
             sleeps = post.kind() != STATE_DONE;
         } else if let Some(turn) = post.pending_turn() {
-            post.wait(turn, |_| {
+            post.wait_and_stay(turn, |_| {
                 sleeps = true;
                 false
             });
         }
         let wakes = service.join().unwrap();
         assert!(!sleeps || wakes, "asleep for good");
+    });
+}
+
+/// Who uses a post again and sleeps on it is woken, though who finished it before is about to wake those that sleep.
+fn waking_again(faulty: bool) {
+    loom::model(move || {
+        let memory = Memory::new();
+        let asleep = Arc::new(Mutex::new(false));
+        memory.write(0, 1, false);
+        let finish = {
+            let (memory, asleep) = (memory.clone(), asleep.clone());
+            move || {
+                let post = &memory.posts[0];
+                if post.pending(limit(&memory.issued)).is_none() || !post.take() {
+                    return;
+                }
+                post.mark_done(0);
+                fence(SeqCst);
+                // The fault: says that nobody sleeps now, for which it may be too late.
+                let awaited = if faulty { post.waiters.swap(0, Relaxed) != 0 } else { post.is_awaited() };
+                if awaited {
+                    *asleep.lock().unwrap() = false;
+                }
+            }
+        };
+        let service = {
+            let finish = finish.clone();
+            thread::spawn(move || {
+                finish();
+                finish();
+            })
+        };
+        let post = &memory.posts[0];
+        while post.kind() != STATE_DONE {
+            thread::yield_now();
+        }
+        post.free();
+        memory.write(0, 2, false);
+        if let Some(turn) = post.pending_turn() {
+            post.wait_and_stay(turn, |word| {
+                let mut asleep = asleep.lock().unwrap();
+                *asleep = post.state.load(Relaxed) == word;
+                !*asleep
+            });
+        }
+        service.join().unwrap();
+        finish();
+        assert!(!*asleep.lock().unwrap(), "asleep for good");
     });
 }
 
@@ -404,6 +452,8 @@ fn what_is_held_is_written_before_others_look() {
 fn sleepers_are_woken() {
     waking(false);
     assert!(found(|| waking(true)), "the missing fence was not noticed");
+    waking_again(false);
+    assert!(found(|| waking_again(true)), "a count cleared late was not noticed");
 }
 
 #[test]
