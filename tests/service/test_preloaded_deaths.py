@@ -166,6 +166,40 @@ def test_who_watches_hears_of_changes_after_a_death(keeper: Keeper, library: Pat
     assert (maker.wait(20), watcher.wait(20)) == (0, -9)
 
 
+BEGINS_LATE = """
+import os, sys
+for _ in range(300):
+    os.stat("early1")
+print("channel", flush=True)
+sys.stdin.readline()
+for _ in range(int(sys.stdin.readline())):
+    os.close(os.open("early1", os.O_WRONLY))
+    os.path.exists("nothing")
+"""
+
+
+@pytest.mark.parametrize("noticed", [0, 3])
+def test_who_begins_to_watch_after_a_death_hears_of_changes(
+    keeper: Keeper, library: Path, noticed: int
+) -> None:
+    """Whether or not it has found its channel ended by then, before there would be another one."""
+    mounted = Mounted(keeper, "dir", library)
+    mounted.place.run("touch", str(mounted.mnt / "early1"))
+    watcher = mounted.python(BEGINS_LATE + WATCHES)
+    assert hear(watcher) == "channel"
+    assert keeper.kill_worker() is not None
+    # Of the next worker.
+    maker = mounted.python(MAKES_FILES)
+    assert hear(maker) == "ready"
+    say(watcher, f"go on\n{noticed}")
+    assert hear(watcher) == "ready"
+    say(maker, "go on")
+    assert hear(maker) == "done"
+    assert hear(watcher) == "late"
+    watcher.kill()
+    assert (maker.wait(20), watcher.wait(20)) == (0, -9)
+
+
 @pytest.mark.parametrize("kind", ["dir", "union"])
 @pytest.mark.parametrize(("actors", "seed"), [(1, 11), (2, 12), (3, 13)])
 def test_random_operations_of_preloaded_programs_with_kills_answer_as_on_the_host(

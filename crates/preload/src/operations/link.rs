@@ -47,6 +47,9 @@ const OFTEN: u32 = 16;
 const PAUSE_OFTEN_MS: u32 = 30_000;
 /// Needs of a channel that has ended, or could not be made, between looks at the clock.
 const NEEDS: u32 = 16;
+/// Who insists on a channel waits so long for another thread that makes one.
+const INSISTING_NAPS_MAX: u32 = 100;
+const INSISTING_NAP_NS: u64 = 10_000_000;
 
 pub struct Link {
     state: AtomicU32,
@@ -121,17 +124,45 @@ impl Link {
         let word = self.state.load(Acquire);
         let is_turn = || self.needs.fetch_add(1, Relaxed) % NEEDS == 0;
         match word & STATE_MASK {
-            NONE if is_turn() => self.connect(word, connect),
-            GONE if is_turn() => self.connect_again(word, connect),
+            NONE if is_turn() => self.connect(word, false, connect),
+            GONE if is_turn() => self.connect_again(word, false, connect),
             _ => self.get(),
         }
     }
 
+    /// One more attempt for what must not go without: whatever was tried lately, and after whoever connects just now. For calls that are rare.
     #[cold]
-    fn connect(&self, word: u32, connect: impl FnOnce() -> Result<Channel, Refused>) -> Option<&Channel> {
+    pub fn insist(&self, connect: impl FnOnce() -> Result<Channel, Refused>) -> Option<&Channel> {
+        for _ in 0..INSISTING_NAPS_MAX {
+            if !matches!(self.state.load(Acquire) & STATE_MASK, CONNECTING | AGAIN) {
+                break;
+            }
+            sys::nap(INSISTING_NAP_NS);
+        }
+        let word = self.state.load(Acquire);
+        match word & STATE_MASK {
+            NONE => self.connect(word, true, connect),
+            GONE => self.connect_again(word, true, connect),
+            _ => self.get(),
+        }
+    }
+
+    /// Whether there will never be a channel again.
+    pub fn is_off(&self) -> bool {
+        matches!(self.state.load(Acquire) & STATE_MASK, OFF | LAST)
+    }
+
+    #[cold]
+    fn connect(
+        &self,
+        word: u32,
+        at_once: bool,
+        connect: impl FnOnce() -> Result<Channel, Refused>,
+    ) -> Option<&Channel> {
         // The end of an attempt that failed, if there was one.
         let (ended_ms, pause_ms) = (self.ended_ms.load(Relaxed), self.pause_ms.load(Relaxed));
-        if (ended_ms != 0 && sys::coarse_clock_ms().wrapping_sub(ended_ms) < u64::from(pause_ms))
+        let paused = || sys::coarse_clock_ms().wrapping_sub(ended_ms) >= u64::from(pause_ms);
+        if !(at_once || ended_ms == 0 || paused())
             || self.state.compare_exchange(word, CONNECTING, AcqRel, Acquire).is_err()
         {
             return self.get();
@@ -160,12 +191,14 @@ impl Link {
     fn connect_again(
         &self,
         word: u32,
+        at_once: bool,
         connect: impl FnOnce() -> Result<Channel, Refused>,
     ) -> Option<&Channel> {
         let (last, now) = (word >> STATE_BITS, sys::coarse_clock_ms());
         let often = if last < OFTEN { 0 } else { PAUSE_OFTEN_MS };
         let pause_ms = self.pause_ms.load(Relaxed).max(often);
-        if now.wrapping_sub(self.ended_ms.load(Relaxed)) < u64::from(pause_ms)
+        let paused = now.wrapping_sub(self.ended_ms.load(Relaxed)) >= u64::from(pause_ms);
+        if !(paused || at_once)
             || last as usize + 1 >= CHANNELS_MAX
             // Who has changed its reach keeps to the kernel.
             || names::has_ended()
@@ -230,6 +263,17 @@ impl Link {
         let was = matches!(word & STATE_MASK, READY | GONE | AGAIN);
         // SAFETY: just checked.
         was.then(|| unsafe { self.channel(word >> STATE_BITS) }.descriptors())
+    }
+
+    /// A count that changes with each request of the channel that there is, and nothing more: it is looked at twice in every call.
+    #[inline]
+    pub fn requests(&self) -> u64 {
+        let word = self.state.load(Acquire);
+        if !matches!(word & STATE_MASK, READY | GONE | LAST) {
+            return 0;
+        }
+        // SAFETY: just checked.
+        unsafe { self.channel(word >> STATE_BITS) }.counters.requests.load(Relaxed)
     }
 
     /// Requests that were made, and how often the service had to be woken.

@@ -4,7 +4,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32};
 
-use polytropo_client::Refused;
+use polytropo_client::{Error, Refused};
 
 use super::link::Link;
 use super::table::Table;
@@ -12,6 +12,9 @@ use super::{kept, placeholders};
 use crate::sys;
 
 pub const PATH_BYTES_MAX: usize = 512;
+/// How often a program that begins to watch files tries to say so.
+const WATCH_ATTEMPTS: u32 = 3;
+const WATCH_PAUSE_NS: u64 = 20_000_000;
 
 /// Where the service is and what it serves.
 #[derive(Clone, Copy)]
@@ -123,10 +126,10 @@ pub fn asked() -> (u64, u64) {
     LINK.asked().into()
 }
 
-/// How many requests there were on this process's channel.
+/// How many requests there were on the channel that there is now.
 #[inline]
 pub fn requests() -> u64 {
-    LINK.asked()[0]
+    LINK.requests()
 }
 
 struct Once(UnsafeCell<Setting>);
@@ -167,11 +170,25 @@ pub fn setting() -> &'static Setting {
 }
 
 /// The program watches files: what it does itself is the kernel's, and what others do by their channels as soon as the service knows. For that the
-/// channel stays, and is made where there is none.
+/// channel stays, and is made where there is none, also at once after one that has ended: nobody asks later.
 pub fn watch() {
-    if let Some(channel) = LINK.get_or_connect(|| setting().connect()) {
-        // Whoever cannot be told sees what the kernel does.
-        let _ = channel.watch();
+    for attempt in 0..WATCH_ATTEMPTS {
+        if attempt > 0 {
+            // Until the keeper knows of its worker's death.
+            sys::nap(WATCH_PAUSE_NS);
+        }
+        let Some(channel) = LINK.insist(|| setting().connect()) else {
+            if LINK.is_off() {
+                break;
+            } else {
+                continue;
+            };
+        };
+        match channel.watch() {
+            Err(Error::Gone | Error::GoneAmid) => LINK.give_up(channel),
+            // Whoever cannot be told sees what the kernel does.
+            Ok(()) | Err(_) => break,
+        }
     }
     turn_off();
 }
