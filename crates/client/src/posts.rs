@@ -15,6 +15,10 @@ use crate::{EINVAL, EIO, Error, Result};
 const NAPS_AFTER_DEATH_MAX: u32 = 10_000;
 const NAPS_AFTER_END_MAX: u32 = 100;
 const NAP_NS: i64 = 1_000_000;
+/// Looks whether another thread is through with what it reclaims, which takes it a microsecond, and naps in case it does not run: or is the one
+/// whose handler of a signal waits here, and never gets through.
+const LOOKS_AT_RECLAIMING: u32 = 1_000;
+const NAPS_FOR_RECLAIMING_MAX: u32 = 100;
 /// How often a thread waits for room that others take, before it asks instead.
 const TRIES_MAX: usize = 16;
 
@@ -25,6 +29,8 @@ pub(crate) struct Posts {
     taken: AtomicU64,
     /// A bit for each taken one whose write has returned: freed by whoever finds it done.
     left: AtomicU64,
+    /// Threads that have taken bits out of `left` and have not told all of what failed.
+    reclaiming: AtomicU32,
 }
 
 /// Numbers of the bits that are set.
@@ -159,8 +165,13 @@ impl Channel {
         let is_done = |number: &usize| self.post(*number).kind() == STATE_DONE;
         let done =
             bits(self.posts.left.load(Acquire)).filter(is_done).fold(0, |done, number| done | 1 << number);
+        if done == 0 {
+            return false;
+        }
+        // Before they are missing from `left`, for whoever waits until all is told.
+        self.posts.reclaiming.fetch_add(1, AcqRel);
         // From here on they are this thread's own. Some may be the next write's by now, which is left again.
-        let ours = if done == 0 { 0 } else { self.posts.left.fetch_and(!done, AcqRel) & done };
+        let ours = self.posts.left.fetch_and(!done, AcqRel) & done;
         let mut freed = 0;
         for number in bits(ours) {
             let post = self.post(number);
@@ -182,14 +193,37 @@ impl Channel {
         if freed != 0 {
             self.posts.taken.fetch_and(!freed, Release);
         }
+        self.posts.reclaiming.fetch_sub(1, Release);
         freed != 0
+    }
+
+    /// Frees what is done. Returns when what had failed of the file's writes is known, also where another thread is just about to tell it.
+    fn reclaim_all(&self, used: &InUse<'_>) {
+        let mut looks = 0;
+        loop {
+            self.reclaim_posts();
+            // What others go on posting to the file need not be waited for: mostly nobody reclaims at this moment.
+            if used.state.posted.load(Acquire) == 0 || self.posts.reclaiming.load(Acquire) == 0 {
+                break;
+            }
+            looks += 1;
+            match looks {
+                0..LOOKS_AT_RECLAIMING => core::hint::spin_loop(),
+                _ if looks < LOOKS_AT_RECLAIMING + NAPS_FOR_RECLAIMING_MAX => {
+                    sys::futex_wait(&AtomicU32::new(0), 0, NAP_NS);
+                }
+                _ => break,
+            }
+        }
+        // What that thread put back since the look, because it was the next write's.
+        self.reclaim_posts();
     }
 
     /// Returns when all that this process wrote to the file without waiting is applied; tells what failed, once.
     #[inline]
     pub(crate) fn settle(&self, used: &InUse<'_>) -> Result<()> {
         if used.state.posted.load(Acquire) != 0 {
-            self.settle_posts()?;
+            self.settle_posts(used)?;
         }
         self.told(used)
     }
@@ -198,7 +232,7 @@ impl Channel {
     pub(crate) fn settle_all(&self, used: &InUse<'_>) -> Result<()> {
         if used.state.posted_any.load(Relaxed) != 0 {
             self.claim()?.ask(Operation::Ping, &[used.file.0])?;
-            self.reclaim_posts();
+            self.reclaim_all(used);
         }
         self.told(used)
     }
@@ -229,10 +263,10 @@ impl Channel {
     }
 
     #[cold]
-    fn settle_posts(&self) -> Result<()> {
+    fn settle_posts(&self, used: &InUse<'_>) -> Result<()> {
         // Before any request is done, what was posted is.
         self.claim()?.ask(Operation::Ping, &[0])?;
-        self.reclaim_posts();
+        self.reclaim_all(used);
         // Other threads may go on posting, which need not be waited for.
         Ok(())
     }
