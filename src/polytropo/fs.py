@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from polytropo.amid import Made, is_done, open_again
 from polytropo.errors import PolytropoError
 
 try:
@@ -110,23 +111,30 @@ class Files:
         path: str,
         ours: Callable[[bytes], None],
         kernel: Callable[[str], None],
-        done: type[OSError],
+        made: Made | None = None,
+        made_at: str | None = None,
     ) -> None:
-        """The same for what fails with `done` when done twice: a service that died may have done it."""
-        amid = False
+        """The same for what must not be done twice: a service that died may have done it, and `made` this."""
+        amid: BaseException | None = None
 
         def noted(name: bytes) -> None:
             nonlocal amid
             try:
                 ours(name)
-            except _native.GoneAmid:
-                amid = True
+            except _native.GoneAmid as died:
+                amid = died
                 raise
 
         try:
             self._do(path, noted, kernel)
-        except done:
-            if not amid:
+        except FileNotFoundError:
+            if amid is None or made is not None:
+                raise
+        except FileExistsError:
+            if amid is None or made is None:
+                raise
+            name = (path if made_at is None else made_at).lstrip("/")
+            if not is_done(name, self._root, made, amid, lambda: kernel(path.lstrip("/"))):
                 raise
 
     def _gone(self, channel: "_native.Channel") -> None:
@@ -158,22 +166,24 @@ class Files:
         """Opens a file of bytes, unbuffered: `mode` as for the built-in open, always binary."""
         flags = _flags_of(mode)
 
-        amid = False
+        amid: BaseException | None = None
 
         def ours(name: bytes) -> "io.FileIO | File":
             nonlocal amid
             channel = self._channel
             try:
                 number, found = channel.open(name, flags, permissions, _umask())
-            except _native.GoneAmid:
-                amid = True
+            except _native.GoneAmid as died:
+                amid = died
                 raise
             return File(self, channel, number, flags, path, found[1])
 
         def kernel(name: str) -> "io.FileIO | File":
-            # What a service made that died of it nobody else has made.
-            wanted = flags & ~os.O_EXCL if amid else flags
-            descriptor = os.open(name, wanted | os.O_CLOEXEC, permissions, dir_fd=self._root)
+            wanted = flags | os.O_CLOEXEC
+            if amid is None:
+                descriptor = os.open(name, wanted, permissions, dir_fd=self._root)
+            else:
+                descriptor = open_again(name, wanted, permissions, self._root, _umask(), amid)
             return io.FileIO(descriptor, mode.replace("b", "").replace("x", "w"), closefd=True)
 
         return self._do(path, ours, kernel)
@@ -238,11 +248,12 @@ class Files:
         )
 
     def mkdir(self, path: str, mode: int = 0o777) -> None:
+        umask = _umask()
         self._change(
             path,
-            lambda name: self._channel.mkdir(name, mode, _umask()),
+            lambda name: self._channel.mkdir(name, mode, umask),
             lambda name: os.mkdir(name, mode, dir_fd=self._root),
-            FileExistsError,
+            Made(stat.S_IFDIR | mode & ~umask),
         )
 
     def unlink(self, path: str) -> None:
@@ -250,7 +261,6 @@ class Files:
             path,
             lambda name: self._channel.unlink(name, 0),
             lambda name: os.unlink(name, dir_fd=self._root),
-            FileNotFoundError,
         )
 
     def rmdir(self, path: str) -> None:
@@ -258,7 +268,6 @@ class Files:
             path,
             lambda name: self._channel.unlink(name, _AT_REMOVEDIR),
             lambda name: os.rmdir(name, dir_fd=self._root),
-            FileNotFoundError,
         )
 
     def rename(self, path: str, new_path: str) -> None:
@@ -267,7 +276,6 @@ class Files:
             path,
             lambda name: self._channel.rename(name, os.fsencode(new)),
             lambda name: os.rename(name, new, src_dir_fd=self._root, dst_dir_fd=self._root),
-            FileNotFoundError,
         )
 
     def symlink(self, target: str, path: str) -> None:
@@ -275,7 +283,7 @@ class Files:
             path,
             lambda name: self._channel.symlink(os.fsencode(target), name),
             lambda name: os.symlink(target, name, dir_fd=self._root),
-            FileExistsError,
+            Made(stat.S_IFLNK | 0o777, target=target),
         )
 
     def link(self, path: str, new_path: str) -> None:
@@ -286,7 +294,8 @@ class Files:
             lambda name: os.link(
                 name, new, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False
             ),
-            FileExistsError,
+            Made(0, source=path.lstrip("/")),
+            new,
         )
 
     def chmod(self, path: str, mode: int) -> None:

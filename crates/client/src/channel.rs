@@ -22,7 +22,7 @@ use crate::lookups::Lookups;
 use crate::posts::Posts;
 use crate::spin::Spin;
 use crate::sys::{self, Descriptor, Mapping};
-use crate::{EAGAIN, EPROTO, Error, Result};
+use crate::{Amid, EAGAIN, EPROTO, Error, Result};
 
 /// Turns of the loop that waits while the service runs on another CPU: some 20 us.
 const SPIN_TURNS: u32 = 2_000;
@@ -457,7 +457,12 @@ impl Claim<'_> {
             Ok(()) => slot.outcome.load(Relaxed),
             Err(Error::Gone) => match slot.progress.load(Acquire) {
                 progress::DONE => 0,
-                progress::BEGUN => return Err(Error::GoneAmid),
+                progress::BEGUN => {
+                    return Err(Error::GoneAmid(Amid::Begun { at_ns: slot.reply[0].load(Relaxed) }));
+                }
+                progress::CHANGED => {
+                    return Err(Error::GoneAmid(Amid::Done { inode: slot.reply[0].load(Relaxed) }));
+                }
                 _ => return Err(Error::Gone),
             },
             Err(error) => return Err(error),

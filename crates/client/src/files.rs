@@ -144,7 +144,7 @@ impl Channel {
         let entered = self.enter(file)?;
         // What failed is told now or never; the file is closed all the same.
         let settled = match self.settle_all(&entered) {
-            Err(Error::Gone | Error::GoneAmid) => self.settle_dead(&entered),
+            Err(Error::Gone | Error::GoneAmid(_)) => self.settle_dead(&entered),
             told => told,
         };
         let close = |users: u32| (users & ALIVE != 0).then_some(users & !ALIVE | CLOSING);

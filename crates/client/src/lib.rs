@@ -47,8 +47,17 @@ pub enum Error {
     Kernel,
     /// The service is gone or has given this channel up, and did nothing: ask the kernel from now on, or connect anew.
     Gone,
-    /// It is gone, and nobody knows whether it has done what it was at, as nothing forbade.
-    GoneAmid,
+    /// It is gone, and may have done what it was at, as nothing forbade.
+    GoneAmid(Amid),
+}
+
+/// How far a service came that died of a change of names, or in the middle of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Amid {
+    /// It began at that time, in nanoseconds since 1970, and nobody knows whether it did it.
+    Begun { at_ns: u64 },
+    /// It did it, and made this inode, or none (0).
+    Done { inode: u64 },
 }
 
 pub type Result<T> = core::result::Result<T, Error>;

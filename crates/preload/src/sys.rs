@@ -62,6 +62,7 @@ pub mod nr {
     pub const READLINK: usize = 89;
     pub const SETUID: usize = 105;
     pub const GETEUID: usize = 107;
+    pub const GETEGID: usize = 108;
     pub const SETGID: usize = 106;
     pub const SETREUID: usize = 113;
     pub const SETREGID: usize = 114;
@@ -327,10 +328,15 @@ pub fn thread() -> u32 {
 pub struct Status {
     pub device: u64,
     pub inode: u64,
-    mode: u32,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub links: u64,
     pub size_bytes: u64,
     pub mtime_s: i64,
     pub mtime_ns: u64,
+    pub ctime_s: u64,
+    pub ctime_ns: u64,
 }
 
 impl Status {
@@ -346,10 +352,15 @@ impl Status {
         Self {
             device: words[0],
             inode: words[1],
+            links: words[2],
             mode: words[3] as u32,
+            uid: (words[3] >> 32) as u32,
+            gid: words[4] as u32,
             size_bytes: words[6],
             mtime_s: words[11] as i64,
             mtime_ns: words[12],
+            ctime_s: words[13],
+            ctime_ns: words[14],
         }
     }
 }
@@ -385,15 +396,14 @@ pub fn status_at(path: &[u8]) -> Option<Status> {
     (done == 0).then(|| Status::from_words(&words))
 }
 
-/// Whether a name of the program's is a regular file without any bytes.
-pub fn is_empty_file(directory: usize, path: usize) -> bool {
+/// What a name of the program's is, without following it.
+pub fn status_of_name(directory: usize, path: usize) -> Option<Status> {
     const AT_SYMLINK_NOFOLLOW: usize = 0x100;
     let mut words = [0; 18];
     let arguments = [directory, path, words.as_mut_ptr() as usize, AT_SYMLINK_NOFOLLOW, 0, 0];
     // SAFETY: the program's own path; the kernel writes the 144 bytes of its structure.
     let done = unsafe { call(nr::NEWFSTATAT, arguments) };
-    let status = Status::from_words(&words);
-    done == 0 && status.is_regular() && status.size_bytes == 0
+    (done == 0).then(|| Status::from_words(&words))
 }
 
 /// The process's umask, as /proc tells it: asking for it by umask(2) would change it for a moment.

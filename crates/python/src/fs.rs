@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, RwLock};
 
-use polytropo_client::{At, Attributes, Channel as Connection, Error, File, Refused, Time};
+use polytropo_client::{Amid, At, Attributes, Channel as Connection, Error, File, Refused, Time};
 use pyo3::buffer::PyBuffer;
 use pyo3::create_exception;
 use pyo3::exceptions::{PyBufferError, PyException, PyOSError, PyValueError};
@@ -36,7 +36,14 @@ fn raised(error: Error) -> PyErr {
             PyOSError::new_err((errno, std::io::Error::from_raw_os_error(errno).to_string()))
         }
         Error::Kernel => AskKernel::new_err("the operation is the kernel's business"),
-        Error::GoneAmid => GoneAmid::new_err("the channel is no more, and it may be done"),
+        // When it was begun, and what it made if it is done.
+        Error::GoneAmid(amid) => {
+            let (at_ns, inode) = match amid {
+                Amid::Begun { at_ns } => (at_ns, None),
+                Amid::Done { inode } => (0, Some(inode)),
+            };
+            GoneAmid::new_err(("the channel is no more, and it may be done", at_ns, inode))
+        }
         Error::Gone => Gone::new_err("the channel is no more"),
     }
 }

@@ -98,10 +98,12 @@ pub mod state {
 pub mod progress {
     /// Nothing was done, or nothing is told of such requests.
     pub const NONE: u32 = 0;
-    /// It is being done, after all was looked at that could forbid it.
+    /// It is being done, after all was looked at that could forbid it; the reply's first word is when that was, in nanoseconds since 1970.
     pub const BEGUN: u32 = 1;
     /// It is done, and the reply's words are there.
     pub const DONE: u32 = 2;
+    /// A change of names is done; the reply's first word is the inode of what was made, if something was.
+    pub const CHANGED: u32 = 3;
 }
 
 /// One request and its reply.

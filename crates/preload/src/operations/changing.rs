@@ -3,10 +3,11 @@
 //! Renaming and removing directories is the kernel's: who has one open, or for a working directory, asks the kernel where it is, and whether
 //! it is there still.
 
-use polytropo_client::{At, Channel, Error, PATH_BYTES_MAX, Result};
+use polytropo_client::{Amid, At, Channel, Error, PATH_BYTES_MAX, Result};
 
+use super::amid::{Found, Made};
 use super::process::LINK;
-use super::{directories, names, standins, writing};
+use super::{amid, directories, names, standins, writing};
 use crate::hooks::Answer;
 use crate::sys::{self, AT_FDCWD, nr};
 use crate::trace::{self, Counter};
@@ -14,7 +15,6 @@ use crate::trace::{self, Counter};
 const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
 const RENAME_EXCHANGE: usize = 2;
-const AT_REMOVEDIR: usize = 0x200;
 
 /// A name and where it begins, as the program gave them.
 #[derive(Clone, Copy)]
@@ -92,43 +92,37 @@ pub fn answer(number: usize, arguments: &[usize; 6]) -> Option<Answer> {
             LINK.give_up(channel);
             None
         }
-        Err(Error::GoneAmid) => {
+        Err(Error::GoneAmid(amid)) => {
             LINK.give_up(channel);
-            Some(Answer::Asked(do_again(number, arguments, &change)))
+            Some(Answer::Asked(do_again(number, arguments, &change, amid)))
         }
     }
 }
 
-/// A service that went away may have done it before, since nothing forbade it: then the kernel says that it is done already. What is made by
-/// halves, without its owner and mode, is made anew.
+/// A service that went away may have done it before, since nothing forbade it: then the kernel says that it is there already, or gone.
 #[cold]
-fn do_again(number: usize, arguments: &[usize; 6], change: &Change) -> isize {
+fn do_again(number: usize, arguments: &[usize; 6], change: &Change, amid: Amid) -> isize {
     let call = || {
         // SAFETY: the program's own call.
         unsafe { sys::call(number, *arguments) }
     };
-    let mut done = call();
-    if done == -(EEXIST as isize) {
-        let cleared = match *change {
-            Change::Mkdir(Given { directory, path }, _) => remove(directory, path, AT_REMOVEDIR),
-            Change::Symlink(_, Given { directory, path }) => remove(directory, path, 0),
-            _ => false,
-        };
-        if cleared {
-            done = call();
-        }
-    }
-    let again = match change {
-        Change::Mkdir(..) | Change::Symlink(..) | Change::Link(..) => EEXIST,
-        Change::Unlink(..) | Change::Rename(..) => ENOENT,
+    // Though it be done, so that the kernel hears of it.
+    let done = call();
+    let (again, made) = match *change {
+        Change::Unlink(..) | Change::Rename(..) => return if done == -(ENOENT as isize) { 0 } else { done },
+        Change::Mkdir(name, mode) => (name, Made::Directory { mode: mode & !writing::umask().unwrap_or(0) }),
+        Change::Symlink(text, name) => (name, Made::Symlink { text }),
+        Change::Link(from, name, _) => (name, Made::Link { from: (from.directory, from.path) }),
     };
-    if done == -(again as isize) { 0 } else { done }
-}
-
-/// Takes a name of the program's away, through the kernel.
-pub fn remove(directory: usize, path: usize, flags: usize) -> bool {
-    // SAFETY: the program's own path.
-    unsafe { sys::call(nr::UNLINKAT, [directory, path, flags, 0, 0, 0]) == 0 }
+    if done != -(EEXIST as isize) {
+        return done;
+    }
+    let name = (again.directory, again.path);
+    match (amid, amid::found(name, made, amid)) {
+        (Amid::Done { .. }, _) | (_, Found::Ours(_)) => 0,
+        (_, Found::Half) if amid::remove(name, made) => call(),
+        (_, Found::Half | Found::Others) => done,
+    }
 }
 
 fn change_of(number: usize, arguments: &[usize; 6]) -> Option<Change> {

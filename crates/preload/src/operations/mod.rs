@@ -1,5 +1,6 @@
 //! What becomes of the calls that are looked at. No registers, no ABI here: that is `hooks`' business.
 
+mod amid;
 mod calls;
 mod changing;
 mod directories;

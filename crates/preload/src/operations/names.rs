@@ -384,7 +384,7 @@ fn answer<T>(
         // Of the working directory that was there a moment ago.
         Err(Error::Errno(EBADF | EINVAL) | Error::Kernel) => Answer::Pass(Why::Unknown),
         Err(Error::Errno(errno)) => Answer::Done(-((errno & 0xffff) as isize)),
-        Err(Error::Gone | Error::GoneAmid) => {
+        Err(Error::Gone | Error::GoneAmid(_)) => {
             LINK.give_up(channel);
             Answer::Pass(Why::Unknown)
         }

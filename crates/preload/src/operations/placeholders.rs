@@ -271,7 +271,7 @@ fn ask_to_open(channel: &Channel, place: (At, &[u8]), flags: u32) -> Option<Open
     match channel.open_to_read(at, path, flags) {
         Ok(opened) => return Some(opened),
         Err(Error::Kernel) => _ = REFUSED.fetch_add(1, Relaxed),
-        Err(Error::Gone | Error::GoneAmid) => LINK.give_up(channel),
+        Err(Error::Gone | Error::GoneAmid(_)) => LINK.give_up(channel),
         Err(Error::Errno(_)) => {}
     }
     None

@@ -185,7 +185,7 @@ pub fn watch() {
             };
         };
         match channel.watch() {
-            Err(Error::Gone | Error::GoneAmid) => LINK.give_up(channel),
+            Err(Error::Gone | Error::GoneAmid(_)) => LINK.give_up(channel),
             // Whoever cannot be told sees what the kernel does.
             Ok(()) | Err(_) => break,
         }

@@ -52,7 +52,7 @@ fn read_shared(descriptor: usize, entry: &Entry, to: usize, count: usize, offset
     let got = unsafe { channel.pread_raw(number, to as *mut u8, count, offset) };
     match got {
         Ok(got) => Some(got),
-        Err(Error::Gone | Error::GoneAmid) => {
+        Err(Error::Gone | Error::GoneAmid(_)) => {
             LINK.give_up(channel);
             leave_to_kernel(entry);
             // Until there is another channel.

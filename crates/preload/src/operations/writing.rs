@@ -10,15 +10,15 @@ use super::placeholders::{self, Asked, Stood};
 use super::process::{self, LINK};
 use super::table::{AT_END, Entry, Held, Kind, NO_PLACE, Table};
 use super::worth::{self, Event};
-use super::{changing, directories, elsewhere, kept, names, standins};
+use super::{amid, directories, elsewhere, kept, names, standins};
 use crate::hooks::Answer;
 use crate::sys::{self, nr};
 use crate::trace::{self, Counter, Why};
 
 const O_ACCMODE: usize = 3;
 const O_RDWR: usize = 2;
-const O_EXCL: usize = 0o200;
-const O_TRUNC: usize = 0o1000;
+pub const O_EXCL: usize = 0o200;
+pub const O_TRUNC: usize = 0o1000;
 /// Flags of open(2) that are the service's business; those of placeholders beside them.
 const FLAGS: usize = O_ACCMODE | sys::O_CREAT | O_EXCL | O_TRUNC | sys::O_APPEND | placeholders::O_NOFOLLOW;
 /// What fcntl(2) tells of them.
@@ -100,19 +100,11 @@ pub fn open(table: &Table, asked: Asked, mode: usize) -> Option<Answer> {
             match error {
                 Error::Kernel => _ = REFUSED.fetch_add(1, Relaxed),
                 Error::Gone => LINK.give_up(channel),
-                // The file that it may have made, which nobody else did.
-                Error::GoneAmid => {
+                Error::GoneAmid(amid) => {
                     LINK.give_up(channel);
                     // The lowest number is the kernel's to give.
                     drop(number);
-                    if sys::is_empty_file(asked.directory, asked.path) {
-                        // It may lack its owner and mode.
-                        changing::remove(asked.directory, asked.path, 0);
-                    }
-                    let flags = asked.flags & !O_EXCL;
-                    let arguments = [asked.directory, asked.path, flags, mode as usize, 0, 0];
-                    // SAFETY: the program's own path.
-                    return Some(Answer::Asked(unsafe { sys::call(nr::OPENAT, arguments) }));
+                    return Some(Answer::Asked(amid::open(&asked, mode, umask, amid)));
                 }
                 // The kernel comes to the same.
                 Error::Errno(_) => {}
@@ -346,7 +338,7 @@ fn told((channel, descriptor, entry): (&Channel, usize, &Entry), result: Result<
         Ok(done) => Answer::Done(done as isize),
         Err(Error::Errno(errno)) if entry.kind() == Kind::Placeholder => Answer::Done(-(errno as isize)),
         Err(error) => {
-            if matches!(error, Error::Gone | Error::GoneAmid) {
+            if matches!(error, Error::Gone | Error::GoneAmid(_)) {
                 LINK.give_up(channel);
             }
             if placeholders::upgrade(descriptor, entry) {

@@ -342,7 +342,7 @@ fn random_changes_at_all_doors_agree_with_ext4() {
                         Ok(seen) => Ok(summary(&seen)),
                         Err(Error::Errno(errno)) => Err(errno),
                         Err(Error::Kernel) => continue,
-                        Err(Error::Gone | Error::GoneAmid) => panic!("the channel has ended"),
+                        Err(Error::Gone | Error::GoneAmid(_)) => panic!("the channel has ended"),
                     };
                     assert_eq!(seen, expected, "step {step}, after change {kind} of {one}, {two}: {name}");
                 }
@@ -410,7 +410,7 @@ fn change_through_channel(channel: &Channel, mnt: &Path, kind: u64, one: &str, t
         Ok(()) => Ok(()),
         Err(Error::Errno(errno)) => Err(errno),
         Err(Error::Kernel) => change_through_kernel(mnt, kind, one, two),
-        Err(Error::Gone | Error::GoneAmid) => panic!("the channel has ended"),
+        Err(Error::Gone | Error::GoneAmid(_)) => panic!("the channel has ended"),
     }
 }
 

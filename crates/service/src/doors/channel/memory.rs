@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU64, fence};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use polytropo_copy::plan::Situation;
 use polytropo_queue::{Borrowed, Config, Rcqs};
@@ -192,7 +193,17 @@ impl ChannelMemory {
 
     /// Before something is done that must not be done twice: its program may be left without an answer.
     pub fn begin(&self, slot: usize) {
-        self.slot(slot).progress.store(progress::BEGUN, Release);
+        let slot = self.slot(slot);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        slot.reply[0].store(now.as_nanos() as u64, Relaxed);
+        slot.progress.store(progress::BEGUN, Release);
+    }
+
+    /// A change of names is done, which made this inode, or none.
+    pub fn changed(&self, slot: usize, inode: u64) {
+        let slot = self.slot(slot);
+        slot.reply[0].store(inode, Relaxed);
+        slot.progress.store(progress::CHANGED, Release);
     }
 
     /// It is done, and these are the first words of the reply; or it failed, and nothing is.

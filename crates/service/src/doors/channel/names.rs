@@ -18,12 +18,17 @@ const INO_UNKNOWN: u64 = 0xffff_ffff;
 
 impl Work<'_> {
     /// Does what must not be done twice, after all was looked at that could forbid it: a program that gets no answer learns how far it came.
-    fn once<T>(&self, work: impl FnOnce() -> polytropo_libservices::Result<T>) -> Result<T, Failure> {
+    fn once<T>(
+        &self,
+        inode: impl FnOnce(&T) -> u64,
+        work: impl FnOnce() -> polytropo_libservices::Result<T>,
+    ) -> Result<T, Failure> {
         let (memory, slot) = (&self.client.memory, self.request.slot);
         memory.begin(slot);
         let result = work();
-        if result.is_err() {
-            memory.progress(slot, None);
+        match &result {
+            Ok(done) => memory.changed(slot, inode(done)),
+            Err(_) => memory.progress(slot, None),
         }
         // How far it came stays so: the program asks the kernel to do it again, so that it hears of it.
         Ok(result?)
@@ -73,13 +78,8 @@ impl Work<'_> {
         let name = target.last_name(Errno::ISDIR)?;
         // Exclusive: what somebody else makes meanwhile was not weighed.
         let how = open | OpenFlags::EXCLUSIVE;
-        // How far it came stays so: the program has the kernel open the file that was made.
-        self.client.memory.begin(self.request.slot);
-        let made = self.door.own.create(&caller, target.parent().0, name, mode, how);
-        if made.is_err() {
-            self.client.memory.progress(self.request.slot, None);
-        }
-        let made = made?;
+        let create = || self.door.own.create(&caller, target.parent().0, name, mode, how);
+        let made = self.once(|(entry, _): &(Entry, Opened)| entry.attr.ino, create)?;
         self.door.settle();
         Ok(made)
     }
@@ -108,6 +108,11 @@ impl Work<'_> {
         target.last_name(Errno::EXIST)
     }
 
+    /// Makes a name, once.
+    fn make(&self, work: impl FnOnce() -> polytropo_libservices::Result<Entry>) -> Done {
+        self.made(self.once(|entry: &Entry| entry.attr.ino, work)?)
+    }
+
     /// Gives the look-up of an answer back, which nobody here needs.
     fn made(&self, entry: Entry) -> Done {
         drop(Held::of(&*self.door.stack, entry));
@@ -129,7 +134,7 @@ impl Work<'_> {
         let mut caller = self.caller().clone();
         caller.umask = self.word32(3)? & 0o777;
         let mode = self.word32(2)? & 0o1777;
-        self.made(self.once(|| self.door.stack.mkdir(&caller, target.parent().0, name, mode))?)
+        self.make(|| self.door.stack.mkdir(&caller, target.parent().0, name, mode))
     }
 
     pub(super) fn symbolic_link(&mut self) -> Done {
@@ -144,7 +149,7 @@ impl Work<'_> {
         if target.must_be_directory {
             return fail(Errno::NOENT, "make a link where a directory is wanted");
         }
-        self.made(self.once(|| self.door.stack.symlink(self.caller(), target.parent().0, name, &text))?)
+        self.make(|| self.door.stack.symlink(self.caller(), target.parent().0, name, &text))
     }
 
     pub(super) fn link(&mut self) -> Done {
@@ -165,7 +170,7 @@ impl Work<'_> {
         if !permissions::is_owner(self.caller(), attr) {
             return Err(Failure::Kernel);
         }
-        self.made(self.once(|| self.door.stack.link(self.caller(), node, to.parent().0, name))?)
+        self.make(|| self.door.stack.link(self.caller(), node, to.parent().0, name))
     }
 
     /// The request's second path, at words `at`; it lies behind the first, which has `first_bytes`.
@@ -213,11 +218,11 @@ impl Work<'_> {
         self.may_remove(&target, attr)?;
         let (parent, caller) = (target.parent().0, self.caller());
         match (directory, attr.is_dir()) {
-            (true, true) => self.once(|| self.door.stack.rmdir(caller, parent, name))?,
+            (true, true) => self.once(|()| 0, || self.door.stack.rmdir(caller, parent, name))?,
             (true, false) => return fail(Errno::NOTDIR, "remove a file as a directory"),
             (false, true) => return fail(Errno::ISDIR, "remove a directory as a file"),
             (false, false) if target.must_be_directory => return fail(Errno::NOTDIR, "remove a file"),
-            (false, false) => self.once(|| self.door.stack.unlink(caller, parent, name))?,
+            (false, false) => self.once(|()| 0, || self.door.stack.unlink(caller, parent, name))?,
         }
         self.door.settle();
         Ok(())
@@ -272,7 +277,10 @@ impl Work<'_> {
         }
         self.may_move(&from, &to, attr, true)?;
         let (parent, new_parent) = (from.parent().0, to.parent().0);
-        self.once(|| self.door.stack.rename(self.caller(), parent, name, new_parent, new_name, flags))?;
+        self.once(
+            |()| 0,
+            || self.door.stack.rename(self.caller(), parent, name, new_parent, new_name, flags),
+        )?;
         self.door.settle();
         Ok(())
     }
