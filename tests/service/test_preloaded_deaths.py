@@ -231,7 +231,7 @@ def compare_with_kills(mounted: Mounted, seed: int, actors: int, steps: int) -> 
     )
     dice, kills = random.Random(seed), 0
     while compared.poll() is None:
-        time.sleep(dice.uniform(0.05, 0.4))
+        time.sleep(dice.uniform(0.03, 0.12))
         kills += keeper.kill_worker() is not None
     out, _ = compared.communicate(timeout=60)
     assert compared.returncode == 0, out

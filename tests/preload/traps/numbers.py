@@ -68,6 +68,12 @@ def full() -> None:
     for name, flags in ("never", os.O_CREAT), ("never", os.O_CREAT | os.O_EXCL), ("made", os.O_TRUNC):
         print(name, refused, attempt(os.open, name, flags | os.O_WRONLY))
     print(os.path.exists("never"), os.path.getsize("made"))
+    os.closerange(20, 40)
+    made: list[int] = []
+    while isinstance(file := attempt(os.open, f"new{len(made)}", os.O_CREAT | os.O_RDWR), int):
+        made.append(file)
+    # The kernel is told what they are, or that it cannot be.
+    print(len(made), {attempt(os.fchdir, file) in ("Not a directory", refused) for file in made})
 
 
 print(in_child(full))

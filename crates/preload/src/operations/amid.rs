@@ -17,8 +17,10 @@ const TYPE: u32 = 0o170_000;
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
-/// Between a beginning and what it made, as clocks of filesystems tell. A worker takes longer to begin in the place of another.
-const NEAR_NS: u64 = 20_000_000;
+/// From a beginning to what it made. The next worker makes names 5 ms later at the earliest, of which clocks of filesystems, which lag behind,
+/// may hide 4.
+const AFTER_NS: u64 = 1_000_000;
+const LAG_NS: u64 = 20_000_000;
 
 /// What was to be made, by modes from which the umask is taken.
 #[derive(Clone, Copy)]
@@ -80,7 +82,7 @@ fn weigh(
     let links_max = if kind == DIRECTORY { 2 } else { 1 };
     let is_new = there.mode & TYPE == kind
         && there.links <= links_max
-        && changed_ns.abs_diff(at_ns) <= NEAR_NS
+        && (at_ns.saturating_sub(LAG_NS)..=at_ns.saturating_add(AFTER_NS)).contains(&changed_ns)
         && (kind != REGULAR || there.size_bytes == 0);
     if !is_new || !is_same() {
         return Found::Others;

@@ -92,6 +92,9 @@ pub fn answer(number: usize, arguments: &[usize; 6], at_bridge: bool) -> Answer 
         nr::CHDIR | nr::FCHDIR => {
             // Their paths may begin where the process is.
             standins::name_all(table);
+            if number == nr::FCHDIR && !standins::name_one(table, arguments[0]) {
+                return Answer::Done(placeholders::refusal());
+            }
             names::change_directory(number, arguments)
         }
         nr::PRCTL if arguments[0] != PR_SET_SECCOMP => Answer::Pass(Why::NotOurs),

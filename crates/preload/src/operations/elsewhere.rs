@@ -65,7 +65,9 @@ const MANY: u64 = u64::MAX;
 /// file's, and with it all locks.
 #[cold]
 pub fn note_lock(table: &Table, descriptor: usize) {
-    standins::name_one(table, descriptor);
+    if !standins::name_one(table, descriptor) {
+        return;
+    }
     let ours = sys::status(descriptor).filter(|status| status.device == process::setting().device());
     let Some(inode) = ours.map(|status| status.inode) else { return };
     let (last, others) = LOCKED.split_last().expect("there are some");

@@ -92,6 +92,18 @@ pub fn lock(entry: &Entry) -> bool {
     settled(entry) == Kind::Placeholder && entry.exchange_kind(generation, Kind::Placeholder, Kind::Upgrading)
 }
 
+/// The same, for where it is better to do without: a handler may have come in between whoever is at it.
+pub fn lock_soon(entry: &Entry) -> bool {
+    for _ in 0..WAITS_SHORT {
+        if entry.kind() != Kind::Upgrading {
+            break;
+        }
+        sys::nap(100_000);
+    }
+    let generation = entry.generation();
+    entry.kind() == Kind::Placeholder && entry.exchange_kind(generation, Kind::Placeholder, Kind::Upgrading)
+}
+
 pub fn unlock(entry: &Entry) {
     entry.exchange_kind(entry.generation(), Kind::Upgrading, Kind::Placeholder);
 }
@@ -296,6 +308,7 @@ fn name(asked: Asked, file: u64) -> Result<usize, isize> {
 
 /// Attempts, of 100 us each, to see another thread's upgrade through. A handler that came in between it does without.
 const WAITS_MAX: u32 = 10_000;
+const WAITS_SHORT: u32 = 20;
 
 /// What a descriptor is, once nobody is at it.
 #[inline]
@@ -325,8 +338,8 @@ pub fn upgrade(descriptor: usize, entry: &Entry) -> bool {
     if !entry.exchange_kind(generation, Kind::Placeholder, Kind::Upgrading) {
         return settled(entry) != Kind::Placeholder;
     }
-    if !standins::replace(descriptor, entry) {
-        REFUSAL.store(EIO as i32, Relaxed);
+    if let Err(errno) = standins::replace(descriptor, entry) {
+        refuse(errno);
         entry.exchange_kind(generation, Kind::Upgrading, Kind::Placeholder);
         return false;
     }
@@ -371,6 +384,11 @@ fn settle(entry: &Entry) -> bool {
 const O_ACCMODE: u32 = 3;
 /// The errno with which the kernel refused last to open what a placeholder stands for, or 0.
 static REFUSAL: AtomicI32 = AtomicI32::new(0);
+
+/// Why the kernel cannot be shown what a placeholder stands for.
+pub fn refuse(errno: isize) {
+    REFUSAL.store(errno as i32, Relaxed);
+}
 
 /// The answer to a call that needs an upgrade that failed: EACCES after rights were lost, as a network filesystem says, or EMFILE.
 pub fn refusal() -> isize {
@@ -432,8 +450,10 @@ pub fn upgrade_all(table: &Table, inherited_only: bool) {
         // SAFETY: concerns no memory.
         let inherited = !inherited_only
             || unsafe { sys::call(nr::FCNTL, [descriptor, F_GETFD, 0, 0, 0, 0]) } & FD_CLOEXEC == 0;
-        if inherited {
-            upgrade(descriptor, entry);
+        if inherited && !upgrade(descriptor, entry) && inherited_only && entry.stand_in().is_some() {
+            // Better none than one that is something else.
+            // SAFETY: concerns no memory.
+            unsafe { sys::call(nr::FCNTL, [descriptor, F_SETFD, FD_CLOEXEC as usize, 0, 0, 0]) };
         }
     }
 }
@@ -473,7 +493,9 @@ pub fn answer(table: &Table, number: usize, arguments: &[usize; 6]) -> Option<An
 fn by_path(table: &Table, number: usize, arguments: &[usize; 6]) -> Option<Answer> {
     const NO_WAY: [isize; 4] = [ENOENT, EACCES, ENOTDIR, ELOOP];
     let [descriptor, others @ ..] = *arguments;
-    standins::name_one(table, descriptor);
+    if !standins::name_one(table, descriptor) {
+        return Some(Answer::Done(refusal()));
+    }
     let mut path = Text::<64>::default();
     path.push(b"/proc/self/fd/").number(descriptor as u32 as u64).push(b"\0");
     let [a, b, c, d, e] = others;
@@ -527,8 +549,7 @@ pub fn make_real(table: &Table, number: usize, arguments: &[usize; 6]) -> Option
         return None;
     }
     if CONTENT.contains(&number) {
-        standins::name_one(table, arguments[0]);
-        return None;
+        return (!standins::name_one(table, arguments[0])).then(|| Answer::Done(refusal()));
     }
     match number {
         nr::POLL | nr::PPOLL => return polled(table, arguments),

@@ -26,6 +26,7 @@ const F_DUPFD_CLOEXEC: usize = 1030;
 const F_GETFD: usize = 1;
 const FD_CLOEXEC: isize = 1;
 const EMFILE: isize = -24;
+const EIO: isize = -5;
 
 /// The path of one, as the program gave it, with a zero byte at its end.
 struct Record {
@@ -87,13 +88,15 @@ pub fn release(index: u32) {
     }
 }
 
-/// Puts a descriptor that names the file in the place of a stand-in that is locked for it. True if it is none, or none any more.
-pub fn replace(descriptor: usize, entry: &Entry) -> bool {
-    let Some(index) = entry.stand_in() else { return true };
+/// Puts a descriptor that names the file in the place of a stand-in that is locked for it; nothing to do if it is none, or none any more.
+pub fn replace(descriptor: usize, entry: &Entry) -> Result<(), isize> {
+    let Some(index) = entry.stand_in() else { return Ok(()) };
     // Of a channel that has ended the inode is known still.
-    let Some((channel, file)) = entry.file().and_then(|number| LINK.of(number)) else { return false };
-    let named = by_path(channel, index, file).or_else(|| by_hand(channel, file));
-    let Some(named) = named else { return false };
+    let (channel, file) = entry.file().and_then(|number| LINK.of(number)).ok_or(EIO)?;
+    let named = match by_path(channel, index, file) {
+        Err(errno) if errno != EMFILE => by_hand(channel, file)?,
+        named => named?,
+    };
     // SAFETY: concerns no memory.
     let flags = unsafe { sys::call(nr::FCNTL, [descriptor, F_GETFD, 0, 0, 0, 0]) };
     let how = if flags & FD_CLOEXEC != 0 { sys::O_CLOEXEC } else { 0 };
@@ -101,73 +104,74 @@ pub fn replace(descriptor: usize, entry: &Entry) -> bool {
     let replaced = unsafe { sys::call(nr::DUP3, [named, descriptor, how, 0, 0, 0]) };
     sys::close(named as i32);
     if replaced < 0 {
-        return false;
+        return Err(replaced);
     }
     if let Some(index) = entry.take_stand_in() {
         release(index);
     }
-    true
+    Ok(())
 }
 
-fn by_path(channel: &Channel, index: u32, file: File) -> Option<usize> {
-    let record = RECORD.get(index as usize)?;
+fn by_path(channel: &Channel, index: u32, file: File) -> Result<usize, isize> {
+    let record = RECORD.get(index as usize).ok_or(EIO)?;
     let mut path = [0; PATH_BYTES_MAX];
     for (byte, place) in path.iter_mut().zip(&record.path) {
         *byte = place.load(Relaxed);
     }
-    let length = path.iter().position(|byte| *byte == 0)?;
+    let length = path.iter().position(|byte| *byte == 0).ok_or(EIO)?;
     verified(channel, &path[..=length], file)
 }
 
 /// The file has lost its name, or was moved.
 #[cold]
-fn by_hand(channel: &Channel, file: File) -> Option<usize> {
-    let name = channel.hand(file).ok()?;
+fn by_hand(channel: &Channel, file: File) -> Result<usize, isize> {
+    let name = channel.hand(file).map_err(|_| EIO)?;
     let mut path = Text::<{ process::PATH_BYTES_MAX + 64 }>::default();
     path.push(process::setting().mount()).push(b"/").push(&name).push(b"\0");
     verified(channel, path.bytes(), file)
 }
 
 /// A descriptor that only names what a path leads to, if that is the file.
-fn verified(channel: &Channel, path: &[u8], file: File) -> Option<usize> {
+fn verified(channel: &Channel, path: &[u8], file: File) -> Result<usize, isize> {
     let mut named = sys::open(path, sys::O_PATH | O_NOFOLLOW, 0);
     if named == EMFILE {
         kept::give_up_all();
         named = sys::open(path, sys::O_PATH | O_NOFOLLOW, 0);
     }
-    let named = usize::try_from(named).ok()?;
+    let named = usize::try_from(named).map_err(|_| if named == EMFILE { EMFILE } else { EIO })?;
     let inode = channel.inode_of(file);
     let same = sys::status(named)
         .is_some_and(|seen| seen.device == process::setting().device() && Some(seen.inode) == inode);
     if same {
-        return Some(named);
+        return Ok(named);
     }
     sys::close(named as i32);
-    None
+    Err(EIO)
 }
 
-/// Before the kernel looks at the descriptor.
+/// Before the kernel looks at the descriptor. False if it would see something else.
 #[inline]
-pub fn name_one(table: &Table, descriptor: usize) {
-    if any()
-        && let Some(entry) = table.entry(descriptor)
-    {
-        name(descriptor, entry);
-    }
+#[must_use]
+pub fn name_one(table: &Table, descriptor: usize) -> bool {
+    !any() || table.entry(descriptor).is_none_or(|entry| name(descriptor, entry, placeholders::lock))
 }
 
-/// Before the kernel looks at any.
+/// Before the kernel looks at any. Those that cannot be named stay: few paths lead to them.
 #[inline]
 pub fn name_all(table: &Table) {
     if any() {
-        table.known().for_each(|(descriptor, entry)| name(descriptor, entry));
+        table.known().for_each(|(descriptor, entry)| {
+            name(descriptor, entry, placeholders::lock_soon);
+        });
     }
 }
 
 #[cold]
-fn name(descriptor: usize, entry: &Entry) {
-    if entry.stand_in().is_some() && placeholders::lock(entry) {
-        replace(descriptor, entry);
-        placeholders::unlock(entry);
+fn name(descriptor: usize, entry: &Entry, lock: impl FnOnce(&Entry) -> bool) -> bool {
+    if entry.stand_in().is_none() || !lock(entry) {
+        return entry.stand_in().is_none();
     }
+    let replaced = replace(descriptor, entry);
+    placeholders::unlock(entry);
+    replaced.inspect_err(|errno| placeholders::refuse(*errno)).is_ok()
 }
