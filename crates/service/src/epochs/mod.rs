@@ -12,7 +12,7 @@ mod table;
 
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use polytropo_libservices::{
     Caller, Change, Coherence, DoorId, Entry, Libservice, Name, NodeId, Observer, Result,
 };
@@ -31,6 +31,8 @@ pub struct Epochs {
     table: Option<Table>,
     /// Nothing can change, so nothing is counted.
     immutable: bool,
+    /// Whose changes all pass through here.
+    doors: RwLock<Vec<DoorId>>,
     /// All changes, of whatever.
     changes: Epoch,
     /// Every node that somebody holds.
@@ -56,7 +58,14 @@ impl Epochs {
         };
         let immutable = coherence == Coherence::Immutable;
         let nodes = (0..SHARDS).map(|_| Mutex::default()).collect();
-        let made = Arc::new(Self { below, table, immutable, changes: Epoch::default(), nodes });
+        let made = Arc::new(Self {
+            below,
+            table,
+            immutable,
+            doors: RwLock::default(),
+            changes: Epoch::default(),
+            nodes,
+        });
         if made.counts() {
             made.below.observe(Arc::new(Listener(Arc::downgrade(&made))));
             if let Ok(root) = made.below.getattr(&Caller::service(), NodeId::ROOT, None) {
@@ -66,6 +75,15 @@ impl Epochs {
             }
         }
         made
+    }
+
+    /// These doors stand on top: what they change is counted as it passes through.
+    pub fn begin_doors(&self, doors: [DoorId; 2]) {
+        self.doors.write().extend(doors);
+    }
+
+    pub fn end_doors(&self, doors: [DoorId; 2]) {
+        self.doors.write().retain(|door| !doors.contains(door));
     }
 
     /// None: programs must not keep anything.
@@ -202,9 +220,12 @@ impl Drop for Changing<'_> {
 struct Listener(Weak<Epochs>);
 
 impl Observer for Listener {
-    fn changed(&self, change: Change<'_>, _origin: DoorId) {
+    fn changed(&self, change: Change<'_>, origin: DoorId) {
         let Some(epochs) = self.0.upgrade() else { return };
+        let counted = epochs.doors.read().contains(&origin);
         match change {
+            // What others change of a directory may be who can go through it.
+            Change::Inode { node } if !counted => drop(epochs.changing_rights(node)),
             Change::Inode { node } | Change::Bytes { node, .. } => drop(epochs.changing(node)),
             Change::Entry { parent, name } => drop(epochs.changing_names([(parent, name)])),
             Change::Elsewhere => {

@@ -475,10 +475,14 @@ impl Child {
     }
 }
 
-/// One that was killed, or of whose end nothing is known, may be another's victim.
+/// One that ended in order, by a signal which others send, or of whose end nothing is known, hardly died of a request.
 fn blame_of(status: &std::io::Result<Option<ExitStatus>>) -> u64 {
-    match status {
-        Ok(Some(status)) if status.signal() != Some(libc::SIGKILL) => BLAME_OF_FAULT,
+    const FAULTS: [i32; 7] =
+        [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGABRT, libc::SIGFPE, libc::SIGSYS, libc::SIGTRAP];
+    let Ok(Some(status)) = status else { return BLAME_OF_KILL };
+    match (status.signal(), status.code()) {
+        (Some(signal), _) if FAULTS.contains(&signal) => BLAME_OF_FAULT,
+        (None, Some(code)) if code != 0 => BLAME_OF_FAULT,
         _ => BLAME_OF_KILL,
     }
 }

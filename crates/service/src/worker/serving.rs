@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::copies::{Tally, counts_by_name};
 use crate::custody::Custodian;
 use crate::doors::channel::{
-    ChannelDoor, ChannelOptions, ChannelStatistics, Grants, Guard, Peer, Posting, WindowAccess,
+    CHANNEL_DOOR, ChannelDoor, ChannelOptions, ChannelStatistics, Grants, Guard, Peer, Posting, WindowAccess,
 };
 use crate::doors::fuse::{DoorStatistics, FuseDoor, FuseOptions, Passthrough, RingPool};
 use crate::doors::modes::Modes;
@@ -390,7 +390,7 @@ impl held::Custodian for KeepersCare {
 
 /// The channels of a door have a number of their own: each hears of what the other changes.
 fn channel_door(id: DoorId) -> DoorId {
-    DoorId(id.0 | 1 << 31)
+    DoorId(id.0 | CHANNEL_DOOR)
 }
 
 fn door_id(number: u64) -> Result<DoorId, String> {

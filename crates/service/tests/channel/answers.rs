@@ -20,6 +20,7 @@ pub const TESTS: &[Test] = &[
     ("programs_of_other_rights_learn_nothing", programs_of_other_rights_learn_nothing),
     ("small_files_are_opened_by_all", small_files_are_opened_by_all),
     ("a_directory_is_read_ahead", a_directory_is_read_ahead),
+    ("nothing_is_read_ahead_of_who_may_not_list", nothing_is_read_ahead_of_who_may_not_list),
     ("names_that_move_take_no_bytes_along", names_that_move_take_no_bytes_along),
     ("the_log_comes_round_under_readers", the_log_comes_round_under_readers),
     ("nobody_writes_what_others_believe", nobody_writes_what_others_believe),
@@ -319,6 +320,41 @@ fn a_directory_is_read_ahead() {
         assert!(right(&read));
         assert_eq!(asked, 60);
     }));
+}
+
+/// Who may go through a directory, but not list it, is given what it asks for alone.
+fn nothing_is_read_ahead_of_who_may_not_list() {
+    let mut site = Site::start();
+    let data = site.directory("data");
+    fs::create_dir(data.join("d")).unwrap();
+    for file in 0..40 {
+        fs::write(data.join(format!("d/{file:02}")), pattern(file, 0, 100)).unwrap();
+    }
+    fs::set_permissions(&data, PermissionsExt::from_mode(0o755)).unwrap();
+    fs::set_permissions(data.join("d"), PermissionsExt::from_mode(0o711)).unwrap();
+    let mnt = site.mount("data", json!({"coherence": "immutable", "read_only": true}));
+    let root = root_ino(&mnt);
+    // Somebody who may list it has the service keep its listing.
+    let first = site.connect(&mnt);
+    let listed = first.list(b"d").unwrap();
+    let (mut at, mut names) = (0, Vec::new());
+    while let Some((name, after)) = first.name_in(&listed, at).unwrap() {
+        names.push(String::from_utf8(name.bytes().to_vec()).unwrap());
+        at = after;
+    }
+    let all = || {
+        become_user(4711, &[]);
+        let channel = site.connect(&mnt);
+        for (at, name) in names.iter().enumerate() {
+            let opened = channel.open_to_read(At::Root, format!("d/{name}").as_bytes(), 0).unwrap();
+            channel.close(opened.file).unwrap();
+            // Time enough to read ahead.
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            let mut later = names[at + 1..].iter().map(|name| format!("d/{name}"));
+            assert!(later.all(|path| read_shared(&channel, root, &path).is_none()));
+        }
+    };
+    assert!(as_child(all));
 }
 
 /// What a path led to is known only as long as all names on it stay.

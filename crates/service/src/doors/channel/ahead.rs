@@ -10,6 +10,7 @@ use polytropo_wire::listing::{COVERED, UNTOLD, View};
 
 use super::client::OpenFile;
 use super::operations::Work;
+use super::permissions;
 use super::walk::{Failure, Held};
 use crate::epochs::Notes;
 
@@ -125,6 +126,13 @@ impl Work<'_> {
         if self.client.answers.is_none() || !self.may_always_read() || !undisturbed {
             return;
         }
+        // Names of files here are for those alone who may list them.
+        if let Err(failure) = self.may_list(given.directory) {
+            if let Failure::Error(error) = failure {
+                log::trace!("nothing is read ahead: {error}");
+            }
+            return;
+        }
         let names = self.client.order.0.lock().plan(&View::new(&listing[..]), given.name.as_bytes());
         let begun = Instant::now();
         for next in names {
@@ -143,6 +151,11 @@ impl Work<'_> {
                 Ok(_) | Err(Failure::Kernel) => {}
             }
         }
+    }
+
+    fn may_list(&self, directory: NodeId) -> Result<(), Failure> {
+        let attr = self.door.stack.getattr(self.caller(), directory, None)?;
+        permissions::check(&*self.door.stack, self.caller(), directory, &attr, permissions::READ)
     }
 
     fn bring(&mut self, directory: NodeId, next: &Next) -> Result<Brought, Failure> {

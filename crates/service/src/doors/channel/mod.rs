@@ -62,6 +62,9 @@ pub use hall::ChannelStatistics;
 /// How long a program that begins to watch files waits for changes that are under way.
 const CHANGES_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// In the number of a channel door, which else is that of the kernel's door beside it.
+pub const CHANNEL_DOOR: u32 = 1 << 31;
+
 /// How a door works.
 pub struct ChannelOptions {
     /// Who has which inode open, at all doors of the stack.
@@ -214,12 +217,18 @@ impl Shared {
                 }
             }));
         }
+        shared.epochs.begin_doors(shared.doors());
         shared.stack.observe(Arc::new(Listener(Arc::downgrade(&shared))));
         let watcher: Weak<Shared> = Arc::downgrade(&shared);
         if !shared.modes.watch(watcher) {
             log::debug!("channel door {}: another door of the stack watches its modes", id.0);
         }
         shared
+    }
+
+    /// This one, and the kernel's.
+    fn doors(&self) -> [DoorId; 2] {
+        [self.id, DoorId(self.id.0 & !CHANNEL_DOOR)]
     }
 
     /// Whether files may be made here: their bytes can be written by nobody whom the door does not hear of.
@@ -361,6 +370,7 @@ impl Observer for Listener {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.kept.give_back(&*self.stack);
+        self.epochs.end_doors(self.doors());
     }
 }
 

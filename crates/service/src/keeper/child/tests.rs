@@ -103,3 +103,16 @@ fn a_worker_that_keeps_to_it_is_answered() {
     child.kill();
     process.wait().unwrap();
 }
+
+#[test]
+fn only_faults_of_its_own_are_blamed_on_requests() {
+    let ended = |raw| blame_of(&Ok(Some(ExitStatus::from_raw(raw))));
+    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT, libc::SIGSYS, libc::SIGSEGV | 0x80] {
+        assert_eq!(ended(signal), BLAME_OF_FAULT, "{signal}");
+    }
+    assert_eq!(ended(101 << 8), BLAME_OF_FAULT, "a panic");
+    for signal in [0, libc::SIGKILL, libc::SIGTERM, libc::SIGHUP, libc::SIGINT] {
+        assert_eq!(ended(signal), BLAME_OF_KILL, "{signal}");
+    }
+    assert_eq!(blame_of(&Ok(None)), BLAME_OF_KILL);
+}
