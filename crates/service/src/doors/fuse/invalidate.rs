@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use polytropo_libservices::{Change, DoorId, Errno, Name, NodeId, Observer};
@@ -22,6 +23,9 @@ use super::told::Told;
 
 /// Names that may wait; beyond it all names are taken back at once.
 const NAMES_MAX: usize = 65_536;
+/// How long it is waited for an inode that the kernel is about to make: these and what lies between, 100 ms together.
+const NAP_MIN: Duration = Duration::from_micros(50);
+const NAP_MAX: Duration = Duration::from_millis(52);
 
 /// What waits to be sent. Each thing waits once, however often it changed.
 #[derive(Default)]
@@ -218,16 +222,32 @@ impl Sender {
         for (node, changed) in &batch.inodes {
             let node = NodeId(*node);
             let told = self.session.told.begin_outdating(node);
-            let first = numbers.of_node(node);
-            let mut taken = self.forget_inode(device, first, changed);
-            let second = self.session.number_of(node);
-            if second != first {
-                taken &= self.forget_inode(device, second, changed);
-            }
+            let taken = self.forget_node(device, node, changed);
             // Of an inode that it is only about to hear of it has not taken it.
             if taken && *changed == (0..u64::MAX) {
                 self.session.told.outdated(node, told);
             }
+        }
+    }
+
+    /// True if the kernel took all notices of a node. An answer that tells of it for the first time may be on its way, with attributes of before
+    /// the change: the kernel makes the inode when who asked has read it. If that does not come to pass soon (who asked is frozen), later
+    /// changes are told again all the same.
+    fn forget_node(&self, device: &Device, node: NodeId, changed: &Range<u64>) -> bool {
+        let mut nap = NAP_MIN;
+        loop {
+            let first = self.session.numbers.of_node(node);
+            let mut taken = [self.forget_inode(device, first, changed); 2];
+            let second = self.session.number_of(node);
+            if second != first {
+                taken[1] = self.forget_inode(device, second, changed);
+            }
+            let is_awaited = taken == [false; 2] && self.session.told.is_held(node);
+            if !is_awaited || nap > NAP_MAX || self.queue.pending.lock().ended {
+                return taken == [true; 2];
+            }
+            std::thread::sleep(nap);
+            nap *= 2;
         }
     }
 

@@ -115,6 +115,11 @@ impl Told {
         self.everything.load(Ordering::SeqCst) || known()
     }
 
+    /// The kernel has the node, or an answer about it on its way.
+    pub fn is_held(&self, node: NodeId) -> bool {
+        self.shard(node).lock().get(&node).is_some_and(|inode| inode.lookups != 0)
+    }
+
     /// Before a notice of the name is sent.
     pub fn forget_name(&self, parent: NodeId, name: &Name) {
         self.names.clear(self.key(parent, name.as_bytes()));
@@ -180,12 +185,12 @@ mod tests {
         told.outdated(node, before);
         assert!(told.knows_inode(node), "it was told of meanwhile");
         told.outdated(node, told.begin_outdating(node));
-        assert!(!told.knows_inode(node));
+        assert!(!told.knows_inode(node) && told.is_held(node));
         told.inode(node);
         told.forget(node, 1);
         assert!(told.knows_inode(node));
         told.forget(node, 1);
-        assert!(!told.knows_inode(node));
+        assert!(!told.knows_inode(node) && !told.is_held(node));
         told.everything();
         assert!(told.knows_inode(node) && told.knows_name(node, name("x")));
     }
