@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
-from polytropo.containers.rooted import open_in_root
 from polytropo.errors import PolytropoError
+from polytropo.rooted import open_in_root
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _COPY_BYTES = 1 << 20

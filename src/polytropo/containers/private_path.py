@@ -15,10 +15,10 @@ from pathlib import Path
 import msgspec
 
 from polytropo.containers.records import Container, Files
-from polytropo.containers.rooted import open_in_root, read_in_root
 from polytropo.containers.spec import Bind
 from polytropo.errors import PolytropoError, storage_errors
 from polytropo.preload_mode import VARIABLE
+from polytropo.rooted import open_in_root, read_in_root
 from polytropo.state import State
 from polytropo.tenants import run_dir
 

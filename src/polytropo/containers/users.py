@@ -4,9 +4,9 @@ import errno
 
 import msgspec
 
-from polytropo.containers.rooted import read_in_root
 from polytropo.errors import PolytropoError
 from polytropo.names import shown
+from polytropo.rooted import read_in_root
 
 _FILE_MAX_BYTES = 4 << 20
 _GROUPS_MAX = 1024

@@ -26,8 +26,8 @@ from polytropo.images.ownership import (
     write_attributes,
 )
 from polytropo.images.streams import CHUNK_BYTES, Readable
-from polytropo.images.syscalls import open_in_root
 from polytropo.images.tar_reader import Entry, Kind, TarReader
+from polytropo.rooted import open_in_root
 from polytropo.tenants import UIDS_PER_TENANT
 from polytropo.trees import remove_tree
 from polytropo.units import format_size

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from polytropo.images.errors import ImageError, shown
 from polytropo.images.ownership import Attributes, Ownership, read_attributes
-from polytropo.images.syscalls import open_in_root
+from polytropo.rooted import open_in_root
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ import ctypes
 import os
 import stat
 
-_OPENAT2 = 437
+_OPENAT2 = 437  # the same number on every architecture
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
 
@@ -16,7 +16,7 @@ class _OpenHow(ctypes.Structure):
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def open_in_root(root: int, path: str, flags: int, mode: int = 0) -> int:
+def open_in_root(root: int, path: str | bytes, flags: int, mode: int = 0) -> int:
     """Opens `path` as a program with the directory `root` as its "/" would. Raises OSError.
 
     Symbolic links, absolute ones and ".." included, stay inside of `root`.
@@ -28,7 +28,7 @@ def open_in_root(root: int, path: str, flags: int, mode: int = 0) -> int:
         if descriptor >= 0:
             return descriptor
         number = ctypes.get_errno()
-        # EAGAIN: something was renamed meanwhile, and the kernel could not tell whether ".." stays inside.
+        # EAGAIN: something was renamed or mounted meanwhile: who knows whether ".." stays inside?
         if number not in (_EINTR, _EAGAIN):
             raise OSError(number, os.strerror(number), path)
 
